@@ -1,0 +1,147 @@
+"""`ImageData`: labelled images as every room passes them on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gen_invariance.errors import DataError, RangeError, ShapeError
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Labelled images, stored as uint8 on one device.
+
+    Attributes:
+        images: uint8 (N, C, H, W), C of 1 or 3.
+        labels: int64 (N,), each in [0, K).
+        class_names: K names, in label order.
+        name: what the data set is called in records and figures.
+
+    Raises:
+        ShapeError: axes, channel count or lengths do not fit.
+        RangeError: a label lies outside [0, K).
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    name: str = "data"
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ShapeError(
+                f"{self.name}: stored images must be uint8 (N, C, H, W), got {self.images.dtype} "
+                f"{tuple(self.images.shape)}; convert with round(255 * image)"
+            )
+        if self.images.shape[1] not in (1, 3):
+            raise ShapeError(
+                f"{self.name}: images must have 1 or 3 channels, got {self.images.shape[1]}; "
+                "convert to grey or RGB, and put the channel axis first"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ShapeError(
+                f"{self.name}: labels must be int64 ({len(self.images)},), got {self.labels.dtype} "
+                f"{tuple(self.labels.shape)}; give one label for each image"
+            )
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
+            raise RangeError(
+                f"{self.name}: labels must lie in [0, {self.num_classes}), got "
+                f"[{int(self.labels.min())}, {int(self.labels.max())}]; name every class or renumber the labels"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of named classes."""
+        return len(self.class_names)
+
+    @property
+    def counts(self) -> Tensor:
+        """Images of each class, int64 (K,), on the CPU."""
+        return torch.bincount(self.labels.cpu(), minlength=self.num_classes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where images and labels live."""
+        return self.images.device
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over shapes, pixels and labels: equal digests mean equal data, on any machine."""
+        digest = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
+        digest.update(self.images.cpu().contiguous().numpy().tobytes())
+        digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> ImageData:
+        """The same data on `device`; this object itself when it is already there."""
+        if self.images.device == torch.device(device):
+            return self
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, indices: Tensor) -> ImageData:
+        """The rows that `indices`, int64 (M,), names, in that order; class names stay."""
+        indices = indices.to(self.device)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def float_images(self, indices: Tensor | None = None) -> Tensor:
+        """Images as the rooms exchange them: float32 (M, C, H, W) in [0, 1]."""
+        chosen = self.images if indices is None else self.images[indices.to(self.device)]
+        return chosen.float().div_(255)
+
+    def require_every_class(self) -> ImageData:
+        """Return self, or raise `DataError` that names the classes without a single image."""
+        empty = [name for name, count in zip(self.class_names, self.counts.tolist(), strict=True) if not count]
+        if empty:
+            shown = ", ".join(repr(name) for name in empty[:5]) + (", ..." if len(empty) > 5 else "")
+            raise DataError(
+                f"{self.name}: {len(empty)} of {self.num_classes} classes have no image ({shown}); "
+                "add images or remove the class"
+            )
+        return self
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images in [0, 1] as uint8 of the same shape, rounded half up.
+
+    Raises:
+        RangeError: a pixel is NaN, infinite, or outside [0, 1] by more than 1e-6.
+    """
+    if not torch.isfinite(images).all():
+        raise RangeError("images hold NaN or infinite pixels; remove them before storing")
+    if images.numel() and (images.min() < -1e-6 or images.max() > 1 + 1e-6):
+        raise RangeError(
+            f"images must lie in [0, 1], got [{images.min().item():.3g}, {images.max().item():.3g}]; "
+            "divide 8-bit pixels by 255"
+        )
+    return images.clamp(0, 1).mul(255).add(0.5).to(torch.uint8)
+
+
+def check_images(images: Tensor, *, channels: int | None = None, where: str = "images") -> None:
+    """Raise unless `images` is floating point (B, C, H, W); shape only, so cheap enough for every step.
+
+    Raises:
+        ShapeError: wrong dtype, axes or channel count.
+    """
+    if not images.is_floating_point() or images.ndim != 4:
+        raise ShapeError(
+            f"{where}: expected float (B, C, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}; "
+            "divide uint8 images by 255 and add a batch axis"
+        )
+    if channels is not None and images.shape[1] != channels:
+        raise ShapeError(
+            f"{where}: expected {channels} channel(s), got {images.shape[1]}; convert the images or "
+            "build the model for that many channels"
+        )
+
+
+def names_or_numbers(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:
+    """`names` as a tuple, or "0", "1", ... when there are none."""
+    return tuple(str(name) for name in names) if names is not None else tuple(map(str, range(num_classes)))

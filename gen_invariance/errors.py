@@ -1,0 +1,52 @@
+"""Errors that name what was wrong, where, and what to do.
+
+Every error the package raises on purpose derives from `GenInvarianceError`, and also from the built-in that a
+caller would expect, so `except ValueError` keeps working. The message is one line: what was got, what was
+expected, what to do. The command line prints that line and exits with `exit_code`.
+"""
+
+
+class GenInvarianceError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line leaves with."""
+
+    exit_code = 2
+
+
+class SettingsError(GenInvarianceError, ValueError):
+    """A setting is misspelt, missing, of the wrong kind, or out of its range."""
+
+
+class ShapeError(GenInvarianceError, ValueError):
+    """A tensor or array has the wrong number of axes, rows or channels."""
+
+
+class RangeError(GenInvarianceError, ValueError):
+    """A value is not finite or outside the range its kind allows (images in [0, 1], labels in [0, K))."""
+
+
+class DataError(GenInvarianceError, ValueError):
+    """A data set was found but cannot be used: a corrupt image, an empty class, a missing array."""
+
+
+class DataNotFoundError(GenInvarianceError, FileNotFoundError):
+    """A file or folder that should hold data does not exist."""
+
+    def __str__(self) -> str:  # FileNotFoundError would otherwise format errno pairs
+        return str(self.args[0]) if self.args else ""
+
+
+class CheckpointError(GenInvarianceError, RuntimeError):
+    """A checkpoint is truncated, damaged, of another kind, or does not fit the present settings."""
+
+
+class OutputError(GenInvarianceError, OSError):
+    """A result cannot be written: read-only or full disk, or a folder that holds somebody else's files."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class RunError(GenInvarianceError, RuntimeError):
+    """A run that started well failed: a loss became non-finite, a worker died."""
+
+    exit_code = 1

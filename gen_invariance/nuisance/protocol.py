@@ -1,0 +1,43 @@
+"""What every nuisance is: a distribution over label-preserving transformations."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Draw = dict[str, Tensor]
+"""The random part of a nuisance for one batch: tensors with leading B. The same draw gives the same output."""
+
+
+@runtime_checkable
+class Nuisance(Protocol):
+    """Anything that can `sample` a draw and `apply` it; hand-written and learned ones alike.
+
+    `apply` keeps shape, dtype, device and the range [0, 1], leaves its input unchanged, touches no global random
+    state, and treats each row on its own.
+    """
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """Draw once for each of `shape[0]` images of `shape` = (B, C, H, W); tensors on the generator's device."""
+        ...
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Transform float `images` (B, C, H, W) in [0, 1] by `draw`, row by row."""
+        ...
+
+
+def select_rows(draw: Draw, rows: Tensor) -> Draw:
+    """The part of `draw` that belongs to `rows`: int64 (M,) or bool (B,)."""
+    return {name: value[rows.to(value.device)] for name, value in draw.items()}
+
+
+def draw_to(draw: Draw, images: Tensor) -> Draw:
+    """`draw` on the device of `images`; floating-point parts keep their own precision."""
+    return {name: value.to(images.device, non_blocking=True) for name, value in draw.items()}
+
+
+def uniform(count: int, low: float, high: float, *, generator: torch.Generator) -> Tensor:
+    """`count` numbers uniform in [low, high), float32 (count,)."""
+    return torch.empty(count).uniform_(low, high, generator=generator)
