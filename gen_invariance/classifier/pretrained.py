@@ -166,11 +166,11 @@ def _timm_backbone(name: str, *, weights: str | None) -> Backbone:
 
 
 def _timm_stages(model: nn.Module) -> Stages:
-    from timm.models import group_with_matcher
+    from timm.models import group_parameters
 
     if not hasattr(model, "group_matcher"):
         return {}
-    groups = group_with_matcher(model.named_parameters(), model.group_matcher(coarse=True), reverse=False)
+    groups = group_parameters(model, model.group_matcher(coarse=True))
     modules = dict(model.named_modules())
     stages = {}
     for number, names in sorted(groups.items()):
