@@ -1,0 +1,76 @@
+"""How metrics are called and read, and the published figures that could be verified."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called, scaled and compared when people read it.
+
+    Attributes:
+        label: words for tables and axes.
+        unit: shown after the label; empty when the figure is a plain number.
+        higher_is_better: None where neither direction is better.
+        scale: figures are multiplied by it before they are shown (100 for shares in percent).
+        decimals: digits after the point, at that scale.
+    """
+
+    label: str
+    unit: str = ""
+    higher_is_better: bool | None = None
+    scale: float = 1.0
+    decimals: int = 3
+
+    @property
+    def title(self) -> str:
+        """Label with unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    def show(self, value: float) -> str:
+        """`value` at this metric's scale and precision; "n/a" when it is unknown."""
+        return f"{value * self.scale:.{self.decimals}f}" if math.isfinite(value) else "n/a"
+
+
+METRICS: dict[str, Metric] = {
+    "balanced_accuracy": Metric("Balanced accuracy", "%", True, 100, 1),
+    "many_accuracy": Metric("Many-shot accuracy", "%", True, 100, 1),
+    "medium_accuracy": Metric("Medium-shot accuracy", "%", True, 100, 1),
+    "few_accuracy": Metric("Few-shot accuracy", "%", True, 100, 1),
+    "accuracy": Metric("Accuracy", "%", True, 100, 1),
+    "agreement": Metric("Agreement", "%", True, 100, 1),
+    "mean_ekld": Metric("Mean eKLD", "nats", False),
+    "few_ekld": Metric("Few-shot eKLD", "nats", False),
+    "ekld": Metric("eKLD", "nats", False),
+    "fit_seconds": Metric("Fitting the nuisance", "s", False, 1, 1),
+    "train_seconds": Metric("Training the classifier", "s", False, 1, 1),
+}
+"""Metrics by record name, in the order in which tables show them."""
+
+
+def metric_info(name: str) -> Metric:
+    """The entry of `METRICS`, or a plain one made from the name for a metric that is not listed."""
+    return METRICS.get(name) or Metric(name.replace("_", " ").capitalize())
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure from the literature, at the scale of records (shares in [0, 1]), and where it was read."""
+
+    metric: str
+    value: float
+    source: str
+
+
+_SOURCE = "Zhou et al., ICLR 2022 (arXiv 2203.09739), error {error} % as listed on the paper's Papers-with-Code page"
+
+PUBLISHED: dict[tuple[str, str], Published] = {
+    ("cifar10_lt_if100", "CE+DRS+GIT"): Published("balanced_accuracy", 0.7876, _SOURCE.format(error="21.24")),
+    ("cifar100_lt_if100", "CE+DRS+GIT"): Published("balanced_accuracy", 0.4435, _SOURCE.format(error="55.65")),
+}
+"""Verified figures by (benchmark, method). The CIFAR test sets are balanced, so accuracy is balanced accuracy.
+
+Figures that could not be checked are left out: a table shows them as not available, never from memory.
+"""

@@ -1,0 +1,281 @@
+"""Measured results as append-only JSON lines.
+
+A *cell* is one (benchmark, configuration, method, seed); it gives one record for each metric and class. Writers never
+share a file: each process appends to a `records-*.jsonl` of its own in one folder, by a single `write` of whole
+lines on an `O_APPEND` descriptor. That needs no lock and holds on network file systems, where appends of several
+machines to one file may overwrite each other. A process that is killed in the middle of a line leaves it at the end
+of a file that nobody appends to again, and readers pass over it. A cell ends with a marker line written in the same
+call after its records and saying how many they are, so a cell that was cut short or damaged is known as unfinished and
+can be run again; where cells are measured twice the later record counts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shlex
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+
+from gen_invariance.errors import DataNotFoundError, SettingsError
+from gen_invariance.run import cannot_write, package_versions, source_commit, write_text
+
+FINISHED, FAILED = "finished", "failed"
+"""Metrics of marker records: the last line of a cell, and a cell that ended with an error."""
+
+Cell: TypeAlias = tuple[str, str, str, int]
+"""benchmark, config_digest, method, seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One measured figure and where it comes from.
+
+    Attributes:
+        benchmark: name of the data set and protocol.
+        method: name of the arm.
+        seed: data-set seed (class order included); methods are paired by it.
+        metric: a key of `metrics.METRICS`, or any other name.
+        value: the figure; NaN where it cannot be known (a class without test images).
+        class_name: set on per-class figures.
+        class_index: label of that class.
+        class_count: its training images.
+        group: "many", "medium", "few", or another set of classes.
+        config_digest: `run.config_digest` of the settings without the seed.
+        data_digest: digest of the data that the figure was measured on.
+        command: what was typed.
+        versions: of the libraries the figure depends on.
+        commit: of the source.
+        seconds: that the cell took.
+
+    Raises:
+        SettingsError: an empty benchmark, method or metric, or a value that is no number.
+    """
+
+    benchmark: str
+    method: str
+    seed: int
+    metric: str
+    value: float
+    class_name: str | None = None
+    class_index: int | None = None
+    class_count: int | None = None
+    group: str | None = None
+    config_digest: str = ""
+    data_digest: str = ""
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        empty = [name for name in ("benchmark", "method", "metric") if not getattr(self, name)]
+        if empty:
+            raise SettingsError(f"a record needs a {empty[0]}, got an empty one; name it")
+        try:
+            object.__setattr__(self, "value", float(self.value))
+            object.__setattr__(self, "seed", int(self.seed))
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"a record's value and seed must be numbers, got {self.value!r} and {self.seed!r} for {self.metric}"
+            ) from error
+
+    @property
+    def cell(self) -> Cell:
+        """What this record is a part of."""
+        return self.benchmark, self.config_digest, self.method, self.seed
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What names this figure: two records of equal key are the same figure measured twice."""
+        return *self.cell, self.metric, self.class_index, self.class_name, self.group
+
+
+_COLUMNS = [entry.name for entry in fields(Record)]
+_CELL = ["benchmark", "config_digest", "method", "seed"]
+_KEY = [*_CELL, "metric", "class_index", "class_name", "group"]
+_REQUIRED = {"benchmark", "method", "seed", "metric", "value", "config_digest"}
+
+
+def provenance() -> dict[str, Any]:
+    """The `command`, `versions` and `commit` of this process, for `Record(**provenance(), ...)`."""
+    return {"command": shlex.join(sys.argv), "versions": package_versions(), "commit": source_commit()}
+
+
+class RecordWriter:
+    """Appends records to a file of its own in `folder`; several writers may work in one folder at once.
+
+    The file is made at the first write, and anew after a fork, so a writer can be passed to worker processes.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.path: Path | None = None
+        self._owner = 0
+
+    def write(self, records: Record | Iterable[Record]) -> None:
+        """Append `records` by one write: after a kill they are there up to some line, never a line in the middle.
+
+        Raises:
+            OutputError: read-only or full disk; what was half written is taken back.
+        """
+        lines = [_encode(record) for record in ([records] if isinstance(records, Record) else records)]
+        if lines:
+            self._append("".join(lines).encode())
+
+    def write_cell(self, records: Iterable[Record]) -> None:
+        """Append all records of one cell and the marker that ends it.
+
+        Raises:
+            SettingsError: no record, records of several cells, or one figure twice.
+            OutputError: read-only or full disk.
+        """
+        records = list(records)
+        if len({record.cell for record in records}) != 1:
+            raise SettingsError("write_cell takes the records of exactly one cell (benchmark, config, method, seed)")
+        if len({record.key for record in records}) != len(records):
+            raise SettingsError(f"cell {records[0].cell} gives one figure twice; name each (metric, class, group) once")
+        self.write([*records, _marker(records[-1], FINISHED, value=len(records))])
+
+    def write_failure(self, record: Record, error: BaseException) -> None:
+        """Append that the cell of `record` ended with `error`; the cell stays unfinished.
+
+        Raises:
+            OutputError: read-only or full disk.
+        """
+        self.write(replace(_marker(record, FAILED, value=1), group=f"{type(error).__name__}: {error}"))
+
+    def _append(self, content: bytes) -> None:
+        if self.path is None or self._owner != os.getpid():
+            self.path = self.folder / f"records-{uuid.uuid4().hex[:16]}.jsonl"
+            self._owner = os.getpid()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        try:
+            before = os.fstat(descriptor).st_size
+            try:
+                _write_all(descriptor, content)
+                os.fsync(descriptor)
+            except OSError as error:
+                os.ftruncate(descriptor, before)  # this process alone writes here
+                raise cannot_write(self.path, error) from error
+        finally:
+            os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    """`os.write` may take less than it was given (a nearly full disk): go on, and let the next call say why."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _marker(record: Record, metric: str, *, value: float) -> Record:
+    return replace(record, metric=metric, value=value, class_name=None, class_index=None, class_count=None, group=None)
+
+
+def _encode(record: Record) -> str:
+    row = asdict(record)
+    if not math.isfinite(record.value):  # NaN and Infinity are not JSON
+        row["value"] = None if math.isnan(record.value) else str(record.value)
+    return json.dumps({**row, "written": time.time()}, default=str) + "\n"
+
+
+def load_records(path: Path | str) -> pd.DataFrame:
+    """All records of a file or of a folder's `records-*.jsonl`, one row each, markers included.
+
+    Figures measured twice (equal benchmark, config_digest, method, seed, metric, class and group) appear once, as
+    last written. A half-written line at the end of a file is passed over; any other damaged line is named in a
+    warning and passed over, so that its cell is seen to be unfinished.
+
+    Raises:
+        DataNotFoundError: no such file or folder.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataNotFoundError(f"no records at {path}; give the folder (or one .jsonl file) that a run wrote")
+    files = sorted(path.glob("records-*.jsonl")) if path.is_dir() else [path]
+    rows = [row for file in files for row in _read_rows(file)]
+    frame = pd.DataFrame(rows, columns=[*_COLUMNS, "written"]).sort_values("written", kind="stable")
+    return _tidy(frame.drop(columns="written"))
+
+
+def as_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Records in memory as the frame that `load_records` gives."""
+    return _tidy(pd.DataFrame([asdict(record) for record in records], columns=_COLUMNS))
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    lines = file.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if missing := _REQUIRED - row.keys():
+                raise KeyError(*missing)
+            row["value"] = float("nan") if row["value"] is None else float(row["value"])
+            row.setdefault("written", 0.0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if number < len(lines):
+                warnings.warn(
+                    f"{file}, line {number} is damaged and left out; its cell counts as unfinished", stacklevel=3
+                )
+            continue
+        rows.append(row)
+    return rows
+
+
+def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a key, the last one kept, with stable column types."""
+    text = ["class_name", "group", "commit"]
+    frame[text] = frame[text].astype(object).where(frame[text].notna(), None)
+    kinds = {"value": "float64", "seed": "int64", "class_index": "Int64", "class_count": "Int64", "seconds": "float64"}
+    return frame.astype(kinds).drop_duplicates(_KEY, keep="last").reset_index(drop=True)
+
+
+def measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `frame` that hold figures: markers of finished and failed cells are left out."""
+    return frame[~frame["metric"].isin([FINISHED, FAILED])]
+
+
+def finished_cells(source: Path | str | pd.DataFrame) -> set[Cell]:
+    """Cells of which every record is there, from a frame or from where `load_records` reads.
+
+    A folder that does not exist has none: that is a run before its first cell.
+    """
+    if not isinstance(source, pd.DataFrame):
+        if not Path(source).exists():
+            return set()
+        source = load_records(source)
+    present = measured(source).groupby(_CELL).size()
+    ended = source[source["metric"] == FINISHED].set_index(_CELL)["value"]
+    complete = ended[present.reindex(ended.index, fill_value=0) >= ended]
+    return {(benchmark, digest, method, int(seed)) for benchmark, digest, method, seed in complete.index}
+
+
+def write_csv(frame: pd.DataFrame, path: Path | str) -> None:
+    """Write records or a summary as CSV, whole or not at all; mappings become JSON.
+
+    Raises:
+        OutputError: read-only or full disk.
+    """
+    if "versions" in frame:
+        frame = frame.assign(versions=[json.dumps(value, sort_keys=True, default=str) for value in frame["versions"]])
+    buffer = io.StringIO()
+    frame.to_csv(buffer, index=False, lineterminator="\n")
+    write_text(path, buffer.getvalue())

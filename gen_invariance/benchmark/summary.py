@@ -1,0 +1,112 @@
+"""Summary of records over seeds: mean, interval, and paired difference to a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gen_invariance.benchmark.records import measured
+from gen_invariance.errors import DataError, SettingsError
+from gen_invariance.measure.statistics import mean_interval, paired_difference
+
+
+def summarise(
+    frame: pd.DataFrame,
+    *,
+    baseline: str | None = None,
+    level: float = 0.95,
+    config_digest: str | Collection[str] | None = None,
+) -> pd.DataFrame:
+    """Mean and interval over seeds of every figure, and its paired difference to a baseline.
+
+    Args:
+        frame: from `load_records`; (benchmark, method, metric, class, group) name a figure, seeds repeat it.
+        baseline: method that the others are compared with on the seeds both have; no differences when left out.
+        level: confidence of the intervals, in (0, 1).
+        config_digest: keep only records of this configuration, or of these.
+
+    Returns:
+        One row a figure, in order of appearance: benchmark, method, metric, class_index, class_name, group,
+        class_count (mean over seeds), mean, half_width, seeds, difference (method minus baseline),
+        difference_half_width, pairs, t_p_value, permutation_p_value; NaN where there is nothing to compare.
+
+    Raises:
+        SettingsError: the baseline is not among the methods.
+        DataError: a method's records come from several configurations, or a pair from different data.
+    """
+    frame = measured(frame)
+    if config_digest is not None:
+        wanted = [config_digest] if isinstance(config_digest, str) else list(config_digest)
+        frame = frame[frame["config_digest"].isin(wanted)]
+    _require_one_configuration(frame)
+    methods = list(dict.fromkeys(frame["method"]))
+    if baseline is not None and baseline not in methods:
+        raise SettingsError(f"baseline {baseline!r} has no record; choose one of {', '.join(map(repr, methods))}")
+
+    table = _values_by_seed(frame)
+    values = table["values"]
+    interval = mean_interval(values, level)
+    summary = table["keys"].assign(mean=interval.mean, half_width=interval.half_width, seeds=interval.count)
+    partner = _baseline_rows(summary, baseline)
+    if baseline is not None:
+        _require_equal_data(frame, baseline)
+    paired = paired_difference(values, np.where(partner[:, None] < 0, np.nan, values[partner]), level)
+    return summary.assign(
+        difference=paired.mean,
+        difference_half_width=paired.half_width,
+        pairs=paired.count,
+        t_p_value=paired.t_p_value,
+        permutation_p_value=paired.permutation_p_value,
+    )
+
+
+def _require_one_configuration(frame: pd.DataFrame) -> None:
+    digests = frame.groupby(["benchmark", "method"], sort=False)["config_digest"].unique()
+    for (benchmark, method), found in digests.items():
+        if len(found) > 1:
+            raise DataError(
+                f"records of {method!r} on {benchmark!r} come from {len(found)} configurations "
+                f"({', '.join(map(repr, found))}) and are not averaged; choose with config_digest="
+            )
+
+
+def _require_equal_data(frame: pd.DataFrame, baseline: str) -> None:
+    """Pairs are pairs only on the same data; records that do not name their data are taken at their word."""
+    named = frame[frame["data_digest"] != ""].drop_duplicates(["benchmark", "method", "seed", "data_digest"])
+    ours = named[named["method"] == baseline]
+    both = named.merge(ours, on=["benchmark", "seed"], suffixes=("", "_baseline"))
+    unequal = both[both["data_digest"] != both["data_digest_baseline"]]
+    if len(unequal):
+        first = unequal.iloc[0]
+        raise DataError(
+            f"{first['method']!r} and {baseline!r} were measured on different data at seed {first['seed']} of "
+            f"{first['benchmark']!r} and cannot be paired; run both on the same data"
+        )
+
+
+_FIGURE = ["benchmark", "method", "metric", "class_index", "class_name", "group"]
+
+
+def _values_by_seed(frame: pd.DataFrame) -> dict[str, Any]:
+    """Figures (M rows of keys) and their values (M, R) over seeds, NaN where a seed is missing."""
+    groups = frame.groupby(_FIGURE, sort=False, dropna=False)
+    row = groups.ngroup().to_numpy()
+    seeds, column = np.unique(frame["seed"], return_inverse=True)
+    values = np.full((groups.ngroups, max(len(seeds), 1)), np.nan)
+    values[row, column] = frame["value"]
+    keys = groups["class_count"].mean().reset_index()
+    return {"keys": keys, "values": values}
+
+
+def _baseline_rows(summary: pd.DataFrame, baseline: str | None) -> np.ndarray:
+    """For each figure the row number of the baseline's, -1 where there is none and for the baseline itself."""
+    columns = [name for name in _FIGURE if name != "method"]
+    # Missing classes and groups are equal to each other here, which NaN is not.
+    keys = [tuple(None if pd.isna(part) else part for part in row) for row in summary[columns].itertuples(index=False)]
+    methods = summary["method"].tolist()
+    rows = {key: row for row, (key, method) in enumerate(zip(keys, methods, strict=True)) if method == baseline}
+    found = [-1 if method == baseline else rows.get(key, -1) for key, method in zip(keys, methods, strict=True)]
+    return np.array(found, dtype=np.int64)
