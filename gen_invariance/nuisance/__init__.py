@@ -1,0 +1,22 @@
+"""Hand-written nuisances: class-agnostic transformations, batched, behind one protocol."""
+
+from gen_invariance.nuisance.compose import Compose, Identity
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Background, Lighting
+from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
+from gen_invariance.nuisance.thickness import Thickness, dilate, erode
+
+__all__ = [
+    "Background",
+    "Compose",
+    "Draw",
+    "Identity",
+    "Lighting",
+    "Nuisance",
+    "Rotation",
+    "Thickness",
+    "dilate",
+    "draw_to",
+    "erode",
+    "select_rows",
+]
