@@ -7,6 +7,7 @@ are named from input to output, so a transfer plan can freeze, thaw or slow down
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,32 @@ def _own_backbone(name: str, channels: int) -> Backbone:
     return Backbone(module, width, channels, {stage: (stage,) for stage in stages})
 
 
+def build_head(kind: str, width: int, num_classes: int, *, generator: torch.Generator) -> nn.Linear | CosineHead:
+    """A new head layer for features (B, `width`), "linear" or "cosine", drawn from `generator`.
+
+    Raises:
+        SettingsError: unknown kind.
+    """
+    if kind not in ("linear", "cosine"):
+        raise SettingsError(f"no head {kind!r}; choose linear or cosine")
+    with _lent_global_stream(generator):
+        if kind == "cosine":
+            return CosineHead(width, num_classes)
+        layer = nn.Linear(width, num_classes)
+        nn.init.kaiming_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+
+@contextmanager
+def _lent_global_stream(generator: torch.Generator) -> Iterator[None]:
+    """Layer constructors draw from the global stream: lend them a copy of it, seeded by `generator`."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 OWN_BACKBONES = ("resnet20", "resnet32", "small_conv")
 """Names that need no other library; `build_classifier` takes torchvision, timm:NAME, efficientnet_lite0 too."""
 
@@ -304,19 +331,13 @@ def build_classifier(
         >>> model(torch.rand(2, 1, 16, 16)).shape
         torch.Size([2, 10])
     """
-    if head not in ("linear", "cosine"):
-        raise SettingsError(f"no head {head!r}; choose linear or cosine")
     if num_classes < 1 or channels not in (1, 3):
         raise SettingsError(f"need num_classes >= 1 and channels 1 or 3, got {num_classes} and {channels}; check both")
     generator = named_generator(0, "classifier") if generator is None else generator
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    # Constructors of layers draw from the global stream: lend them a copy of it, seeded by ours.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with _lent_global_stream(generator):
         backbone = _build_backbone(name, channels=channels, weights=weights)
-        model = Classifier(
-            backbone, _head(head, backbone.num_features, num_classes), channels=channels, input_size=input_size
-        )
+    layer = build_head(head, backbone.num_features, num_classes, generator=generator)
+    model = Classifier(backbone, layer, channels=channels, input_size=input_size)
     if weights is not None:
         from gen_invariance.classifier.pretrained import is_local, load_weights
 
@@ -325,15 +346,6 @@ def build_classifier(
         elif keep_head:
             raise SettingsError(f"keep_head needs a file or run folder that holds a head, got weights={str(weights)!r}")
     return model
-
-
-def _head(kind: str, width: int, num_classes: int) -> nn.Module:
-    if kind == "cosine":
-        return CosineHead(width, num_classes)
-    layer = nn.Linear(width, num_classes)
-    nn.init.kaiming_normal_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def _build_backbone(name: str, **options: Any) -> Backbone:

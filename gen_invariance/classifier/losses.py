@@ -1,0 +1,287 @@
+"""Losses for long-tailed classes: plain modules `loss(logits, labels)` that know the class counts and nothing else.
+
+Each takes logits (B, K) and labels, int64 (B,) or soft float (B, K) with rows that sum to one, and gives the mean or,
+with reduction="none", one value a row. None needs a trainer. With class weights the mean is the weighted one of
+`torch.nn.functional.cross_entropy`: divided by the sum of the weights of the labels, so the step size stays comparable.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gen_invariance.data.images import names_or_numbers
+from gen_invariance.errors import SettingsError, ShapeError
+
+ClassWeights = str | Mapping[str, float] | None
+"""None, "inverse", "effective_number", or a weight for each named class (classes left out get 1)."""
+
+LDAM_SCALE = 30.0
+
+
+def class_weights(
+    kind: ClassWeights, *, counts: Tensor, class_names: Sequence[str] | None = None, beta: float = 0.9999
+) -> Tensor | None:
+    """Loss weight of each class, float32 (K,), or None for equal weights.
+
+    "inverse" is 1/n, "effective_number" is (1 - beta) / (1 - beta^n) (Cui et al. 2019, equation 2); both are scaled to
+    sum K. A dict gives weights by class name as they are; classes it leaves out weigh 1.
+
+    Raises:
+        SettingsError: unknown kind or class name, a weight that is not positive and finite, beta outside [0, 1).
+
+    Example:
+        >>> class_weights("inverse", counts=torch.tensor([30, 10]))
+        tensor([0.5000, 1.5000])
+    """
+    if kind is None:
+        return None
+    counts = check_counts(counts).double()
+    if isinstance(kind, Mapping):
+        return _weights_by_name(kind, names_or_numbers(class_names, len(counts)))
+    if kind == "inverse":
+        weights = 1 / counts
+    elif kind == "effective_number":
+        if not 0 <= beta < 1:
+            raise SettingsError(f"beta must lie in [0, 1), got {beta}; 0.9999 is usual")
+        weights = (1 - beta) / (1 - beta**counts)
+    else:
+        raise SettingsError(f"no class weights {kind!r}; choose inverse, effective_number, or a dict by class name")
+    return (weights * (len(counts) / weights.sum())).float()
+
+
+def _weights_by_name(given: Mapping[str, float], names: Sequence[str]) -> Tensor:
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise SettingsError(f"class weights name {unknown[0]!r}, which is no class; the classes are {shown}")
+    weights = torch.tensor([float(given.get(name, 1)) for name in names])
+    if not (torch.isfinite(weights) & (weights > 0)).all():
+        raise SettingsError(f"class weights must be positive and finite, got {dict(given)}; leave a class out instead")
+    return weights
+
+
+def check_counts(counts: Tensor | Sequence[int]) -> Tensor:
+    """`counts` as a tensor (K,) on the CPU.
+
+    Raises:
+        ShapeError: not one number a class.
+        SettingsError: a class without images, for which priors and margins are not defined.
+    """
+    counts = torch.as_tensor(counts).cpu()
+    if counts.ndim != 1 or not len(counts):
+        raise ShapeError(f"counts must be (K,), got {tuple(counts.shape)}; give the number of images of each class")
+    if not (counts > 0).all():
+        empty = int((counts <= 0).nonzero()[0])
+        raise SettingsError(f"class {empty} has {int(counts[empty])} images; losses need at least 1, remove the class")
+    return counts
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy with label smoothing and class weights; the other losses build on it.
+
+    Args:
+        counts: training images of each class, (K,).
+        weights: see `class_weights`.
+        class_names: needed for weights by name.
+        beta: of the effective number.
+        label_smoothing: share of each label that is spread evenly over all classes.
+    """
+
+    def __init__(
+        self,
+        counts: Tensor,
+        *,
+        weights: ClassWeights = None,
+        class_names: Sequence[str] | None = None,
+        beta: float = 0.9999,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise SettingsError(f"label_smoothing must lie in [0, 1), got {label_smoothing}; 0.1 is usual")
+        self.label_smoothing = label_smoothing
+        counts = check_counts(counts)
+        self.num_classes = len(counts)
+        values = class_weights(weights, counts=counts, class_names=class_names, beta=beta)
+        self.register_buffer("class_weights", values, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
+        """The loss of `logits` (B, K) under `labels`, int64 (B,) or soft (B, K): a scalar, or (B,) for "none".
+
+        Raises:
+            ShapeError: logits or labels do not fit the classes.
+            SettingsError: unknown reduction.
+        """
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ShapeError(
+                f"logits must be (B, {self.num_classes}), got {tuple(logits.shape)}; check the head's classes"
+            )
+        hard = labels.ndim == 1 and not labels.is_floating_point()
+        if not hard and (labels.shape != logits.shape or not labels.is_floating_point()):
+            raise ShapeError(
+                f"labels must be int64 ({len(logits)},) or float {tuple(logits.shape)}, got {labels.dtype} "
+                f"{tuple(labels.shape)}; give class numbers or one probability for each class"
+            )
+        if reduction not in ("mean", "none"):
+            raise SettingsError(f"no reduction {reduction!r}; choose mean or none")
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        rows = self._rows(logits, labels, weights)
+        if reduction == "none":
+            return rows
+        if weights is None:
+            return rows.mean()
+        return rows.sum() / (weights[labels] if hard else labels.to(logits.dtype) @ weights).sum()
+
+    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        """Weighted loss of each row, (B,)."""
+        labels = labels if labels.ndim == 1 else labels.to(logits.dtype)
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="none")
+
+
+class Focal(CrossEntropy):
+    """Focal loss, -w (1 - p)^gamma log p (Lin et al. 2017, equation 5); p is the plain softmax, without class weights.
+
+    gamma = 0 is cross-entropy. Soft labels weigh the terms of their classes.
+    """
+
+    def __init__(self, counts: Tensor, *, gamma: float = 1.0, **options: Any) -> None:
+        super().__init__(counts, **options)
+        if gamma < 0:
+            raise SettingsError(f"gamma must be at least 0, got {gamma}; 1 or 2 is usual")
+        _refuse_smoothing(self, "focal")
+        self.gamma = gamma
+
+    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        log_p = logits.log_softmax(1)
+        # 1 - p with full precision near p = 1; kept off zero, where its power has no gradient for gamma < 1.
+        missing = (-torch.expm1(log_p)).clamp_min(torch.finfo(logits.dtype).tiny)
+        terms = -(missing**self.gamma) * log_p
+        terms = terms if weights is None else terms * weights
+        return terms.gather(1, labels[:, None])[:, 0] if labels.ndim == 1 else (labels.to(terms.dtype) * terms).sum(1)
+
+
+class Ldam(CrossEntropy):
+    """Label-distribution-aware margins (Cao et al. 2019, equations 12 and 13), for a cosine head.
+
+    Margins m_c are proportional to n_c^(-1/4), the largest is `max_margin`. The head's logits already hold the scale
+    (`backbones.CosineHead`), so the label's logit is lowered by `scale` * m_c, which equals s * (cos - m_c). Soft
+    labels give the expected loss over labels, as mixup needs it.
+    """
+
+    def __init__(self, counts: Tensor, *, max_margin: float = 0.5, scale: float = LDAM_SCALE, **options: Any) -> None:
+        super().__init__(counts, **options)
+        if max_margin < 0 or scale <= 0:
+            raise SettingsError(
+                f"need max_margin >= 0 and scale > 0, got {max_margin} and {scale}; 0.5 and 30 are usual"
+            )
+        raw = check_counts(counts).double() ** -0.25
+        self.register_buffer("margins", (raw * (max_margin * scale / raw.max())).float(), persistent=False)
+
+    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        if labels.ndim == 1:
+            shift = F.one_hot(labels, self.num_classes) * self.margins.to(logits.dtype)
+            return super()._rows(logits - shift, labels, weights)
+        # Each class with weight in a row's label is a label of its own; mixed labels have two, so this stays small.
+        row, label = labels.nonzero(as_tuple=True)
+        terms = labels[row, label].to(logits.dtype) * self._rows(logits[row], label, weights)
+        return torch.zeros_like(logits[:, 0]).index_add(0, row, terms)
+
+
+class LogitAdjustment(CrossEntropy):
+    """Train-time logit adjustment, cross-entropy of logits + tau log prior (Menon et al. 2021, equation 10)."""
+
+    def __init__(self, counts: Tensor, *, tau: float = 1.0, **options: Any) -> None:
+        super().__init__(counts, **options)
+        self.register_buffer("shift", tau * log_prior(counts), persistent=False)
+
+    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        return super()._rows(logits + self.shift.to(logits.dtype), labels, weights)
+
+
+class BalancedSoftmax(LogitAdjustment):
+    """Balanced softmax (Ren et al. 2020, equation 3): softmax weighted by class counts, logit adjustment at tau = 1."""
+
+    def __init__(self, counts: Tensor, **options: Any) -> None:
+        if "tau" in options:
+            raise SettingsError("balanced_softmax has no tau; use logit_adjustment to change it")
+        super().__init__(counts, tau=1.0, **options)
+
+
+class VectorScaling(CrossEntropy):
+    """Vector-scaling loss (Kini et al. 2021, equation 2): cross-entropy of Delta_c z_c + iota_c.
+
+    Delta_c = (n_c / n_max)^gamma, iota_c = tau log prior_c. gamma = 0 is logit adjustment, gamma = tau = 0
+    cross-entropy.
+    """
+
+    def __init__(self, counts: Tensor, *, gamma: float = 0.15, tau: float = 1.25, **options: Any) -> None:
+        super().__init__(counts, **options)
+        counts = check_counts(counts).double()
+        self.register_buffer("factor", ((counts / counts.max()) ** gamma).float(), persistent=False)
+        self.register_buffer("shift", tau * log_prior(counts), persistent=False)
+
+    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        scaled = logits * self.factor.to(logits.dtype) + self.shift.to(logits.dtype)
+        return super()._rows(scaled, labels, weights)
+
+
+def log_prior(counts: Tensor | Sequence[int]) -> Tensor:
+    """Natural log of each class's share of the training images, float32 (K,)."""
+    counts = check_counts(counts).double()
+    return (counts / counts.sum()).log().float()
+
+
+def _refuse_smoothing(loss: CrossEntropy, name: str) -> None:
+    if loss.label_smoothing:
+        raise SettingsError(f"{name} has no label_smoothing; smooth the labels yourself and pass them as soft labels")
+
+
+LOSSES: dict[str, type[CrossEntropy]] = {
+    "cross_entropy": CrossEntropy,
+    "focal": Focal,
+    "ldam": Ldam,
+    "balanced_softmax": BalancedSoftmax,
+    "logit_adjustment": LogitAdjustment,
+    "vector_scaling": VectorScaling,
+}
+
+
+def build_loss(
+    name: str, *, counts: Tensor | Sequence[int], class_names: Sequence[str] | None = None, **options: Any
+) -> CrossEntropy:
+    """The loss `name` of `LOSSES` with its `options`.
+
+    Args:
+        name: a key of `LOSSES`.
+        counts: training images of each class, (K,).
+        class_names: K names, for `weights` given by name.
+        options: all take `weights`, `beta`, and (but focal) `label_smoothing`; focal `gamma`; ldam `max_margin` and
+            `scale`; logit_adjustment `tau`; vector_scaling `gamma` and `tau`.
+
+    Raises:
+        SettingsError: unknown name, unknown option, or an option out of its range.
+
+    Example:
+        >>> loss = build_loss("cross_entropy", counts=[90, 10], class_names=["cat", "lynx"], weights={"lynx": 4.0})
+        >>> loss.class_weights
+        tensor([1., 4.])
+    """
+    if name not in LOSSES:
+        raise SettingsError(f"no loss {name!r}; choose {', '.join(LOSSES)}")
+    kind = LOSSES[name]
+    known = {
+        key
+        for base in (kind, CrossEntropy)
+        for key, parameter in inspect.signature(base).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    } - {"class_names"}
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise SettingsError(f"loss {name} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+    return kind(torch.as_tensor(counts), class_names=class_names, **options)
