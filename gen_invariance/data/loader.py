@@ -1,0 +1,206 @@
+"""Batches from images that stay on the device, and a sampler for those who use a `DataLoader` of their own.
+
+Any step can be addressed without replaying the ones before it, which is what makes resuming exact. Every rank
+computes the same epoch list and takes its share of it, so results do not depend on the number of ranks. There are no
+worker processes: images are resident as uint8, and a batch is one gather.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler, Subset
+
+from gen_invariance.data.images import ImageData
+from gen_invariance.data.sampling import Rule, class_numbers, epoch_indices, rule_name
+from gen_invariance.errors import SettingsError
+
+
+def find_labels(data: Any) -> Tensor:
+    """The labels of `data`, int64 (N,), without decoding an image.
+
+    Args:
+        data: labels themselves (tensor, array, list), an `ImageData`, a data set with `.targets` or `.labels`, or
+            `torch.utils.data.Subset`s of one, nested as deep as you like.
+
+    Raises:
+        SettingsError: no labels to be found.
+    """
+    if isinstance(data, Subset):
+        return find_labels(data.dataset)[torch.as_tensor(data.indices, dtype=torch.int64)]
+    if isinstance(data, Tensor | np.ndarray | list | tuple):
+        return class_numbers(_as_tensor(data))
+    for name in ("targets", "labels"):
+        found = getattr(data, name, None)
+        if isinstance(found, Tensor | np.ndarray | list | tuple):
+            return class_numbers(_as_tensor(found))
+    raise SettingsError(
+        f"cannot find the labels of a {type(data).__name__} (it has no .targets and no .labels); "
+        "pass the labels themselves, one whole number for each image"
+    )
+
+
+def _as_tensor(labels: Tensor | np.ndarray | Sequence[Any]) -> Tensor:
+    try:
+        return labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"labels must be whole numbers, one for each image, got {type(labels).__name__} of something else; "
+            "number the classes from 0"
+        ) from error
+
+
+def _check_ranks(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise SettingsError(f"rank must lie in [0, world_size), got rank {rank} of {world_size}; check the launcher")
+
+
+class LongTailSampler(Sampler[int]):
+    """Indices for a `DataLoader` by a sampling rule, seeded by (seed, epoch); call `set_epoch` before each epoch.
+
+    The epoch's list is the same on all ranks, and rank r takes items r, r + world_size, ...: together the ranks
+    draw exactly what one process would, with no item twice to fill up, so their lengths may differ by one. Under
+    `accelerate` leave rank and world_size alone: its batch sharding splits the list, and since this sampler has no
+    `.generator` attribute nothing re-seeds it.
+
+    Args:
+        labels_or_dataset: what `find_labels` accepts.
+        rule: one of `RULES`, or a callable such as `DelayedRule`.
+        seed: root of the random numbers.
+        num_epochs: epochs of the whole run, for "progressive".
+        num_samples: draws of an epoch over all ranks; None is the number of images.
+        rank: this process.
+        world_size: how many there are.
+
+    Raises:
+        SettingsError: labels that cannot be found, an unknown rule, or a rank outside the world.
+    """
+
+    def __init__(
+        self,
+        labels_or_dataset: Any,
+        *,
+        rule: Rule = "class_balanced",
+        seed: int = 0,
+        num_epochs: int = 1,
+        num_samples: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check_ranks(rank, world_size)
+        self.labels = find_labels(labels_or_dataset)
+        self.rule, self.seed, self.num_epochs = rule, seed, num_epochs
+        self.num_samples = len(self.labels) if num_samples is None else num_samples
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
+        rule_name(rule, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration draw the list of `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.num_samples, self.world_size))
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = epoch_indices(
+            self.labels,
+            rule=rule_name(self.rule, self.epoch),
+            epoch=self.epoch,
+            seed=self.seed,
+            num_epochs=self.num_epochs,
+            num_samples=self.num_samples,
+        )
+        return iter(drawn[self.rank :: self.world_size].tolist())
+
+
+class ResidentLoader:
+    """Batches of an `ImageData`, on its device, addressed by step.
+
+    Args:
+        data: images and labels; move them to the accelerator first.
+        batch_size: images of a batch over all ranks.
+        rule: one of `RULES`, or a callable such as `DelayedRule`.
+        seed: root of the random numbers.
+        num_epochs: epochs of the whole run, for "progressive".
+        drop_last: leave out the incomplete batch at the end of an epoch.
+        rank: this process; it takes rows rank, rank + world_size, ... of each batch.
+        world_size: how many there are; it may not exceed `batch_size`.
+        stream: separates loaders that share a seed.
+
+    Raises:
+        SettingsError: unknown rule, a batch size that gives no batch, or a rank outside the world.
+        DataError: no image.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        batch_size: int,
+        rule: Rule = "instance",
+        seed: int = 0,
+        num_epochs: int = 1,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        stream: str = "loader",
+    ) -> None:
+        _check_ranks(rank, world_size)
+        self._labels = class_numbers(data.labels, data.num_classes)  # on the CPU, where epochs are drawn
+        most = len(data) if drop_last else math.inf
+        if not world_size <= batch_size <= most:
+            raise SettingsError(
+                f"batch_size must be at least {world_size} (one image a rank) and, with drop_last, at most {len(data)} "
+                f"(the images there are), got {batch_size}"
+            )
+        self.data, self.batch_size, self.rule = data, batch_size, rule
+        self.seed, self.num_epochs, self.stream = seed, num_epochs, stream
+        self.rank, self.world_size = rank, world_size
+        self.steps_per_epoch = len(data) // batch_size if drop_last else -(-len(data) // batch_size)
+        self._cached: tuple[int, Tensor] | None = None
+        self.rule_at(0)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def rule_at(self, epoch: int) -> str:
+        """The name of the sampling rule in `epoch`."""
+        return rule_name(self.rule, epoch)
+
+    def indices(self, step: int) -> Tensor:
+        """This rank's rows of the data for global step `step`, int64 (B,), on the data's device.
+
+        In the incomplete last batch of an epoch ranks may differ by one row, and a rank may have none.
+        """
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size
+        return self._epoch_list(epoch)[start : start + self.batch_size][self.rank :: self.world_size]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images float32 (B, C, H, W) in [0, 1] and labels int64 (B,) of global step `step`."""
+        rows = self.indices(step)
+        return self.data.float_images(rows), self.data.labels[rows]
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch `number`, in order."""
+        first = number * self.steps_per_epoch
+        return (self.batch(step) for step in range(first, first + self.steps_per_epoch))
+
+    def _epoch_list(self, epoch: int) -> Tensor:
+        if self._cached is None or self._cached[0] != epoch:
+            drawn = epoch_indices(
+                self._labels,
+                rule=self.rule_at(epoch),
+                epoch=epoch,
+                seed=self.seed,
+                num_epochs=self.num_epochs,
+                num_classes=self.data.num_classes,
+                stream=self.stream,
+            )
+            self._cached = (epoch, drawn.to(self.data.device))
+        return self._cached[1]

@@ -1,0 +1,206 @@
+"""Long-tailed class counts, the choice of images for them, stratified splits, and many/medium/few groups.
+
+Everything here is a function of its arguments: the same generator seed picks the same images on every machine.
+Images are always chosen without replacement; a published benchmark had to correct its figures because its subset
+was drawn with replacement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
+
+
+def _truncate(values: Sequence[float]) -> Tensor:
+    """Whole parts as int64; the nudge keeps an exact 5 that floats compute as 4.999999999 at 5."""
+    return torch.tensor([math.floor(value * (1 + 1e-9)) for value in values], dtype=torch.int64)
+
+
+def _check_counts(num_classes: int, largest: int) -> None:
+    if num_classes < 1:
+        raise SettingsError(f"num_classes must be at least 1, got {num_classes}; give the number of classes")
+    if largest < 1:
+        raise SettingsError(f"largest must be at least 1, got {largest}; give the head class an image")
+
+
+def _check_imbalance(largest: int, imbalance: float) -> None:
+    if not (math.isfinite(imbalance) and imbalance >= 1):
+        raise SettingsError(f"imbalance must be 1 or more (largest / smallest class), got {imbalance}; 100 is usual")
+    if largest * (1 + 1e-9) < imbalance:
+        raise SettingsError(
+            f"imbalance={imbalance:g} with a largest class of {largest} leaves the smallest class no image; "
+            f"set imbalance to at most {largest}"
+        )
+
+
+def exponential_counts(num_classes: int, *, largest: int, imbalance: float) -> Tensor:
+    """Class counts that fall exponentially, int64 (K,), largest first: floor(largest * imbalance^(-r / (K - 1))).
+
+    With largest 5000 (500) and imbalance 100 these are the counts of CIFAR-10-LT (CIFAR-100-LT).
+
+    Raises:
+        SettingsError: no class, or a smallest class without an image.
+
+    Reference:
+        Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, section 5.1.
+
+    >>> exponential_counts(10, largest=5000, imbalance=100).tolist()
+    [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    """
+    _check_counts(num_classes, largest)
+    _check_imbalance(largest, imbalance)
+    steps = max(num_classes - 1, 1)
+    # Python floats, not torch.pow: a vectorised pow may differ in the last bit between machines.
+    return _truncate([largest * imbalance ** (-rank / steps) for rank in range(num_classes)])
+
+
+def step_counts(num_classes: int, *, largest: int, imbalance: float, head_share: float = 0.5) -> Tensor:
+    """Class counts with one step, int64 (K,): a `head_share` of classes (at least one) with `largest`, then the tail.
+
+    Raises:
+        SettingsError: no class, a smallest class without an image, or `head_share` outside (0, 1].
+
+    Reference:
+        Buda et al., "A systematic study of the class imbalance problem", Neural Networks 2018, section 3.1.
+
+    >>> step_counts(4, largest=100, imbalance=10).tolist()
+    [100, 100, 10, 10]
+    """
+    _check_counts(num_classes, largest)
+    _check_imbalance(largest, imbalance)
+    if not 0 < head_share <= 1:
+        raise SettingsError(f"head_share must lie in (0, 1], got {head_share}; 0.5 makes half of the classes large")
+    num_head = max(1, int(_truncate([num_classes * head_share])))
+    return _truncate([largest] * num_head + [largest / imbalance] * (num_classes - num_head))
+
+
+def zipf_counts(num_classes: int, *, largest: int, power: float, smallest: int = 1) -> Tensor:
+    """Class counts that follow Zipf's law, int64 (K,): max(floor(largest * r^-power), smallest) for r = 1..K.
+
+    K = 49, largest 4800, power 2, smallest 5 are the counts of K49-LT (Zhou et al., ICLR 2022).
+
+    Raises:
+        SettingsError: no class, a negative power, or `smallest` outside [1, largest].
+
+    >>> zipf_counts(5, largest=100, power=2.0, smallest=5).tolist()
+    [100, 25, 11, 6, 5]
+    """
+    _check_counts(num_classes, largest)
+    if not (math.isfinite(power) and power >= 0):
+        raise SettingsError(f"power must be 0 or more, got {power}; 2.0 is the exponent of K49-LT")
+    if not 1 <= smallest <= largest:
+        raise SettingsError(f"smallest must lie in [1, {largest}], got {smallest}; it is the size of the last classes")
+    return _truncate([largest * rank**-power for rank in range(1, num_classes + 1)]).clamp(min=smallest)
+
+
+def class_order(num_classes: int, *, generator: torch.Generator) -> Tensor:
+    """A random order of the classes, int64 (K,): order[rank] is the class that gets the rank-th largest count."""
+    return torch.randperm(num_classes, generator=generator)
+
+
+def counts_by_class(counts_by_rank: Tensor, order: Tensor) -> Tensor:
+    """Counts (K,) by rank moved to their classes, so that result[order[rank]] = counts_by_rank[rank].
+
+    >>> counts_by_class(torch.tensor([9, 5, 1]), torch.tensor([2, 0, 1])).tolist()
+    [5, 1, 9]
+    """
+    return torch.zeros_like(counts_by_rank).index_copy(0, order, counts_by_rank)
+
+
+def _positions_in_class(labels: Tensor, *, generator: torch.Generator) -> Tensor:
+    """For each image its place, 0 to n_c - 1, in a random order of its class; int64 (N,)."""
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    positions = torch.empty_like(by_class)
+    positions[by_class] = torch.arange(len(labels)) - starts[labels[by_class]]
+    return positions
+
+
+def _check_labels(labels: Tensor, num_classes: int | None = None) -> Tensor:
+    """`labels` on the CPU, checked: int64 (N,), not negative, below `num_classes`."""
+    if labels.ndim != 1 or labels.dtype != torch.int64:
+        raise ShapeError(
+            f"labels must be int64 (N,), got {labels.dtype} {tuple(labels.shape)}; give one class number for each image"
+        )
+    labels = labels.cpu()
+    if len(labels) and (labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes)):
+        above = "or more" if num_classes is None else f"to {num_classes - 1}"
+        raise RangeError(
+            f"labels must be 0 {above}, got {int(labels.min())} to {int(labels.max())}; renumber the classes"
+        )
+    return labels
+
+
+def long_tailed_indices(labels: Tensor, counts: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Which images to keep so that class c has counts[c] of them; int64 (sum of counts,), ascending.
+
+    Chosen without replacement. From one generator seed a smaller count picks a subset of what a larger one picks.
+
+    Args:
+        labels: int64 (N,), in [0, K).
+        counts: int64 (K,), images wanted of each class; 0 leaves a class out.
+        generator: CPU generator.
+
+    Raises:
+        DataError: a class has fewer images than asked for.
+
+    >>> labels = torch.tensor([0, 0, 0, 1, 1])
+    >>> labels[long_tailed_indices(labels, torch.tensor([2, 1]), generator=torch.Generator())].tolist()
+    [0, 0, 1]
+    """
+    labels = _check_labels(labels, len(counts))
+    if (counts < 0).any():
+        raise RangeError(f"counts must be 0 or more, got {int(counts.min())}; give the number of images of each class")
+    available = torch.bincount(labels, minlength=len(counts))
+    if (available < counts).any():
+        short = int((available < counts).nonzero()[0])
+        raise DataError(
+            f"class {short} has {int(available[short])} images, {int(counts[short])} were asked for; "
+            "lower largest, or shuffle the class order with another seed"
+        )
+    return (_positions_in_class(labels, generator=generator) < counts[labels]).nonzero().flatten()
+
+
+def split_indices(labels: Tensor, *, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(kept, held out): a stratified split of all images, int64 indices, ascending, disjoint.
+
+    About `fraction` of each class is held out; a class with two or more images keeps at least one on each side, a
+    class with a single image keeps it. With `fraction` 0 nothing is held out.
+
+    Raises:
+        SettingsError: `fraction` outside [0, 1).
+
+    >>> kept, held_out = split_indices(torch.tensor([0, 0, 0, 0, 1]), fraction=0.25, generator=torch.Generator())
+    >>> len(kept), len(held_out)
+    (4, 1)
+    """
+    if not 0 <= fraction < 1:
+        raise SettingsError(f"the held-out fraction must lie in [0, 1), got {fraction}; 0.1 holds out a tenth")
+    labels = _check_labels(labels)
+    counts = torch.bincount(labels)
+    wanted = (counts.double() * fraction).add(0.5).long() if fraction else torch.zeros_like(counts)
+    held = wanted.clamp(min=int(fraction > 0)).minimum((counts - 1).clamp(min=0))
+    out = _positions_in_class(labels, generator=generator) < held[labels]
+    return (~out).nonzero().flatten(), out.nonzero().flatten()
+
+
+def class_groups(counts: Tensor, *, many_above: int = 100, few_below: int = 20) -> dict[str, Tensor]:
+    """Which classes are many-, medium- and few-shot by training count; each bool (K,), exactly one true for a class.
+
+    Reference:
+        Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019 (more than 100, fewer than 20).
+
+    >>> {name: group.tolist() for name, group in class_groups(torch.tensor([101, 20, 19])).items()}
+    {'many': [True, False, False], 'medium': [False, True, False], 'few': [False, False, True]}
+    """
+    if few_below > many_above + 1:
+        raise SettingsError(f"few_below={few_below} overlaps many_above={many_above}; set few_below <= many_above")
+    many, few = counts > many_above, counts < few_below
+    return {"many": many, "medium": ~(many | few), "few": few}
