@@ -1,0 +1,289 @@
+"""Fit a translator on (long-tailed) images: one visible loop, on accelerate.
+
+Everything random in a step is drawn for the whole batch from a generator named by (seed, step) and then shared out
+to the processes, so a resumed run, and a run on more processes, see the same numbers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from gen_invariance.data.images import ImageData
+from gen_invariance.errors import CheckpointError, RunError, SettingsError
+from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
+from gen_invariance.run import Run, atomic_write, cannot_write
+
+
+class Objective(Protocol):
+    """What `fit_translator` minimises: a translator, its adversary, their optimisers, and the loss terms."""
+
+    translator: nn.Module
+    discriminator: nn.Module
+    optimizers: Mapping[str, torch.optim.Optimizer]
+
+    def learning_rate_at(self, step: int) -> Mapping[str, float]:
+        """Learning rate of each optimiser, by name."""
+        ...
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """All randomness of one step, with leading B."""
+        ...
+
+    def forward(self, images: Tensor, draw: Draw) -> dict[str, Tensor]:
+        """The one forward pass that both updates share."""
+        ...
+
+    def discriminator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named, weighted loss terms of the adversary."""
+        ...
+
+    def translator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named, weighted loss terms of the translator."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long, on what, and how often to look.
+
+    Attributes:
+        steps: updates of the translator (and as many of its adversary).
+        batch_size: images a step, over all processes; drawn class-balanced.
+        classes: "head" fits on classes with at least `head_from` images, "all" on every class.
+        head_from: the smallest training count of a head class.
+        flip: mirror half of the images; only where a mirrored image keeps its label.
+        log_every, sample_every, checkpoint_every: steps between metrics lines, sample grids and checkpoints.
+        mixed_precision: "no", "bf16" or "fp16" (GPU).
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    steps: int = 2000
+    batch_size: int = 16
+    classes: str = "head"
+    head_from: int = 20
+    flip: bool = False
+    log_every: int = 50
+    sample_every: int = 500
+    checkpoint_every: int = 500
+    mixed_precision: str = "no"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "head_from", "log_every", "sample_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"fit.{name} must be at least 1, got {getattr(self, name)}")
+        if self.classes not in ("head", "all"):
+            raise SettingsError(f"fit.classes must be head or all, got {self.classes!r}")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise SettingsError(f"fit.mixed_precision must be no, bf16 or fp16, got {self.mixed_precision!r}")
+
+    def identity(self) -> dict[str, object]:
+        """The settings that decide the result, for a run's config; how often to look is left out."""
+        return {k: v for k, v in asdict(self).items() if k not in ("log_every", "sample_every", "checkpoint_every")}
+
+
+def fit_translator(
+    objective: Objective, data: ImageData, settings: FitSettings, *, run: Run, progress: bool | None = None
+) -> nn.Module:
+    """Fit, save to `run.path / "translator"`, and return the translator in eval mode.
+
+    Args:
+        objective: made over an untrained translator; it owns the optimisers.
+        data: the training set; only the chosen classes are looked at.
+        settings: see `FitSettings`.
+        run: where checkpoints, metrics and sample grids go. If it holds a checkpoint, fitting goes on from there.
+        progress: show a progress bar; None shows one on a terminal only.
+
+    Raises:
+        SettingsError: no class is large enough, or the batch does not divide over the processes.
+        RunError: a loss term became NaN or infinite; names the term and the step.
+    """
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=data.device.type == "cpu")
+    translator, discriminator = objective.translator.train(), objective.discriminator.train()
+    translator.to(accelerator.device)
+    discriminator.to(accelerator.device)
+    data = data.to(accelerator.device)
+    if settings.batch_size % accelerator.num_processes:
+        raise SettingsError(
+            f"fit.batch_size {settings.batch_size} does not divide over {accelerator.num_processes} processes"
+        )
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    members = _class_members(data, settings)
+    start = _restore(objective, run)
+    optimizers = objective.optimizers
+
+    bar = tqdm(total=settings.steps, initial=start, desc="fit", disable=None if progress is None else not progress)
+    for step in range(start, settings.steps):
+        generator = run.generator("fit", step)
+        images = _draw_images(data, members, settings, generator)
+        draw = objective.sample(images.shape, generator=generator)
+        images, draw = images[share], draw_to(select_rows(draw, torch.arange(settings.batch_size)[share]), images)
+        for name, rate in objective.learning_rate_at(step).items():
+            for group in optimizers[name].param_groups:
+                group["lr"] = rate
+
+        with accelerator.autocast():
+            out = objective.forward(images, draw)
+            discriminator_terms = objective.discriminator_terms(out)
+        _update(discriminator, optimizers["discriminator"], discriminator_terms, accelerator)
+
+        discriminator.requires_grad_(False)  # its weight gradients would be computed only to be dropped
+        with accelerator.autocast():
+            translator_terms = objective.translator_terms(out)
+        _update(translator, optimizers["translator"], translator_terms, accelerator)
+        discriminator.requires_grad_(True)
+
+        done = step + 1
+        bar.update()
+        if done % settings.log_every == 0 or done == settings.steps:
+            terms = _numbers({**discriminator_terms, **translator_terms})
+            _stop_if_not_finite(terms, step=done)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()}, refresh=False)
+            if accelerator.is_main_process:
+                run.log(step=done, **terms)
+        if accelerator.is_main_process and (done % settings.sample_every == 0 or done == settings.steps):
+            write_grid(run.path / "samples" / f"step-{done:08d}.png", translator, data, members, run)
+        if done % settings.checkpoint_every == 0 or done == settings.steps:
+            _stop_if_not_finite(_numbers(translator_terms), step=done)
+            if accelerator.is_main_process:
+                run.save(done, _state(objective))
+    bar.close()
+    translator.eval()
+    if accelerator.is_main_process:
+        save_translator(translator, run.path / "translator")
+    accelerator.wait_for_everyone()
+    return translator
+
+
+def _update(
+    module: nn.Module, optimizer: torch.optim.Optimizer, terms: Mapping[str, Tensor], accelerator: Accelerator
+) -> None:
+    """One step down the sum of `terms`, gradients averaged over the processes.
+
+    The networks are used through several methods, which a wrapper around `forward` would not see; averaging the
+    gradients by hand does what such a wrapper would.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    accelerator.backward(torch.stack(list(terms.values())).sum())
+    if accelerator.num_processes > 1:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+    optimizer.step()
+
+
+def _class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
+    """Indices of each chosen class's images."""
+    least = settings.head_from if settings.classes == "head" else 1
+    chosen = [label for label, count in enumerate(data.counts.tolist()) if count >= least]
+    if not chosen:
+        raise SettingsError(
+            f"{data.name}: no class has {least} images or more (largest: {int(data.counts.max())}); "
+            "lower fit.head_from or set fit.classes=all"
+        )
+    return [(data.labels.cpu() == label).nonzero().squeeze(1) for label in chosen]
+
+
+def _draw_images(data: ImageData, members: list[Tensor], settings: FitSettings, generator: torch.Generator) -> Tensor:
+    """A class-balanced batch, float (B, C, H, W) in [0, 1]: a class uniformly, then one of its images."""
+    sizes = torch.tensor([len(rows) for rows in members])
+    starts = sizes.cumsum(0) - sizes
+    classes = torch.randint(len(members), (settings.batch_size,), generator=generator)
+    within = (torch.rand(settings.batch_size, generator=generator) * sizes[classes]).long()
+    images = data.float_images(torch.cat(members)[starts[classes] + within])
+    if settings.flip:
+        mirrored = torch.rand(settings.batch_size, generator=generator) < 0.5
+        images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+    return images
+
+
+def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: float(value.detach()) for name, value in terms.items()}
+
+
+def _stop_if_not_finite(terms: Mapping[str, float], *, step: int) -> None:
+    broken = [name for name, value in terms.items() if not np.isfinite(value)]
+    if broken:
+        raise RunError(
+            f"fitting stopped at step {step}: loss term {broken[0]!r} is {terms[broken[0]]}; "
+            "lower the learning rate or check the images, the last checkpoint is kept"
+        )
+
+
+def _state(objective: Objective) -> dict[str, object]:
+    return {
+        "translator": objective.translator.state_dict(),
+        "discriminator": objective.discriminator.state_dict(),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in objective.optimizers.items()},
+    }
+
+
+def _restore(objective: Objective, run: Run) -> int:
+    """Load the newest checkpoint, if any; returns the number of steps already done."""
+    state = run.load_latest()
+    if state is None:
+        return 0
+    try:
+        objective.translator.load_state_dict(state["translator"])
+        objective.discriminator.load_state_dict(state["discriminator"])
+        for name, optimizer in objective.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint in {run.path} does not fit this translator ({str(error).splitlines()[0]}); "
+            "use the settings it was fitted with"
+        ) from error
+    return int(state["step"])
+
+
+def save_translator(translator: nn.Module, folder: Path) -> None:
+    """`save_pretrained` into a temporary folder, then renamed to `folder`: whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        translator.save_pretrained(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+@torch.no_grad()
+def write_grid(
+    path: Path, translator: Nuisance, data: ImageData, members: list[Tensor], run: Run, *, draws: int = 7
+) -> None:
+    """A PNG grid: first column untouched images, one class a row (8 at most), then `draws` translations of each."""
+    rows = torch.stack([own[0] for own in members[:8]])
+    images = data.float_images(rows)
+    repeated = images.repeat_interleave(draws, 0)
+    draw = translator.sample(repeated.shape, generator=run.generator("grid"))
+    training = translator.training
+    translator.eval()
+    translated = translator.apply(repeated, draw).unflatten(0, (len(rows), draws))
+    translator.train(training)
+    cells = torch.cat([images[:, None], translated], dim=1).cpu()
+    with atomic_write(path) as temporary:
+        Image.fromarray(tile(cells)).save(temporary, format="PNG")
+
+
+def tile(cells: Tensor, *, enlarge: int | None = None, gap: int = 1) -> np.ndarray:
+    """Images (R, S, C, H, W) in [0, 1] as one uint8 RGB picture, R rows of S, white gaps, small images enlarged."""
+    rows, columns, channels, height, _ = cells.shape
+    enlarge = enlarge or max(1, round(64 / height))
+    cells = cells.expand(-1, -1, 3, -1, -1) if channels == 1 else cells
+    large = cells.repeat_interleave(enlarge, 3).repeat_interleave(enlarge, 4)
+    framed = torch.nn.functional.pad(large, (gap, gap, gap, gap), value=1.0)
+    picture = framed.permute(0, 3, 1, 4, 2).reshape(rows * framed.shape[3], columns * framed.shape[4], 3)
+    return picture.clamp(0, 1).mul(255).round().byte().numpy()

@@ -1,0 +1,64 @@
+"""Open a saved translator of any kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.translator.munit import MunitTranslator
+from gen_invariance.translator.spatial import SpatialTranslator
+
+TRANSLATORS = {"munit": MunitTranslator, "spatial": SpatialTranslator}
+"""Names used in configs; the classes' own names are what a saved folder records."""
+
+
+def build_translator(name: str, **options: Any) -> MunitTranslator | SpatialTranslator:
+    """An untrained translator called `name`.
+
+    Raises:
+        SettingsError: unknown name or option.
+    """
+    if name not in TRANSLATORS:
+        raise SettingsError(f"unknown translator {name!r}; choose one of {', '.join(TRANSLATORS)}")
+    try:
+        return TRANSLATORS[name](**options)
+    except TypeError as error:
+        raise SettingsError(f"translator {name}: {error}") from error
+
+
+def load_translator(path: Path | str) -> MunitTranslator | SpatialTranslator:
+    """The translator saved in `path`, or in `path`/translator if `path` is a run folder; in eval mode, on the CPU.
+
+    Reads JSON and safetensors only; nothing in the folder is executed.
+
+    Raises:
+        CheckpointError: no translator there, of an unknown kind, truncated, or its weights do not fit its config.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file() and (folder / "translator" / "config.json").is_file():
+        folder = folder / "translator"
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"no translator in {path}: {folder / 'config.json'} cannot be read; give a folder that fit wrote"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not JSON ({error}); the translator is damaged") from error
+    kinds = {kind.__name__: kind for kind in TRANSLATORS.values()}
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if name not in kinds:
+        raise CheckpointError(
+            f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(kinds)}); choose another folder"
+        )
+    try:
+        translator = kinds[name].from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
+    except Exception as error:  # diffusers and safetensors raise many kinds for one cause: the folder is damaged
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"cannot load the translator in {folder}: {reason[0] if reason else type(error).__name__}; "
+            "it is truncated or its weights do not fit its config"
+        ) from error
+    return translator.eval().requires_grad_(False)

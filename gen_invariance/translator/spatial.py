@@ -1,0 +1,192 @@
+"""A learned distribution over a given family of kornia operations: rotation, scale, gain and bias.
+
+The family is given by hand; how wide each operation swings is learned, from head classes only, by an adversary: a
+translated image must look like an untouched one, and a bonus on the widths makes them as wide as the adversary lets
+them be. After LieGAN (Yang et al., ICML 2023) and Augerino (Benton et al., NeurIPS 2020).
+
+    T(x) = clamp(gain * warp(x; degrees, scale) + bias),   each parameter = width * u,  u ~ U(-1, 1)
+
+This form draws independently of the image. A nuisance that is limited and already present in the image therefore
+comes out too narrow: the image carries its own draw, and T(T0 x) is a convolution of the two.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+# diffusers reloads a model only if its module holds these very names.
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from kornia.filters import gaussian_blur2d
+from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
+from torch import Tensor, nn
+
+import gen_invariance.torchvision_guard  # noqa: F401  (diffusers may lead to torchvision)
+from gen_invariance.data.images import check_images
+from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.translator.blocks import PatchDiscriminator, least_squares
+
+CAPS = {"rotation": 180.0, "scale": math.log(1.6), "gain": math.log(2.0), "bias": 0.4}
+"""Largest width of each operation: degrees, log factor, log factor, pixel units of [0, 1]."""
+
+UNITS = {"rotation": "degrees", "scale": "factor", "gain": "factor", "bias": "pixel units"}
+
+
+class SpatialTranslator(ModelMixin, ConfigMixin):
+    """The translator; also a nuisance. It has one number to learn for each operation: its width.
+
+    Args:
+        channels: 1 or 3.
+        operations: which of rotation, scale, gain, bias the family holds.
+        start: width at the start, as a share of the operation's cap.
+
+    Raises:
+        SettingsError: an unknown operation, or an empty family.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        channels: int = 1,
+        operations: tuple[str, ...] = ("rotation", "scale", "gain", "bias"),
+        start: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not operations or set(operations) - set(CAPS):
+            raise SettingsError(f"spatial translator: operations must be some of {', '.join(CAPS)}, got {operations}")
+        self.width_shares = nn.Parameter(torch.full((len(operations),), float(start)))
+        self.register_buffer("caps", torch.tensor([CAPS[name] for name in operations]))
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Names of the family's operations, in the order of the draw."""
+        return tuple(self.config.operations)
+
+    def shares(self) -> Tensor:
+        """Width of each operation as a share of its cap, (P,) in [0, 1]."""
+        return self.width_shares.clamp(0, 1)
+
+    def widths(self) -> dict[str, float]:
+        """Learned half-width of each operation in its own unit (log factor for scale and gain)."""
+        values = (self.shares() * self.caps).tolist()
+        return dict(zip(self.operations, values, strict=True))
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """`u`: float32 (B, P), uniform in [-1, 1), one column for each operation."""
+        return {"u": torch.empty(shape[0], len(self.operations)).uniform_(-1, 1, generator=generator)}
+
+    def parameters_of(self, draw: Draw) -> dict[str, Tensor]:
+        """What a draw does, in readable units: degrees, factors, pixel units; each (B,)."""
+        values = draw["u"].to(self.caps) * self.shares() * self.caps
+        columns = dict(zip(self.operations, values.unbind(1), strict=True))
+        return {name: value.exp() if UNITS[name] == "factor" else value for name, value in columns.items()}
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Transform each image by its own parameters; same shape, dtype, device and range."""
+        check_images(images, channels=self.config.channels, where="spatial translator")
+        if not len(images):
+            return images.clone()
+        values = self.parameters_of(draw_to(draw, images))
+        result = images.float()
+        if "rotation" in values or "scale" in values:
+            result = _rotate_and_scale(result, values.get("rotation"), values.get("scale"))
+        if "gain" in values:
+            result = result * values["gain"].view(-1, 1, 1, 1)
+        if "bias" in values:
+            result = result + values["bias"].view(-1, 1, 1, 1)
+        return result.clamp(0, 1).to(images.dtype)
+
+
+def _rotate_and_scale(images: Tensor, degrees: Tensor | None, scale: Tensor | None) -> Tensor:
+    """Bilinear, about the centre, zeros outside; differentiable in angle and scale."""
+    count, _, height, width = images.shape
+    given = degrees if degrees is not None else scale
+    degrees = torch.zeros_like(given) if degrees is None else degrees
+    scale = torch.ones_like(given) if scale is None else scale
+    centre = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(count, 2)
+    matrix = get_rotation_matrix2d(centre, degrees, scale[:, None].expand(count, 2))
+    return warp_affine(images, matrix, (height, width), mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+class SpatialObjective:
+    """What fitting minimises: LSGAN on the marginal of translated images, and a bonus on the widths.
+
+    Both inputs of the discriminator are blurred and get a little noise, so that the blur of interpolation gives
+    nothing away.
+
+    Args:
+        translator: the distribution to learn.
+        bonus: weight of the summed width shares; larger makes wider. It also sets the false width that appears when
+            the data hold no nuisance, so report that control beside a result.
+        learning_rate: of the widths.
+        discriminator_learning_rate: of the adversary.
+        noise: standard deviation of the noise on the adversary's inputs, pixel units of [0, 1].
+        discriminator_width: channels of the adversary's first layer.
+        discriminator_layers: stride-2 layers of the adversary.
+    """
+
+    def __init__(
+        self,
+        translator: SpatialTranslator,
+        *,
+        bonus: float = 0.1,
+        learning_rate: float = 2e-2,
+        discriminator_learning_rate: float = 1e-3,
+        noise: float = 0.03,
+        discriminator_width: int = 32,
+        discriminator_layers: int = 3,
+    ) -> None:
+        self.translator, self.bonus, self.noise = translator, bonus, noise
+        self.discriminator = PatchDiscriminator(
+            translator.config.channels, width=discriminator_width, layers=discriminator_layers
+        )
+        self._rates = {"translator": learning_rate, "discriminator": discriminator_learning_rate}
+        self.optimizers = {
+            "translator": torch.optim.Adam(translator.parameters(), lr=learning_rate, betas=(0.5, 0.99)),
+            "discriminator": torch.optim.Adam(
+                self.discriminator.parameters(), lr=discriminator_learning_rate, betas=(0.5, 0.99), fused=True
+            ),
+        }
+
+    def learning_rate_at(self, step: int) -> dict[str, float]:
+        """Constant learning rates."""
+        return self._rates
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """All randomness of one step: the translator's draw, and `noise` (B, 2, C, H, W) for the adversary's inputs."""
+        draw = self.translator.sample(shape, generator=generator)
+        count, *image = shape
+        return {**draw, "noise": torch.randn(count, 2, *image, generator=generator)}
+
+    def forward(self, images: Tensor, draw: Draw) -> dict[str, Tensor]:
+        """Translate the batch once; both sides are blurred and noised for the adversary."""
+        with torch.no_grad():  # projected gradient: a sigmoid would freeze a width that came near 0
+            self.translator.width_shares.clamp_(0, 1)
+        fake = self.translator.apply(images, draw)
+        noise = self.noise * draw["noise"]
+        return {"real": _blur(images) + noise[:, 0], "fake": _blur(fake) + noise[:, 1]}
+
+    def discriminator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """LSGAN, the discriminator's side."""
+        real, fake = self.discriminator(torch.cat([out["real"], out["fake"].detach()])).chunk(2)
+        return {"discriminator": least_squares(real, 1.0) + least_squares(fake, 0.0)}
+
+    def translator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fool the discriminator; be wide."""
+        return {
+            "adversarial": least_squares(self.discriminator(out["fake"]), 1.0),
+            "width_bonus": -self.bonus * self.translator.shares().sum(),
+        }
+
+
+def _blur(images: Tensor) -> Tensor:
+    return gaussian_blur2d(images, (3, 3), (1.0, 1.0))
+
+
+def false_width(trial: SpatialTranslator, control: SpatialTranslator) -> dict[str, tuple[float, float]]:
+    """Learned width beside the width that the same fit gives on data without nuisance, by operation."""
+    wide, narrow = trial.widths(), control.widths()
+    return {name: (wide[name], narrow[name]) for name in trial.operations}
