@@ -6,6 +6,8 @@ several places at once.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,8 +78,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int, *, width: int = 64, layers: int = 4) -> None:
         super().__init__()
         sizes = [channels, *(width * 2**layer for layer in range(layers))]
-        steps = zip(sizes[:-1], sizes[1:], strict=True)
-        self.layers = nn.ModuleList(convolution(inputs, outputs, 4, stride=2) for inputs, outputs in steps)
+        self.layers = nn.ModuleList(convolution(inputs, outputs, 4, stride=2) for inputs, outputs in pairwise(sizes))
         self.judge = nn.Conv2d(sizes[-1], 1, 1)
         for module in (*self.layers, self.judge):
             nn.init.normal_(module.weight, 0.0, 0.02)

@@ -145,26 +145,47 @@ def fit_translator(
         _update(translator, optimizers["translator"], translator_terms, accelerator)
         discriminator.requires_grad_(True)
 
-        done = step + 1
         bar.update()
-        if done % settings.log_every == 0 or done == settings.steps:
-            terms = _numbers({**discriminator_terms, **translator_terms})
-            _stop_if_not_finite(terms, step=done)
-            bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()}, refresh=False)
-            if accelerator.is_main_process:
-                run.log(step=done, **terms)
-        if accelerator.is_main_process and (done % settings.sample_every == 0 or done == settings.steps):
-            write_grid(run.path / "samples" / f"step-{done:08d}.png", translator, data, members, run)
-        if done % settings.checkpoint_every == 0 or done == settings.steps:
-            _stop_if_not_finite(_numbers(translator_terms), step=done)
-            if accelerator.is_main_process:
-                run.save(done, _state(objective))
+        terms = {**discriminator_terms, **translator_terms}
+        _look(step + 1, terms, objective, data, members, settings, run, bar, main=accelerator.is_main_process)
     bar.close()
     translator.eval()
     if accelerator.is_main_process:
         save_translator(translator, run.path / "translator")
     accelerator.wait_for_everyone()
     return translator
+
+
+def _look(
+    done: int,
+    terms: Mapping[str, Tensor],
+    objective: Objective,
+    data: ImageData,
+    members: list[Tensor],
+    settings: FitSettings,
+    run: Run,
+    bar: tqdm,
+    *,
+    main: bool,
+) -> None:
+    """What is written after `done` steps: a metrics line, a sample grid, a checkpoint, each at its own pace."""
+
+    def due(every: int) -> bool:
+        return done % every == 0 or done == settings.steps
+
+    if not (due(settings.log_every) or due(settings.checkpoint_every) or due(settings.sample_every)):
+        return
+    numbers = {name: float(value.detach()) for name, value in terms.items()}
+    _stop_if_not_finite(numbers, step=done)
+    if not main:
+        return
+    if due(settings.log_every):
+        bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items()}, refresh=False)
+        run.log(step=done, **numbers)
+    if due(settings.sample_every):
+        write_grid(run.path / "samples" / f"step-{done:08d}.png", objective.translator, data, members, run)
+    if due(settings.checkpoint_every):
+        run.save(done, _state(objective))
 
 
 def _update(
@@ -207,10 +228,6 @@ def _draw_images(data: ImageData, members: list[Tensor], settings: FitSettings, 
         mirrored = torch.rand(settings.batch_size, generator=generator) < 0.5
         images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
     return images
-
-
-def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in terms.items()}
 
 
 def _stop_if_not_finite(terms: Mapping[str, float], *, step: int) -> None:

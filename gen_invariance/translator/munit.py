@@ -11,6 +11,7 @@ style drawn from the prior.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,7 @@ class ContentEncoder(nn.Module):
         self.residual = nn.Sequential(*(ResidualBlock(width * 2**downsamples) for _ in range(residual_blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to content codes (B, W', h, w)."""
         x = F.relu(F.instance_norm(self.first(x)))
         for layer in self.down:
             x = F.relu(F.instance_norm(layer(x)))
@@ -61,12 +63,11 @@ class StyleEncoder(nn.Module):
         # Width doubles twice and then stays, as in the paper.
         sizes = [width * 2 ** min(level, 2) for level in range(downsamples + 1)]
         self.first = convolution(channels, width, 7)
-        self.down = nn.ModuleList(
-            convolution(inputs, outputs, 4, stride=2) for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.down = nn.ModuleList(convolution(inputs, outputs, 4, stride=2) for inputs, outputs in pairwise(sizes))
         self.last = nn.Linear(sizes[-1], style_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to style codes (B, S)."""
         x = F.relu(self.first(x))
         for layer in self.down:
             x = F.relu(layer(x))
@@ -95,6 +96,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, content: Tensor, style: Tensor) -> Tensor:
+        """Content codes (B, W', h, w) and style codes (B, S) to images in [-1, 1]."""
         parameters = self.style(style).unflatten(1, (len(self.blocks), 4, -1))
         x = content
         for place, block in enumerate(self.blocks):
