@@ -1,0 +1,247 @@
+"""Simultaneous bounds for every (subset, pair) cell, from seeds and a shared test set.
+
+Two things move a measured separability: the training seed (variance s^2 / R) and the finite test set that all
+seeds and subsets share (about q (1 - q) / N a class, which more seeds do not shrink). The crossed bootstrap
+resamples seeds and, independently, test samples within their class. It is used for what it does well, the joint
+distribution of the largest standardised deviation over all cells and the frequency of order edges. The width of
+a single cell comes from variance components with moderated seed variances (cells of similar q share information;
+Smyth 2004) and Student quantiles, since five seeds resampled say little about their own tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+
+from gen_invariance.errors import SettingsError, ShapeError
+from gen_invariance.order.separability import unpack_hits
+from gen_invariance.order.sets import class_pairs
+
+SIMULTANEOUS = ("bootstrap", "bonferroni", "none")
+_BLOCK_BYTES = 256 * 2**20
+_EDGE_DRAWS = 200
+
+
+@dataclass(frozen=True)
+class CellBounds:
+    """Estimate and two-sided bounds of each cell's separability; arrays are float64 (n, P) in [0, 1].
+
+    Attributes:
+        estimate: mean over seeds.
+        lower, upper: bounds at simultaneous level 1 - alpha (or cell-wise when `simultaneous` is "none").
+        alpha: 1 - level.
+        simultaneous: how the level was shared among the cells.
+        seeds: R. With 1 the bounds know of the test samples only.
+    """
+
+    estimate: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    alpha: float
+    simultaneous: str
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """What one crossed bootstrap gives.
+
+    Attributes:
+        scores: float64 (R, n, P), each seed's balanced two-class accuracy.
+        sample_variance: float64 (n, P), variance of the seed mean due to the finite test set.
+        sample_freedom: float64 (P,), degrees of freedom behind it.
+        largest: float64 (B,), largest |standardised deviation| over all cells in each resample.
+        draws: float32 (E, n, P), the first resampled seed means, for edge frequencies.
+    """
+
+    scores: np.ndarray
+    sample_variance: np.ndarray
+    sample_freedom: np.ndarray
+    largest: np.ndarray
+    draws: np.ndarray
+
+
+def crossed_bootstrap(
+    packed: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    resamples: int = 2000,
+    edge_draws: int = _EDGE_DRAWS,
+    generator: torch.Generator,
+) -> Resamples:
+    """Resample seeds and, independently, test samples within class.
+
+    Args:
+        packed: uint8 (R, n, M, ceil(K / 8)), `pack_hits` of every seed and subset.
+        labels: int64 (M,), test labels; every class needs at least one sample.
+        num_classes: K.
+        resamples: B, at least 100.
+        edge_draws: how many resampled tables to keep.
+        generator: CPU generator.
+
+    Raises:
+        ShapeError: lengths do not fit. SettingsError: too few resamples.
+    """
+    if packed.ndim != 4 or packed.shape[2] != len(labels):
+        raise ShapeError(f"hits are {packed.shape} for {len(labels)} labels; expected (R, n, M, ceil(K / 8))")
+    if resamples < 100:
+        raise SettingsError(f"resamples is {resamples}, expected at least 100; 2000 is usual")
+    seeds, count = packed.shape[:2]
+    first, second = class_pairs(num_classes).T
+    rows = [np.flatnonzero(labels == label) for label in range(num_classes)]
+    seed_weights = _resample_weights(seeds, resamples, generator)
+    row_weights = [_resample_weights(len(row), resamples, generator) for row in rows]
+
+    scores = np.empty((seeds, count, len(first)))
+    variance = np.empty((count, len(first)))
+    largest = np.zeros(resamples)
+    draws = np.empty((min(edge_draws, resamples), count, len(first)), dtype=np.float32)
+    width = max(1, int(_BLOCK_BYTES // (4 * resamples * num_classes**2)))
+    for start in range(0, count, width):
+        block = slice(start, min(start + width, count))
+        hits = unpack_hits(packed[:, block], num_classes)
+        right, side_variance = _class_accuracy(hits, rows)
+        scores[:, block] = (right[..., first, second] + right[..., second, first]) / 2
+        variance[block] = (side_variance[:, first, second] + side_variance[:, second, first]) / 4
+
+        resampled = _resampled_accuracy(hits, rows, seed_weights, row_weights)
+        table = (resampled[..., first, second] + resampled[..., second, first]) / 2
+        draws[:, block] = table[: len(draws)]
+        spread = table.std(axis=0)
+        centred = np.abs(table - scores[:, block].mean(axis=0).astype(np.float32))
+        standard = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-7)
+        largest = np.maximum(largest, standard.reshape(resamples, -1).max(axis=1, initial=0.0))
+    sizes = np.array([len(row) for row in rows], dtype=float)
+    freedom = np.maximum(sizes[first] + sizes[second] - 2, 1)
+    return Resamples(scores, variance, freedom, largest, draws)
+
+
+def _resample_weights(size: int, resamples: int, generator: torch.Generator) -> np.ndarray:
+    """Share of each of `size` items in each bootstrap draw, float32 (B, size), rows summing to 1."""
+    picks = torch.randint(size, (resamples, size), generator=generator)
+    return torch.zeros(resamples, size).scatter_add_(1, picks, torch.full(picks.shape, 1.0 / size)).numpy()
+
+
+def _class_accuracy(hits: np.ndarray, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy of class i against c, (R, s, K, K), and the sampling variance of its seed mean, (s, K, K).
+
+    The variance is the larger of the observed one and a binomial one with two successes and two failures added,
+    so a class without a single miss does not get a zero-width interval.
+    """
+    right, variance = [], []
+    for row in rows:
+        chosen = hits[:, :, row]
+        right.append(chosen.mean(axis=2))
+        seed_mean = chosen.mean(axis=0)
+        smoothed = (seed_mean.sum(axis=1) + 2) / (len(row) + 4)
+        observed = seed_mean.var(axis=1) / max(len(row) - 1, 1)
+        variance.append(np.maximum(observed, smoothed * (1 - smoothed) / (len(row) + 4)))
+    return np.stack(right, axis=2), np.stack(variance, axis=1)
+
+
+def _resampled_accuracy(
+    hits: np.ndarray, rows: list[np.ndarray], seed_weights: np.ndarray, row_weights: list[np.ndarray]
+) -> np.ndarray:
+    """Seed-mean accuracy of class i against c in every resample, float32 (B, s, K, K).
+
+    Seed and sample weights multiply, so one matrix product a class covers all resamples, subsets and other classes.
+    """
+    seeds, width, _, num_classes = hits.shape
+    table = np.empty((len(seed_weights), width, len(rows), num_classes), dtype=np.float32)
+    for label, row in enumerate(rows):
+        weights = (seed_weights[:, :, None] * row_weights[label][:, None, :]).reshape(len(seed_weights), -1)
+        chosen = hits[:, :, row].transpose(0, 2, 1, 3).reshape(seeds * len(row), width * num_classes)
+        table[:, :, label] = (weights @ chosen.astype(np.float32)).reshape(len(weights), width, num_classes)
+    return table
+
+
+def moderated_variance(scores: np.ndarray, *, group: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Seed variance of each cell, shrunk towards that of cells with similar mean, and its degrees of freedom.
+
+    Within each group of cells the true variances are taken as scaled inverse chi-square; its degrees of freedom
+    come from how much more the sample variances scatter than chi-square allows (method of moments).
+
+    Args:
+        scores: (R, n, P) with R >= 2.
+        group: cells pooled together, neighbours in the order of their means.
+
+    Returns:
+        Variance of one seed and degrees of freedom, both float64 (n, P).
+
+    Reference: Smyth, "Linear models and empirical Bayes methods", 2004, section 3.
+    """
+    own = scores.var(axis=0, ddof=1).ravel()
+    freedom = len(scores) - 1
+    variance, total = np.empty_like(own), np.empty_like(own)
+    order = np.argsort(scores.mean(axis=0).ravel(), kind="stable")
+    for cells in np.array_split(order, max(1, len(order) // group)):
+        mean = own[cells].mean()
+        if len(cells) < 3 or mean <= 0:
+            variance[cells], total[cells] = np.maximum(own[cells], mean), freedom
+            continue
+        excess = (1 + own[cells].var(ddof=1) / mean**2) / (1 + 2 / freedom) - 1
+        prior = min(4 + 2 / excess if excess > 0 else np.inf, freedom * len(cells))
+        scale = mean * (prior - 2) / prior
+        variance[cells] = (prior * scale + freedom * own[cells]) / (prior + freedom)
+        total[cells] = prior + freedom
+    return variance.reshape(scores.shape[1:]), total.reshape(scores.shape[1:])
+
+
+def cell_bounds(
+    scores: np.ndarray,
+    *,
+    sample_variance: np.ndarray | float = 0.0,
+    sample_freedom: np.ndarray | float = np.inf,
+    largest: np.ndarray | None = None,
+    alpha: float = 0.05,
+    simultaneous: str = "bonferroni",
+) -> CellBounds:
+    """Two-sided bounds for the expected score of every cell.
+
+    Args:
+        scores: (R, n, P), one value for each seed; with R = 1 only `sample_variance` counts.
+        sample_variance: of the seed mean because of the finite test set, broadcastable to (n, P).
+        sample_freedom: degrees of freedom behind it, broadcastable to (n, P).
+        largest: the (B,) of `Resamples`, needed for `simultaneous="bootstrap"`.
+        alpha: chance that any bound is wrong, in (0, 0.5).
+        simultaneous: "bootstrap" (max-|t|, never wider than Bonferroni), "bonferroni", or "none" (exploration).
+
+    Raises:
+        SettingsError: an option out of its range.
+    """
+    if not 0 < alpha < 0.5:
+        raise SettingsError(f"alpha is {alpha}, expected between 0 and 0.5; 0.05 is usual")
+    if simultaneous not in SIMULTANEOUS:
+        raise SettingsError(f"simultaneous is {simultaneous!r}, expected one of {', '.join(SIMULTANEOUS)}")
+    estimate = scores.mean(axis=0)
+    sample_variance = np.broadcast_to(np.asarray(sample_variance, dtype=float), estimate.shape)
+    sample_freedom = np.broadcast_to(np.asarray(sample_freedom, dtype=float), estimate.shape)
+    if len(scores) > 1:
+        seed_variance, seed_freedom = moderated_variance(scores)
+        seed_variance = seed_variance / len(scores)
+    else:
+        seed_variance, seed_freedom = np.zeros_like(estimate), np.full_like(estimate, np.inf)
+    total = seed_variance + sample_variance
+    # Satterthwaite: a variance made of two parts has the freedom of the part that dominates it.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = total**2 / (seed_variance**2 / seed_freedom + sample_variance**2 / sample_freedom)
+    freedom = np.where(np.isfinite(freedom), freedom, 1e9)
+
+    level = _cell_level(alpha, estimate.size, simultaneous, largest)
+    half = stats.t.isf(level / 2, freedom) * np.sqrt(total)
+    lower, upper = np.clip(estimate - half, 0, 1), np.clip(estimate + half, 0, 1)
+    return CellBounds(estimate, lower, upper, alpha, simultaneous, len(scores))
+
+
+def _cell_level(alpha: float, cells: int, simultaneous: str, largest: np.ndarray | None) -> float:
+    if simultaneous == "none":
+        return alpha
+    if simultaneous == "bonferroni":
+        return alpha / cells
+    if largest is None:
+        raise SettingsError("simultaneous='bootstrap' needs resampled hits; use 'bonferroni' with bare scores")
+    return max(alpha / cells, float(2 * stats.norm.sf(np.quantile(largest, 1 - alpha))))

@@ -1,0 +1,243 @@
+"""Which test samples each head gets right against each other class: the raw material of the subset order.
+
+A head sees frozen features only. `pair_hits` answers all two-class questions at once: entry [x, c] says whether
+test sample x, of class y, is put on y's side when only y and c compete. The balanced two-class accuracy of a
+pair (i, j) is then the mean of two class means (`pair_scores`). For the nearest class mean all pairs come from one
+matrix product. Reference: the separation of a pair by a model follows Baena, Drumetz and Gripon (2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from gen_invariance.errors import RangeError, SettingsError, ShapeError
+from gen_invariance.order.sets import class_pairs
+
+HEADS = ("ncm", "knn", "logistic", "own")
+_NEIGHBOURS, _TEMPERATURE = 20, 0.07
+_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one backbone, with their labels.
+
+    Attributes:
+        train: float (N, D), labelled samples that heads are fitted on.
+        train_labels: int64 (N,), each in [0, K).
+        test: float (M, D).
+        test_labels: int64 (M,).
+        num_classes: K.
+        train_side, test_side: for head "own" only: share in [0, 1] by which a binary source's own decision puts
+            each sample on side 1, float (N,) and (M,).
+
+    Raises:
+        ShapeError: axes or lengths do not fit.
+        RangeError: a label outside [0, K), a class without train sample.
+    """
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    num_classes: int
+    train_side: Tensor | None = None
+    test_side: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, values, labels in (
+            ("train", self.train, self.train_labels),
+            ("test", self.test, self.test_labels),
+        ):
+            if values.ndim != 2 or len(values) != len(labels):
+                raise ShapeError(
+                    f"{name} features are {tuple(values.shape)} for {len(labels)} labels; give (N, D) and N labels"
+                )
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                raise RangeError(
+                    f"{name} labels lie in [{int(labels.min())}, {int(labels.max())}], expected "
+                    f"[0, {self.num_classes}); renumber them"
+                )
+        empty = (torch.bincount(self.train_labels, minlength=self.num_classes) == 0).nonzero().flatten()
+        if len(empty):
+            raise RangeError(f"class {int(empty[0])} has no train sample to fit a head on; add one or drop the class")
+
+    @property
+    def usable(self) -> bool:
+        """False for a diverged run: NaN or infinite features, or features that are the same for every sample."""
+        joined = torch.cat([self.train, self.test]).float()
+        return bool(torch.isfinite(joined).all()) and bool((joined.amax(0) - joined.amin(0)).max() > 1e-9)
+
+
+def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean feature of each class, (K, D); NaN rows for classes without a sample."""
+    one_hot = torch.nn.functional.one_hot(labels, num_classes).to(features.dtype)
+    return (one_hot.T @ features) / one_hot.sum(0)[:, None]
+
+
+def class_scores(features: Features, head: str) -> Tensor:
+    """Score of each test sample for each class under "ncm", float32 (M, K); the larger wins.
+
+    One matrix product: -|x - m|^2 up to the term |x|^2, which no comparison of classes sees.
+    """
+    if head != "ncm":
+        raise SettingsError(f"class scores exist for head 'ncm', not {head!r}")
+    train = features.train.float()
+    centre = train.mean(0)  # differences are taken near the origin, where float32 is finest
+    means = class_means(train - centre, features.train_labels, features.num_classes)
+    return 2 * (features.test.float() - centre) @ means.T - means.square().sum(1)
+
+
+def pair_hits(features: Features, head: str = "ncm", *, generator: torch.Generator | None = None) -> Tensor:
+    """Whether each test sample is right against each other class, bool (M, K); its own class's column is False.
+
+    Args:
+        features: of one backbone.
+        head: "ncm", "knn" (k = min(20, n - 1), cosine, temperature 0.07), "logistic" (L2, strength chosen on a
+            held-out quarter of the train samples), or "own" (the binary source's decision as a cut).
+        generator: for the held-out quarter of "logistic".
+
+    A draw counts as a miss, so a head that cannot decide never separates.
+    """
+    scorer = {"ncm": _ncm_hits, "knn": _knn_hits, "own": _own_hits}
+    if head == "logistic":
+        hits = _logistic_hits(features, generator=generator)
+    elif head in scorer:
+        hits = scorer[head](features)
+    else:
+        raise SettingsError(f"unknown head {head!r}; use one of {', '.join(HEADS)}")
+    hits[torch.arange(len(hits)), features.test_labels] = False
+    return hits
+
+
+def _ncm_hits(features: Features) -> Tensor:
+    scores = class_scores(features, "ncm")
+    return scores.gather(1, features.test_labels[:, None]) > scores
+
+
+def _knn_hits(features: Features) -> Tensor:
+    """Two-class votes among the k nearest of both classes together, from each class's own k nearest."""
+    train = torch.nn.functional.normalize(features.train.float(), dim=1)
+    test = torch.nn.functional.normalize(features.test.float(), dim=1)
+    neighbours = min(_NEIGHBOURS, len(train) - 1)
+    nearest = torch.full((len(test), features.num_classes, neighbours), -torch.inf)
+    for label in range(features.num_classes):
+        similar = test @ train[features.train_labels == label].T
+        top = similar.topk(min(neighbours, similar.shape[1]), dim=1).values
+        nearest[:, label, : top.shape[1]] = top
+    own = nearest[torch.arange(len(test)), features.test_labels]
+    hits = torch.empty(len(test), features.num_classes, dtype=torch.bool)
+    for label in range(features.num_classes):
+        both = torch.cat([own, nearest[:, label]], dim=1)
+        top, place = both.topk(min(neighbours, both.shape[1]), dim=1)
+        weight = torch.exp((top - top[:, :1]) / _TEMPERATURE)
+        hits[:, label] = (weight * (place < neighbours)).sum(1) > (weight * (place >= neighbours)).sum(1)
+    return hits
+
+
+def _logistic_hits(features: Features, *, generator: torch.Generator | None) -> Tensor:
+    hits = torch.zeros(len(features.test), features.num_classes, dtype=torch.bool)
+    for first, second in class_pairs(features.num_classes).tolist():
+        predicted, rows = logistic_predictions(features, (first, second), generator=generator)
+        right = predicted == features.test_labels[rows]
+        other = torch.where(features.test_labels[rows] == first, second, first)
+        hits[rows, other] = right
+    return hits
+
+
+def logistic_predictions(
+    features: Features, classes: tuple[int, ...], *, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Predicted class (original numbering) of every test sample of `classes`, int64 (m,), and their rows (m,).
+
+    Labels are remapped to 0..len(classes)-1 for the fit and mapped back.
+    """
+    train_rows = torch.isin(features.train_labels, torch.tensor(classes)).nonzero().flatten()
+    test_rows = torch.isin(features.test_labels, torch.tensor(classes)).nonzero().flatten()
+    inputs, labels = features.train[train_rows].float(), features.train_labels[train_rows]
+    mapped = torch.searchsorted(torch.tensor(classes), labels).numpy()
+    scale = inputs.std(0).clamp_min(1e-6)
+    inputs = ((inputs - inputs.mean(0)) / scale).numpy()
+    tests = ((features.test[test_rows].float() - features.train[train_rows].float().mean(0)) / scale).numpy()
+    model = _fit_logistic(inputs, mapped, generator=generator)
+    return torch.tensor(classes)[torch.from_numpy(model.predict(tests))], test_rows
+
+
+def _fit_logistic(inputs: np.ndarray, labels: np.ndarray, *, generator: torch.Generator | None) -> LogisticRegression:
+    """L2 logistic regression; the strength with the best accuracy on a held-out quarter, then fitted on all."""
+    order = torch.randperm(len(labels), generator=generator or torch.Generator().manual_seed(0)).numpy()
+    held, kept = order[: len(order) // 4], order[len(order) // 4 :]
+    best, best_right = 1.0, -1.0
+    if len(np.unique(labels[kept])) == len(np.unique(labels)) and len(held):
+        for strength in _STRENGTHS:
+            trial = LogisticRegression(C=strength, max_iter=200).fit(inputs[kept], labels[kept])
+            right = trial.score(inputs[held], labels[held])
+            if right > best_right:
+                best, best_right = strength, right
+    return LogisticRegression(C=best, max_iter=500).fit(inputs, labels)
+
+
+def _own_hits(features: Features) -> Tensor:
+    """The source's own cut; which side stands for which class is read from the train samples, never the test."""
+    if features.train_side is None or features.test_side is None:
+        raise SettingsError(
+            "head 'own' needs the source's own two-class decision; use sources of two classes, or head 'ncm'"
+        )
+    share = class_means(features.train_side.float()[:, None], features.train_labels, features.num_classes)[:, 0]
+    above = share[features.test_labels][:, None] > share[None, :]
+    side = (features.test_side > 0.5)[:, None]
+    return torch.where(above, side, ~side)
+
+
+def pair_scores(hits: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:
+    """Balanced two-class accuracy of every pair, float64 (P,) in [0, 1]; NaN where a class has no test sample.
+
+    Args:
+        hits: bool (M, K) from `pair_hits`.
+        labels: int64 (M,), the test labels.
+        num_classes: K; pairs are ordered as in `class_pairs`.
+    """
+    one_hot = torch.nn.functional.one_hot(labels, num_classes).double()
+    right = ((one_hot.T @ hits.double()) / one_hot.sum(0)[:, None]).numpy()
+    first, second = class_pairs(num_classes).T
+    return (right[first, second] + right[second, first]) / 2
+
+
+def target_accuracy(
+    features: Features, target: tuple[int, ...], head: str = "ncm", *, generator: torch.Generator | None = None
+) -> float:
+    """Class-balanced test accuracy in [0, 1] on the classes of `target` (two or more) only."""
+    if head == "logistic":
+        predicted, rows = logistic_predictions(features, target, generator=generator)
+    else:
+        rows = torch.isin(features.test_labels, torch.tensor(target)).nonzero().flatten()
+        votes = _knn_votes(features, target, rows) if head == "knn" else class_scores(features, "ncm")[rows]
+        predicted = torch.tensor(target)[votes[:, list(target)].argmax(1)]
+    truth = features.test_labels[rows]
+    right = (predicted == truth).double()
+    return float(torch.stack([right[truth == label].mean() for label in target]).mean())
+
+
+def _knn_votes(features: Features, target: tuple[int, ...], rows: Tensor) -> Tensor:
+    """Weighted votes of the k nearest train samples of `target`'s classes, (m, K)."""
+    chosen = torch.isin(features.train_labels, torch.tensor(target))
+    train = torch.nn.functional.normalize(features.train[chosen].float(), dim=1)
+    similar = torch.nn.functional.normalize(features.test[rows].float(), dim=1) @ train.T
+    top, place = similar.topk(min(_NEIGHBOURS, len(train) - 1), dim=1)
+    votes = torch.zeros(len(rows), features.num_classes)
+    return votes.scatter_add_(1, features.train_labels[chosen][place], torch.exp((top - 1) / _TEMPERATURE))
+
+
+def pack_hits(hits: Tensor) -> np.ndarray:
+    """`hits` bool (M, K) as bits, uint8 (M, ceil(K / 8))."""
+    return np.packbits(hits.numpy(), axis=1)
+
+
+def unpack_hits(packed: np.ndarray, num_classes: int) -> np.ndarray:
+    """The bool array that `pack_hits` packed; works on any leading axes."""
+    return np.unpackbits(packed, axis=-1, count=num_classes).astype(bool)
