@@ -1,0 +1,188 @@
+"""Heads for few samples against scikit-learn and loops; episodes; gappy labels."""
+
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.preprocessing import StandardScaler
+
+from gen_invariance.classifier.heads import HEADS, few_shot, fit_head, measure_similarity, predict
+from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
+from gen_invariance.run import named_generator
+
+GAPPY = torch.tensor([2, 5, 7, 40])
+
+
+def blobs(per_class=(12, 9, 7, 20), spread=1.2, width=6, seed=0):
+    generator = named_generator(seed, "blobs")
+    numbers = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
+    centres = 2 * torch.randn(len(per_class), width, generator=named_generator(7, "centres"))
+    features = centres[numbers] + spread * torch.randn(len(numbers), width, generator=generator)
+    order = torch.randperm(len(numbers), generator=generator)
+    return features[order], numbers[order]
+
+
+def test_nearest_mean_is_scikit_learns():
+    features, labels = blobs()
+    queries, _ = blobs(seed=1)
+    oracle = NearestCentroid().fit(features.numpy(), labels.numpy()).predict(queries.numpy())
+    assert predict(fit_head("nearest_mean", features, labels), queries).tolist() == oracle.tolist()
+
+
+def test_cosine_is_a_loop_over_classes():
+    features, labels = blobs()
+    queries, _ = blobs(seed=1)
+    head = fit_head("cosine", features, labels)
+    for column in range(4):
+        mean = torch.stack([f / f.norm() for f in features[labels == column]]).mean(0)
+        expected = torch.stack([torch.dot(q / q.norm(), mean / mean.norm()) for q in queries])
+        torch.testing.assert_close(head.scores(queries)[:, column], expected)
+    torch.testing.assert_close(head.scores(3 * queries), head.scores(queries))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.001])
+def test_knn_is_scikit_learns_with_the_same_votes(temperature):
+    features, labels = blobs()
+    queries, _ = blobs(seed=1)
+    oracle = KNeighborsClassifier(
+        5, metric="cosine", algorithm="brute", weights=lambda d: torch.exp((1 - torch.from_numpy(d)) / 0.1).numpy()
+    ).fit(features.double().numpy(), labels.numpy())
+    head = fit_head("knn", features.double(), labels, temperature=temperature)
+    ours = head.scores(queries.double())
+    torch.testing.assert_close(ours.sum(1), torch.ones(len(queries), dtype=torch.float64))
+    if temperature == 0.1:
+        torch.testing.assert_close(ours, torch.from_numpy(oracle.predict_proba(queries.double().numpy())))
+    few = fit_head("knn", features[:2], labels[:2], neighbours=9)
+    assert few.scores(queries).isfinite().all()
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_logistic_is_scikit_learns_probability(classes, balanced):
+    features, labels = blobs()
+    features, labels = features[labels < classes], labels[labels < classes]
+    features[:, 3] = 1.0  # a dead feature
+    queries, _ = blobs(seed=1)
+    scaler = StandardScaler().fit(features.double().numpy())
+    model = LogisticRegression(class_weight="balanced" if balanced else None, max_iter=2000)
+    model.fit(scaler.transform(features.double().numpy()), labels.numpy())
+    queries[:, 3] = 1.0
+    expected = torch.from_numpy(model.predict_proba(scaler.transform(queries.double().numpy()))).float()
+    ours = fit_head("logistic", features, labels, balanced=balanced).scores(queries).softmax(1)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_labels_with_gaps_answer_in_their_own_numbers(name):
+    features, labels = blobs()
+    plain = predict(fit_head(name, features, labels), features)
+    gappy = predict(fit_head(name, features, GAPPY[labels]), features)
+    assert torch.equal(gappy, GAPPY[plain])
+    assert (plain == labels).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_order_of_samples_does_not_matter(name):
+    features, labels = blobs()
+    order = torch.randperm(len(labels), generator=named_generator(3, "order"))
+    one = fit_head(name, features, labels).scores(features)
+    torch.testing.assert_close(
+        fit_head(name, features[order], labels[order]).scores(features), one, atol=2e-2, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_episodes(head):
+    features, labels = blobs((30, 30, 30, 30, 3), spread=0.5)
+    options = {"ways": 3, "shots": 2, "queries": 4, "episodes": 20, "head": head}
+    state = torch.random.get_rng_state()
+    one = few_shot(features, labels, **options, generator=named_generator(0, "episodes"))
+    again = few_shot(features, labels * 11 + 3, **options, generator=named_generator(0, "episodes"))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert torch.equal(one.episodes, again.episodes)
+    assert one.accuracy == pytest.approx(one.episodes.mean().item())
+    assert one.half_width == pytest.approx(1.96 * one.episodes.std().item() / math.sqrt(20))
+    assert one.accuracy > 0.7
+
+
+def test_episodes_keep_support_and_query_apart_and_classes_even(monkeypatch):
+    """Features are row numbers, so a spy on the head sees which rows it is given."""
+    features = torch.arange(60.0)[:, None].repeat(1, 2)
+    labels = torch.arange(60) % 4 * 5
+    import gen_invariance.classifier.heads as module
+
+    seen = []
+    fit, ask = module.fit_head, module.predict
+    monkeypatch.setattr(module, "fit_head", lambda n, f, y: seen.append(("fit", f[:, 0].long(), y)) or fit(n, f, y))
+    monkeypatch.setattr(module, "predict", lambda h, f: seen.append(("ask", f[:, 0].long(), None)) or ask(h, f))
+    few_shot(features, labels, ways=3, shots=2, queries=5, episodes=8, generator=named_generator(0, "episodes"))
+    assert len(seen) == 16
+    for (_, support, numbers), (_, query, _) in zip(seen[::2], seen[1::2], strict=True):
+        assert not set(support.tolist()) & set(query.tolist())
+        assert len(set(support.tolist())) == 6
+        assert len(set(query.tolist())) == 15
+        classes = labels[support].view(3, 2)
+        assert (classes == classes[:, :1]).all()
+        assert torch.equal(labels[query].view(3, 5), classes[:, :1].expand(3, 5))
+        assert numbers.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_chance_features_give_chance():
+    features = torch.randn(400, 8, generator=named_generator(0, "noise"))
+    labels = torch.arange(400) % 5
+    result = few_shot(features, labels, ways=5, shots=1, episodes=300, generator=named_generator(0, "episodes"))
+    assert abs(result.accuracy - 0.2) < 3 * result.half_width
+    one = few_shot(features, labels, ways=5, shots=1, episodes=1, generator=named_generator(0, "episodes"))
+    assert math.isnan(one.half_width)
+
+
+def test_similarity_is_leave_one_out_by_loop():
+    features, labels = blobs((6, 4, 9, 2), spread=3)
+    hits = {c: [] for c in range(4)}
+    for row in range(len(labels)):
+        keep = torch.arange(len(labels)) != row
+        means = torch.stack([features[keep & (labels == c)].mean(0) for c in range(4)])
+        hits[labels[row].item()].append(((features[row] - means).norm(dim=1).argmin() == labels[row]).item())
+    balanced = sum(sum(h) / len(h) for h in hits.values()) / 4
+    assert 0.25 < balanced < 0.99
+    assert measure_similarity(features, GAPPY[labels]) == pytest.approx((balanced - 0.25) / 0.75)
+
+
+def test_similarity_ends():
+    features = torch.eye(3)[torch.arange(12) % 3] + 0.01 * torch.randn(12, 3, generator=named_generator(0, "n"))
+    labels = torch.arange(12) % 3
+    assert measure_similarity(features, labels) == 1
+    assert measure_similarity(torch.ones(12, 3), labels) == pytest.approx(0, abs=1e-6)
+    lonely = torch.tensor([0, 0, 1])
+    assert measure_similarity(torch.tensor([[0.0], [0.1], [5.0]]), lonely) == 1
+
+
+def test_misuse_is_named():
+    features, labels = blobs()
+    generator = named_generator(0, "episodes")
+    with pytest.raises(SettingsError, match="no head 'ncm'; choose nearest_mean, cosine, knn, logistic"):
+        fit_head("ncm", features, labels)
+    with pytest.raises(SettingsError, match=r"head knn: .*'k'"):
+        fit_head("knn", features, labels, k=3)
+    with pytest.raises(SettingsError, match="neighbours >= 1"):
+        fit_head("knn", features, labels, neighbours=0)
+    with pytest.raises(SettingsError, match="strength must be positive"):
+        fit_head("logistic", features, labels, strength=0)
+    with pytest.raises(DataError, match="at least two classes"):
+        fit_head("logistic", features, torch.zeros_like(labels))
+    with pytest.raises(ShapeError, match="flatten them"):
+        fit_head("cosine", features[None], labels)
+    with pytest.raises(ShapeError, match="one for each row"):
+        fit_head("cosine", features, labels[:4])
+    with pytest.raises(DataError, match="got no samples"):
+        fit_head("cosine", features[:0], labels[:0])
+    with pytest.raises(RangeError, match="did the backbone's training diverge"):
+        fit_head("cosine", features * math.nan, labels)
+    with pytest.raises(SettingsError, match="only 2 of 4 have them; lower ways"):
+        few_shot(features, labels, ways=3, shots=5, queries=6, generator=generator)
+    with pytest.raises(SettingsError, match="ways >= 2"):
+        few_shot(features, labels, ways=1, generator=generator)
+    with pytest.raises(DataError, match="similarity needs two classes"):
+        measure_similarity(features, torch.zeros_like(labels))
