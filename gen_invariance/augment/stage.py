@@ -36,6 +36,12 @@ class Gate(NamedTuple):
     rows: Tensor
     draw: Draw
 
+    def share(self, part: slice) -> Gate:
+        """The gate of the rows that `part` picks out of the batch, as a process of several needs it."""
+        place = torch.zeros(len(self.rows), dtype=torch.int64)
+        place[self.rows] = torch.arange(int(self.rows.sum()))
+        return Gate(self.rows[part], select_rows(self.draw, place[part][self.rows[part]]))
+
 
 def translate_rows(nuisance: Nuisance, images: Tensor, gate: Gate) -> Tensor:
     """`images` (B, C, H, W) with the gated rows transformed; the network sees those rows and no others."""
@@ -101,6 +107,18 @@ class TailAugment(nn.Module):
         return Gate(rows, self.nuisance.sample((int(rows.sum()), *shape[1:]), generator=generator))
 
     @torch.no_grad()
+    def apply(
+        self, images: Tensor, labels: Tensor, gate: Gate, *, source: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Carry out a gate: `forward` without its randomness."""
+        if source is None:
+            return translate_rows(self.nuisance, images, gate), labels
+        rows = gate.rows.nonzero().squeeze(1).to(images.device)
+        if not len(rows):
+            return images, labels
+        translated = self.nuisance.apply(source[0].index_select(0, rows), gate.draw)
+        return images.index_copy(0, rows, translated), labels.index_copy(0, rows, source[1].index_select(0, rows))
+
     def forward(
         self,
         images: Tensor,
@@ -125,37 +143,35 @@ class TailAugment(nn.Module):
         Raises:
             ShapeError: labels or source do not fit the images.
         """
-        images = images.float().div(255) if images.dtype == torch.uint8 else images
+        images = _as_float(images)
+        _check(images, labels)
         if source is None:
-            self._check(images, labels)
-            return translate_rows(self.nuisance, images, self._gate(images, labels, generator)), labels
-        fresh, fresh_labels = source
-        fresh = fresh.float().div(255) if fresh.dtype == torch.uint8 else fresh
-        if fresh.shape != images.shape:
-            raise ShapeError(f"stage: source images {tuple(fresh.shape)} must have the batch's {tuple(images.shape)}")
-        self._check(images, labels)
-        self._check(fresh, fresh_labels)
-        gate = self._gate(fresh, fresh_labels, generator)
-        rows = gate.rows.nonzero().squeeze(1).to(images.device)
-        if not len(rows):
-            return images, labels
-        translated = self.nuisance.apply(fresh.index_select(0, rows), gate.draw)
-        return images.index_copy(0, rows, translated), labels.index_copy(0, rows, fresh_labels.index_select(0, rows))
-
-    def _gate(self, images: Tensor, labels: Tensor, generator: torch.Generator | None) -> Gate:
-        return self.sample(images.shape, labels, generator=generator)
-
-    def _check(self, images: Tensor, labels: Tensor) -> None:
-        if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
+            return self.apply(images, labels, self.sample(images.shape, labels, generator=generator))
+        source = (_as_float(source[0]), source[1])
+        _check(*source)
+        if source[0].shape != images.shape:
             raise ShapeError(
-                f"stage: expected images (B, C, H, W) and integer labels (B,), got {tuple(images.shape)} and "
-                f"{labels.dtype} {tuple(labels.shape)}; call the stage before mixup makes labels soft"
+                f"stage: source images {tuple(source[0].shape)} must have the batch's {tuple(images.shape)}"
             )
+        gate = self.sample(images.shape, source[1], generator=generator)
+        return self.apply(images, labels, gate, source=source)
 
     def extra_repr(self) -> str:
         """Nuisance and the classes it is given to."""
         given = int((self.probability > 0).sum())
         return f"{type(self.nuisance).__name__}, {given} of {len(self.probability)} classes"
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images.float().div(255) if images.dtype == torch.uint8 else images
+
+
+def _check(images: Tensor, labels: Tensor) -> None:
+    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ShapeError(
+            f"stage: expected images (B, C, H, W) and integer labels (B,), got {tuple(images.shape)} and "
+            f"{labels.dtype} {tuple(labels.shape)}; call the stage before mixup makes labels soft"
+        )
 
 
 class _DrawGenerator(RandomGeneratorBase):

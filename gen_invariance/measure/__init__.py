@@ -1,0 +1,1 @@
+"""Accuracy and invariance by class, and honest statistics over seeds."""

@@ -1,0 +1,105 @@
+"""Invariance by class: does a classifier's answer stay when the nuisance acts on the image?
+
+    eKLD_c = E over x of class c, E over T, of KL( p(.|x) || p(.|T x) ),  in nats (Zhou et al. 2022)
+
+0 is perfect invariance. Original and transformed image are always the same image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gen_invariance.errors import SettingsError, ShapeError
+from gen_invariance.measure.accuracy import Predict, as_float, logits_of, mean_by_class
+from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+
+
+@dataclass(frozen=True)
+class InvarianceScores:
+    """What `measure_invariance` found; all (K,), on the CPU.
+
+    Attributes:
+        ekld: float64, nats; NaN for a class without images.
+        agreement: float64, share of draws under which the predicted class stays; NaN for a class without images.
+        standard_error: float64, of `ekld`, over images; NaN for fewer than two images.
+        count: int64, images of each class.
+        draws: transformations tried on each image.
+    """
+
+    ekld: Tensor
+    agreement: Tensor
+    standard_error: Tensor
+    count: Tensor
+    draws: int
+
+
+@torch.no_grad()
+def measure_invariance(
+    predict: Predict,
+    images: Tensor,
+    labels: Tensor,
+    nuisance: Nuisance,
+    *,
+    num_classes: int,
+    draws: int = 20,
+    batch_size: int = 512,
+    generator: torch.Generator,
+) -> InvarianceScores:
+    """Expected KL divergence (eKLD) and agreement by class under any nuisance, hand-written or learned.
+
+    Each of the `draws` rounds draws once for all images and then goes through them in batches, so the result does
+    not depend on `batch_size`, and memory does not grow with the number of draws.
+
+    Args:
+        predict: images to logits; put the model in eval mode first.
+        images: float (N, C, H, W) in [0, 1], or uint8.
+        labels: int64 (N,).
+        nuisance: the transformations to be invariant to.
+        num_classes: K.
+        draws: rounds; the reference protocol takes 100.
+        batch_size: images at a time.
+        generator: CPU generator of the draws.
+
+    Returns:
+        Figures by class. Under the identity nuisance eKLD is exactly 0 and agreement exactly 1.
+
+    Raises:
+        SettingsError: fewer than one draw.
+        ShapeError: no images, or labels that do not fit them.
+    """
+    if draws < 1:
+        raise SettingsError(f"measure: draws must be at least 1, got {draws}")
+    if labels.shape != images.shape[:1]:
+        raise ShapeError(f"measure: {len(images)} images but labels of shape {tuple(labels.shape)}")
+    original = F.log_softmax(logits_of(predict, images, batch_size=batch_size), dim=1)
+    divergence = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    same = torch.zeros_like(divergence)
+    for _ in range(draws):
+        draw = nuisance.sample(images.shape, generator=generator)
+        for rows in torch.arange(len(images)).split(batch_size):
+            chunk = as_float(images[rows.to(images.device)])
+            moved = nuisance.apply(chunk, draw_to(select_rows(draw, rows), chunk))
+            moved = F.log_softmax(predict(moved).float(), dim=1)
+            own = original[rows.to(images.device)]
+            divergence[rows] += kl_divergence(own, moved)
+            same[rows] += own.argmax(1) == moved.argmax(1)
+    divergence, same = divergence / draws, same / draws
+    ekld, count = mean_by_class(divergence, labels, num_classes)
+    agreement, _ = mean_by_class(same, labels, num_classes)
+    square, _ = mean_by_class(divergence**2, labels, num_classes)
+    variance = (square - ekld**2).clamp(min=0) * count / (count - 1).clamp(min=0)
+    return InvarianceScores(ekld, agreement, (variance / count).sqrt(), count, draws)
+
+
+def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of each row in nats, float64 (B,), from log-probabilities (B, K); exactly 0 for equal rows.
+
+    A class to which p gives no probability adds nothing, whatever q says.
+    """
+    log_p, log_q = log_p.double(), log_q.double()
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(1).clamp(min=0)
