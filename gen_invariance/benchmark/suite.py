@@ -1,0 +1,243 @@
+"""Benchmark cells: fit what a method needs, train its classifier, measure, and return records.
+
+A cell is one (task, method, seed). Its figures depend on these alone, so cells may run in any order, in any process,
+and again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gen_invariance.augment.policy import build_policy
+from gen_invariance.augment.stage import TailAugment
+from gen_invariance.benchmark.records import Record, provenance
+from gen_invariance.benchmark.task import Prepared, Task
+from gen_invariance.classifier.backbones import Classifier, build_classifier
+from gen_invariance.classifier.losses import build_loss
+from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.data.images import ImageData
+from gen_invariance.errors import SettingsError
+from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
+from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
+from gen_invariance.nuisance.compose import Compose, Identity
+from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.run import Run, config_digest, named_generator
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What the stage gives, and to whom.
+
+    Attributes:
+        nuisance: names joined by "+", applied in that order: "none" (no stage), "identity" (second stream only),
+            "true" (the one in the data: oracle), "translator", "randaugment", "trivialaugment".
+        policy: name of a policy of `augment.policy`.
+        policy_options: of that policy.
+    """
+
+    nuisance: str = "none"
+    policy: str = "auto"
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Which classifier, with which loss.
+
+    Attributes:
+        backbone: a name of `classifier.backbones`.
+        head: "linear" or "cosine".
+        loss: a name of `classifier.losses`.
+        loss_options: of that loss.
+    """
+
+    backbone: str = "resnet20"
+    head: str = "linear"
+    loss: str = "cross_entropy"
+    loss_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_stage(
+    settings: StageSettings, prepared: Prepared, *, translator: Nuisance | None = None
+) -> TailAugment | None:
+    """The stage of `settings`, or None.
+
+    Raises:
+        SettingsError: an unknown nuisance, or "translator" without one.
+    """
+    if settings.nuisance == "none":
+        return None
+    parts = [_stage_nuisance(name.strip(), prepared, translator) for name in settings.nuisance.split("+")]
+    nuisance = parts[0] if len(parts) == 1 else Compose(parts)
+    return TailAugment(nuisance, build_policy(settings.policy, prepared.train.counts, **settings.policy_options))
+
+
+def _stage_nuisance(name: str, prepared: Prepared, translator: Nuisance | None) -> Nuisance:
+    if name == "translator":
+        if translator is None:
+            raise SettingsError("stage.nuisance=translator needs stage.translator: the folder of a fitted translator")
+        return translator
+    if name in ("randaugment", "trivialaugment"):
+        from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
+
+        return RandAugment() if name == "randaugment" else TrivialAugment()
+    known = {"identity": Identity(), "true": prepared.nuisance}
+    if name not in known:
+        raise SettingsError(
+            f"unknown stage nuisance {name!r}; choose none, identity, true, translator, randaugment, "
+            "trivialaugment, or several joined by +"
+        )
+    return known[name]
+
+
+def build_model(settings: ClassifierSettings, train: ImageData, *, seed: int) -> Classifier:
+    """A new classifier, normalised by the training images."""
+    model = build_classifier(
+        settings.backbone,
+        num_classes=train.num_classes,
+        channels=train.images.shape[1],
+        head=settings.head,
+        generator=named_generator(seed, "classifier"),
+    )
+    pixels = train.images.double().div(255)
+    model.set_normalisation(pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3)).clamp(min=1e-3).float())
+    return model
+
+
+def train_classifier(
+    prepared: Prepared,
+    classifier: ClassifierSettings,
+    training: TrainSettings,
+    *,
+    stage: TailAugment | None,
+    run: Run,
+    base: Nuisance | None = None,
+    progress: bool | None = None,
+) -> Classifier:
+    """Build the classifier and its loss for the prepared data, and train it."""
+    train = prepared.train
+    model = build_model(classifier, train, seed=run.seed)
+    loss = build_loss(
+        classifier.loss, counts=train.counts, class_names=train.class_names, **dict(classifier.loss_options)
+    )
+    return fit_classifier(model, train, training, loss=loss, run=run, stage=stage, base=base, progress=progress)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One arm of a comparison.
+
+    Attributes:
+        name: in records and figures.
+        stage: what the tail is given.
+        training: how the classifier is trained.
+        classifier: which classifier.
+        translator: name of the translator the stage needs ("spatial", "munit"), or None.
+    """
+
+    name: str
+    stage: StageSettings
+    training: TrainSettings
+    classifier: ClassifierSettings
+    translator: str | None = None
+
+
+def cell_digest(task: Task, method: Method, *, draws: int) -> str:
+    """Digest of all settings of a cell but its seed."""
+    settings = {"task": task.identity(), "method": asdict(method), "draws": draws}
+    return config_digest(settings)
+
+
+def run_cell(
+    task: Task,
+    prepared: Prepared,
+    method: Method,
+    *,
+    seed: int,
+    folder: Path,
+    translator: Nuisance | None = None,
+    fit_seconds: float | None = None,
+    draws: int = 10,
+) -> list[Record]:
+    """Train and measure one cell; the run folder stays behind in `folder`.
+
+    Args:
+        task: names the benchmark.
+        prepared: its images for `seed`.
+        method: the arm.
+        seed: of everything random.
+        folder: of the run; an unfinished one is resumed.
+        translator: fitted, where the method needs one.
+        fit_seconds: what fitting it took, for the record.
+        draws: transformations of each test image for eKLD.
+    """
+    started = time.perf_counter()
+    config = {"task": task.identity(), "method": asdict(method)}
+    run = Run(folder, kind="train", seed=seed, config=config, resume=(folder / "run.json").exists())
+    stage = build_stage(method.stage, prepared, translator=translator)
+    model = train_classifier(prepared, method.classifier, method.training, stage=stage, run=run, progress=False)
+    train_seconds = time.perf_counter() - started
+    accuracy = measure_accuracy(model, prepared.test)
+    invariance = measure_invariance(
+        model,
+        prepared.test.images,
+        prepared.test.labels,
+        prepared.nuisance,
+        num_classes=prepared.test.num_classes,
+        draws=draws,
+        generator=named_generator(seed, "evaluation"),
+    )
+    seconds = {"train_seconds": train_seconds}
+    if fit_seconds is not None:
+        seconds["fit_seconds"] = fit_seconds
+    common = {
+        "benchmark": task.name,
+        "method": method.name,
+        "seed": seed,
+        "config_digest": cell_digest(task, method, draws=draws),
+        "data_digest": prepared.train.digest,
+        "seconds": time.perf_counter() - started,
+        **provenance(),
+    }
+    return records_of(accuracy, invariance, prepared, extra=seconds, common=common)
+
+
+def records_of(
+    accuracy: AccuracyScores,
+    invariance: InvarianceScores,
+    prepared: Prepared,
+    *,
+    extra: Mapping[str, float],
+    common: Mapping[str, Any],
+) -> list[Record]:
+    """Everything measured on one classifier as records: totals, by group, and by class."""
+    groups = prepared.groups
+    totals = {
+        "balanced_accuracy": accuracy.balanced,
+        "mean_ekld": mean_over(invariance.ekld),
+        "few_ekld": mean_over(invariance.ekld[groups["few"]]),
+        **{f"{name}_accuracy": value for name, value in accuracy.group_means(groups).items()},
+        **extra,
+    }
+    records = [Record(metric=metric, value=value, **common) for metric, value in totals.items()]
+    group_of = {label: name for name, chosen in groups.items() for label in chosen.nonzero().flatten().tolist()}
+    by_class = {"accuracy": accuracy.accuracy, "ekld": invariance.ekld, "agreement": invariance.agreement}
+    counts = prepared.train.counts.tolist()
+    for metric, values in by_class.items():
+        for label, value in enumerate(values.tolist()):
+            records.append(
+                Record(
+                    metric=metric,
+                    value=value,
+                    class_name=prepared.train.class_names[label],
+                    class_index=label,
+                    class_count=counts[label],
+                    group=group_of.get(label),
+                    **common,
+                )
+            )
+    return records

@@ -1,0 +1,131 @@
+"""A task: a source, a long tail cut out of it, and a nuisance that acted on every image once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from gen_invariance.data.images import ImageData
+from gen_invariance.data.longtail import class_groups
+from gen_invariance.data.sources import load_source
+from gen_invariance.data.split import LongTailSplit, make_long_tailed
+from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance.build import build_nuisance
+from gen_invariance.nuisance.once import transform_once
+from gen_invariance.nuisance.protocol import Draw, Nuisance
+from gen_invariance.run import named_generator
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which images, how long their tail, and what acted on them.
+
+    Attributes:
+        source: a name of `data.sources`.
+        path: file or folder of the source, where it needs one.
+        image_size: side to scale images to; None keeps the size.
+        skip_corrupt: leave damaged image files out instead of stopping.
+        profile, largest, imbalance, power, smallest, validation_fraction, rest_is_test, shuffle_order: of the long
+            tail, see `data.split.make_long_tailed`. Profile "none" keeps a set that is long-tailed already.
+        nuisance: name of the hand-written nuisance that acts once on each image; "identity" leaves the set as it is.
+        nuisance_options: of that nuisance.
+        many_above, few_below: bounds of many- and few-shot classes, training images.
+    """
+
+    source: str = "digits"
+    path: str | None = None
+    image_size: int | None = None
+    skip_corrupt: bool = False
+    profile: str = "exponential"
+    largest: int | None = None
+    imbalance: float = 100.0
+    power: float = 2.0
+    smallest: int = 1
+    validation_fraction: float = 0.0
+    rest_is_test: bool = False
+    shuffle_order: bool = True
+    nuisance: str = "identity"
+    nuisance_options: Mapping[str, Any] = field(default_factory=dict)
+    many_above: int = 100
+    few_below: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 < self.few_below <= self.many_above + 1:
+            raise SettingsError(
+                f"data: few_below must be positive and at most many_above + 1, got {self.few_below}, {self.many_above}"
+            )
+
+    @property
+    def name(self) -> str:
+        """For records and titles: source and nuisance."""
+        return self.source if self.nuisance == "identity" else f"{self.source}-{self.nuisance}"
+
+    def build_nuisance(self) -> Nuisance:
+        """The nuisance that is in the data: the oracle's."""
+        return build_nuisance(self.nuisance, **self.nuisance_options)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as JSON-able values, for a run's config."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The images of a task for one seed.
+
+    Attributes:
+        train, validation, test: as the classifier sees them, the nuisance applied.
+        split: indices, class counts and order; its images are those before the nuisance.
+        draws: the nuisance's draw of each part, row for row.
+        nuisance: what acted.
+        groups: bool masks (K,) "many", "medium", "few".
+        flip_safe: whether a mirrored image keeps its label.
+    """
+
+    train: ImageData
+    validation: ImageData
+    test: ImageData
+    split: LongTailSplit
+    draws: Mapping[str, Draw]
+    nuisance: Nuisance
+    groups: Mapping[str, Tensor]
+    flip_safe: bool
+
+
+def prepare(task: Task, *, seed: int, progress: bool = False) -> Prepared:
+    """Read the source, cut the long tail, apply the nuisance once to every image; a function of (task, seed)."""
+    source = load_source(
+        task.source,
+        task.path,
+        image_size=task.image_size,
+        skip_corrupt=task.skip_corrupt,
+        progress=progress,
+    )
+    split = make_long_tailed(
+        source,
+        profile=task.profile,
+        largest=task.largest,
+        imbalance=task.imbalance,
+        power=task.power,
+        smallest=task.smallest,
+        validation_fraction=task.validation_fraction,
+        rest_is_test=task.rest_is_test,
+        shuffle_order=task.shuffle_order,
+        seed=seed,
+    )
+    nuisance = task.build_nuisance()
+    moved = {
+        part: transform_once(images, nuisance, generator=named_generator(seed, "nuisance", part))
+        for part, images in (("train", split.train), ("validation", split.validation), ("test", split.test))
+    }
+    return Prepared(
+        **{part: images for part, (images, _) in moved.items()},
+        split=split,
+        draws={part: draw for part, (_, draw) in moved.items()},
+        nuisance=nuisance,
+        groups=class_groups(split.train.counts, many_above=task.many_above, few_below=task.few_below),
+        flip_safe=source.flip_safe,
+    )
