@@ -135,7 +135,8 @@ def _per_class(
     chosen = frame[(frame["metric"] == metric) & frame["class_index"].notna() & frame["class_count"].notna()].copy()
     if chosen.empty:
         raise DataError(f"no record of {metric!r} with class_index and class_count to draw; measure it by class first")
-    if chosen[["benchmark", "method", "config_digest"]].drop_duplicates().duplicated(["method"]).any():
+    configurations = chosen[["method", "config_digest"]].drop_duplicates()
+    if chosen["benchmark"].nunique() > 1 or configurations.duplicated(["method"]).any():
         raise DataError("one figure shows one benchmark in one configuration; select its records first")
     return chosen, styles or method_styles(frame["method"])
 

@@ -1,0 +1,271 @@
+"""Tables of methods and of classes, and their Markdown and LaTeX forms."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from gen_invariance.benchmark.metrics import METRICS, PUBLISHED, Metric, Published, metric_info
+from gen_invariance.benchmark.records import measured
+from gen_invariance.measure.statistics import paired_difference
+
+_CLASS_METRICS = ("accuracy", "ekld", "agreement")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table: its text, its comparison with the baseline, and the number it is sorted by."""
+
+    text: str
+    difference: str = ""
+    sort: float = math.nan
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method (or class): its name, a remark, and a cell for each column."""
+
+    name: str
+    remark: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows and columns of one benchmark, and the lines that belong under them."""
+
+    benchmark: str
+    first_column: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    footnotes: tuple[str, ...] = field(default=())
+
+
+def method_tables(
+    frame: pd.DataFrame,
+    summary: pd.DataFrame,
+    *,
+    baseline: str | None = None,
+    level: float = 0.95,
+    references: Collection[str] = (),
+    published: Mapping[tuple[str, str], Published] = PUBLISHED,
+) -> list[Table]:
+    """One table for each benchmark: methods down, metrics across, mean ± half-width over seeds in the cells.
+
+    A cell is marked best only if its method's paired difference to every other method has an interval on the
+    better side of zero; with two methods alike nobody is best.
+
+    Args:
+        frame: the records.
+        summary: from `summarise(frame, baseline=baseline, level=level)`.
+        baseline: the method that differences are taken to.
+        level: confidence of the intervals.
+        references: methods that are shown but do not compete, such as the oracle.
+        published: verified figures by (benchmark, method); a column appears where there is one.
+    """
+    whole = summary[summary["class_index"].isna() & summary["class_name"].isna() & summary["group"].isna()]
+    figures = measured(frame)
+    figures = figures[figures["class_index"].isna() & figures["class_name"].isna() & figures["group"].isna()]
+    tables = []
+    for benchmark, part in whole.groupby("benchmark", sort=False):
+        names = _ordered_metrics(part["metric"])
+        own = figures[figures["benchmark"] == benchmark]
+        best = {
+            name: _best_method(own[own["metric"] == name], name, level=level, references=references) for name in names
+        }
+        known = {method: entry for (where, method), entry in published.items() if where == benchmark}
+        rows = [
+            _method_row(method, rows, names=names, best=best, baseline=baseline, references=references, known=known)
+            for method, rows in part.groupby("method", sort=False)
+        ]
+        columns = ["Seeds", *(metric_info(name).title for name in names), *(["Published"] if known else [])]
+        footnotes = _footnotes(known, ran={row.name for row in rows}, baseline=baseline, level=level)
+        tables.append(Table(benchmark, "Method", tuple(columns), tuple(rows), footnotes))
+    return tables
+
+
+def class_tables(summary: pd.DataFrame) -> list[Table]:
+    """One table for each benchmark with per-class figures: classes down, metric and method across, means over seeds."""
+    by_class = summary[summary["class_index"].notna() & summary["metric"].isin(_CLASS_METRICS)]
+    tables = []
+    for benchmark, part in by_class.groupby("benchmark", sort=False):
+        pairs = [
+            (metric, method)
+            for metric in _ordered_metrics(part["metric"])
+            for method in dict.fromkeys(part.loc[part["metric"] == metric, "method"])
+        ]
+        rows = []
+        for (index, name), one in part.groupby(["class_index", "class_name"], sort=True, dropna=False):
+            means = dict(zip(zip(one["metric"], one["method"], strict=True), one["mean"], strict=True))
+            size = one["class_count"].astype(float).mean()
+            cells = [Cell(f"{size:g}" if size == round(size) else f"{size:.1f}", sort=size)]
+            cells += [
+                _plain_cell(metric_info(metric), means.get((metric, method), math.nan)) for metric, method in pairs
+            ]
+            rows.append(Row(str(index) if pd.isna(name) else name, "", tuple(cells)))
+        columns = ("Training images (mean)", *(f"{metric_info(metric).title}: {method}" for metric, method in pairs))
+        tables.append(Table(benchmark, "Class", columns, tuple(rows)))
+    return tables
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """The tables as GitHub Markdown; best figures bold, differences behind a semicolon."""
+    blocks = []
+    for table in tables:
+        head = [table.first_column, *table.columns]
+        lines = [f"## {_markdown(table.benchmark)}", "", _pipes(map(_markdown, head)), _pipes(["---"] * len(head))]
+        for row in table.rows:
+            cells = [_joined(cell, bold="**{}**", escape=_markdown) for cell in row.cells]
+            lines.append(_pipes([_markdown(_named(row)), *cells]))
+        blocks.append("\n".join([*lines, "", *map(_markdown, table.footnotes), ""]))
+    return "\n".join(blocks)
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    r"""The tables as LaTeX (`\usepackage{booktabs}`); best figures bold."""
+    blocks = []
+    for table in tables:
+        head = [table.first_column, *table.columns]
+        lines = [rf"% {_latex(table.benchmark)}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
+        lines += [" & ".join(map(_latex, head)) + r" \\", r"\midrule"]
+        for row in table.rows:
+            cells = [_joined(cell, bold=r"\textbf{{{}}}", escape=_latex) for cell in row.cells]
+            lines.append(" & ".join([_latex(_named(row)), *cells]) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", *(f"% {' '.join(line.split())}" for line in table.footnotes), ""]
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks)
+
+
+def _ordered_metrics(found: pd.Series) -> list[str]:
+    """Metrics that occur: the known ones in the order of `METRICS`, then the others as they appear."""
+    present = dict.fromkeys(found)
+    return [name for name in METRICS if name in present] + [name for name in present if name not in METRICS]
+
+
+def _best_method(figures: pd.DataFrame, metric: str, *, level: float, references: Collection[str]) -> str | None:
+    """The method that is better than every other one by more than the paired interval, if there is one."""
+    direction = metric_info(metric).higher_is_better
+    values = figures[~figures["method"].isin(references)].pivot_table("value", "method", "seed", sort=False)
+    if direction is None or len(values) < 2:
+        return None
+    gains = values if direction else -values
+    leader = gains.mean(axis=1).idxmax()
+    others = gains.drop(index=leader).to_numpy()
+    lead = paired_difference(np.broadcast_to(gains.loc[leader].to_numpy(), others.shape), others, level)
+    return leader if bool(np.all(lead.low > 0)) else None
+
+
+def _method_row(
+    method: str,
+    rows: pd.DataFrame,
+    *,
+    names: Sequence[str],
+    best: Mapping[str, str | None],
+    baseline: str | None,
+    references: Collection[str],
+    known: Mapping[str, Published],
+) -> Row:
+    by_metric = rows.set_index("metric")
+    seeds = int(rows["seeds"].max())
+    cells = [Cell(str(seeds), sort=seeds)]
+    for name in names:
+        if name in by_metric.index:
+            cells.append(_measured_cell(metric_info(name), by_metric.loc[name], best=best[name] == method))
+        else:
+            cells.append(Cell("–"))
+    if known:
+        cells.append(_published_cell(known.get(method)))
+    remark = "baseline" if method == baseline else "reference" if method in references else ""
+    return Row(method, remark, tuple(cells))
+
+
+def _measured_cell(info: Metric, row: pd.Series, *, best: bool) -> Cell:
+    difference = ""
+    if math.isfinite(row["difference"]):
+        gap, half_width = row["difference"] * info.scale, row["difference_half_width"] * info.scale
+        chance = f", p {_p_value(row['permutation_p_value'])}" if row["pairs"] > 1 else ""
+        difference = _signs(f"{gap:+.{info.decimals}f}") + _plus_minus(half_width, info.decimals) + chance
+    text = _signs(info.show(row["mean"])) + _plus_minus(row["half_width"] * info.scale, info.decimals)
+    return Cell(text, difference, float(row["mean"]), best)
+
+
+def _plain_cell(info: Metric, value: float) -> Cell:
+    return Cell(_signs(info.show(value)) if math.isfinite(value) else "–", sort=value)
+
+
+def _published_cell(entry: Published | None) -> Cell:
+    if entry is None:
+        return Cell("not available")
+    info = metric_info(entry.metric)
+    # With the digits of the source, which are more than our own figures deserve.
+    return Cell(f"{entry.value * info.scale:.4g} {info.unit}".strip(), sort=entry.value)
+
+
+def _footnotes(
+    known: Mapping[str, Published], *, ran: Collection[str], baseline: str | None, level: float
+) -> tuple[str, ...]:
+    lines = [f"Mean ± half-width of the {level:.0%} Student interval over seeds; no ± where there is one seed."]
+    if baseline is not None:
+        lines.append(
+            f"Small, or after a semicolon: difference to {baseline} on the same seeds, its interval, and p of the "
+            "two-sided sign-flip test (not below 2/2ⁿ for n seeds). p is not corrected for the number of comparisons."
+        )
+    for method, entry in known.items():
+        shown, where = _published_cell(entry).text, "" if method in ran else " (not run here)"
+        lines.append(f"Published: {method}{where} {shown} {metric_info(entry.metric).label.lower()}. {entry.source}.")
+    return tuple(lines)
+
+
+def _p_value(value: float) -> str:
+    return "< .001" if value < 0.001 else f"{value:.3g}" if value >= 0.9995 else f"{value:.3f}".lstrip("0")
+
+
+def _plus_minus(half_width: float, decimals: int) -> str:
+    return f" ± {half_width:.{decimals}f}" if math.isfinite(half_width) else ""
+
+
+def _signs(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _named(row: Row) -> str:
+    return f"{row.name} ({row.remark})" if row.remark else row.name
+
+
+def _joined(cell: Cell, *, bold: str, escape: Callable[[str], str]) -> str:
+    text = escape(cell.text)
+    text = bold.format(text) if cell.best else text
+    return f"{text}; {escape(cell.difference)}" if cell.difference else text
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown(text: str) -> str:
+    """`text` on one line, with what Markdown or HTML would act on taken literally."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+}
+
+
+def _latex(text: str) -> str:
+    """`text` on one line, with LaTeX's special characters escaped."""
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
