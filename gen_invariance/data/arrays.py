@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def read_npz(path: Path | str) -> tuple[ImageData, ImageData | None]:
         RangeError: non-finite pixels, or pixels or labels out of range.
     """
     path = Path(path)
-    arrays = _load_arrays(path)
+    arrays = load_arrays(path, _NPZ_KEYS)
     where = shown(path)
     train_names = _class_names(arrays, "class_names", where)
     train = _part(arrays, "train", train_names, path)
@@ -48,7 +49,14 @@ def read_npz(path: Path | str) -> tuple[ImageData, ImageData | None]:
     return train, _part(arrays, "test", test_names or train.class_names, path)
 
 
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+def load_arrays(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of `keys` that the .npz file `path` holds; nothing is unpickled.
+
+    Raises:
+        DataNotFoundError: no such file.
+        DataError: truncated, damaged or no .npz file, or pickled objects under one of `keys`.
+    """
+    path = Path(path)
     if not path.is_file():
         raise DataNotFoundError(f"{shown(path)} does not exist or is not a file; give the path of an .npz file")
     key = "its index"
@@ -58,7 +66,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(f"{shown(path)} is truncated or no .npz file; write it with numpy.savez")
         arrays = {}
         with np.load(path, allow_pickle=False) as stored:
-            for key in _NPZ_KEYS:
+            for key in keys:
                 if key in stored.files:
                     arrays[key] = stored[key]
     except DataError:

@@ -54,8 +54,8 @@ def read_image_folder(
 
     Args:
         path: the folder whose sub-folders are the classes.
-        image_size: side of the square that images are scaled to (shorter side to fit, antialiased, then the
-            centre is cropped); None keeps sizes, which must then be equal.
+        image_size: side to which the central square of each image is scaled, antialiased; None keeps sizes, which
+            must then be equal.
         channels: 1 or 3; None gives 1 when every picture is grey (R = G = B in every pixel), else 3.
         class_names: fixes classes and their order (for a test part); None takes the sub-folders, sorted.
         skip_corrupt: leave damaged images out instead of raising.
@@ -172,17 +172,18 @@ def _decode_all(
 ) -> Generator[np.ndarray | str, None, None]:
     """Each file's picture, or the reason why it has none, in order; decoding runs in a few threads."""
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # remarks on odd metadata of readable pictures
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
             pictures: Iterator[np.ndarray | str] = pool.map(lambda file: _decode(file, image_size), files)
             if progress:
                 from tqdm import tqdm
 
                 pictures = tqdm(pictures, total=len(files), desc="reading images", unit="image")
             yield from pictures
-    finally:
-        pool.shutdown(cancel_futures=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # before the warning filters end: threads still use them
 
 
 def _decode(file: Path, image_size: int | None) -> np.ndarray | str:
@@ -195,7 +196,7 @@ def _decode(file: Path, image_size: int | None) -> np.ndarray | str:
             image.load()
             upright = _grey_or_rgb(ImageOps.exif_transpose(image))
             if image_size is not None:
-                upright = ImageOps.fit(upright, (image_size, image_size), method=Image.Resampling.BILINEAR)
+                upright = _central_square(upright).resize((image_size, image_size), Image.Resampling.BILINEAR)
             return _drop_equal_channels(np.asarray(upright))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return f"more than {Image.MAX_IMAGE_PIXELS} pixels, which may be a decompression bomb"
@@ -229,6 +230,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if wide.min() < 0 or wide.max() > 65535:
         raise ValueError("grey pixels of more than 16 bits")
     return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _central_square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    return image.crop((left, top, left + side, top + side))
 
 
 def _drop_equal_channels(picture: np.ndarray) -> np.ndarray:

@@ -93,6 +93,8 @@ class LongTailSampler(Sampler[int]):
         world_size: int = 1,
     ) -> None:
         _check_ranks(rank, world_size)
+        if num_samples is not None and num_samples < 1:
+            raise SettingsError(f"num_samples must be at least 1, got {num_samples}; leave it out for one per image")
         self.labels = find_labels(labels_or_dataset)
         self.rule, self.seed, self.num_epochs = rule, seed, num_epochs
         self.num_samples = len(self.labels) if num_samples is None else num_samples

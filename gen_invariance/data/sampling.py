@@ -162,20 +162,20 @@ def _draw_classes(probabilities: Tensor, count: int, *, generator: torch.Generat
 
 def class_numbers(labels: Tensor, num_classes: int | None = None) -> Tensor:
     """`labels` on the CPU, checked to be int64 (N,) in [0, K), N > 0."""
-    labels = labels.cpu()
+    if not labels.numel():
+        raise DataError("there is no label to sample from; give a data set that is not empty")
     if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise ShapeError(
             f"labels must be whole numbers (N,), got {labels.dtype} {tuple(labels.shape)}; "
             "give one class number for each image"
         )
-    if not len(labels):
-        raise DataError("there is no label to sample from; give a data set that is not empty")
+    labels = labels.cpu().long()
     if labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes):
         raise RangeError(
             f"labels must lie in [0, {'K' if num_classes is None else num_classes}), got {int(labels.min())} to "
             f"{int(labels.max())}; renumber the classes"
         )
-    return labels.long()
+    return labels
 
 
 def rule_name(rule: Rule, epoch: int) -> str:

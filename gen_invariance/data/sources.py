@@ -51,11 +51,13 @@ class Source:
         test: test images, or None when the set has no test part. Their classes may differ from those of `train`
             (Omniglot), then `class_names` does, too.
         flip_safe: a horizontal flip keeps the label (true of photos, false of letters and digits).
+        skipped: (path, reason) of each damaged file that was left out.
     """
 
     train: ImageData
     test: ImageData | None
     flip_safe: bool
+    skipped: tuple[tuple[Path, str], ...] = ()
 
 
 class _Reader(Protocol):
@@ -256,14 +258,14 @@ class _Folder:
         options = {"image_size": image_size, "skip_corrupt": skip_corrupt, "progress": progress}
         root = existing_folder(path)
         splits = find_splits(root)
-        train, _ = read_image_folder(splits.get("train", root), **options)
+        train, report = read_image_folder(splits.get("train", root), **options)
         train = replace(train, name=root.name or "folder")
         if "test" not in splits:
-            return Source(train, None, self.flip_safe)
-        test, _ = read_image_folder(splits["test"], class_names=train.class_names, **options)
+            return Source(train, None, self.flip_safe, report.skipped)
+        test, test_report = read_image_folder(splits["test"], class_names=train.class_names, **options)
         train, test = _same_channels(train, replace(test, name=train.name))
         _require_same_shape(train, test, shown(root))
-        return Source(train, test, self.flip_safe)
+        return Source(train, test, self.flip_safe, report.skipped + test_report.skipped)
 
 
 def _same_channels(first: ImageData, second: ImageData) -> tuple[ImageData, ImageData]:

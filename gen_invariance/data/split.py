@@ -6,8 +6,6 @@ be traced to the very images it was measured on.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gen_invariance.data.arrays import load_arrays
+from gen_invariance.data.folder import shown
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import (
     class_order,
@@ -27,7 +27,7 @@ from gen_invariance.data.longtail import (
     step_counts,
     zipf_counts,
 )
-from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
+from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.run import atomic_write, named_generator
 
 if TYPE_CHECKING:
@@ -232,14 +232,10 @@ def load_split_indices(path: Path | str) -> dict[str, Tensor]:
         DataNotFoundError: no such file.
         DataError: not a file of `save_split`, or a damaged one.
     """
-    if not Path(path).is_file():
-        raise DataNotFoundError(f"no saved split at {path}; give the path that save_split wrote")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in _INDEX_KEYS if key in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not a readable saved split ({type(error).__name__}); write it again") from error
+    arrays = load_arrays(path, _INDEX_KEYS)
     needed = set(_INDEX_KEYS) - {"test_indices"}
     if not needed <= arrays.keys() or any(array.dtype.kind != "i" or array.ndim != 1 for array in arrays.values()):
-        raise DataError(f"{path} lacks the arrays of a saved split ({', '.join(sorted(needed))}); write it again")
+        raise DataError(
+            f"{shown(path)} lacks the arrays of a saved split ({', '.join(sorted(needed))}); write it again"
+        )
     return {key: torch.from_numpy(array.astype(np.int64)) for key, array in arrays.items()}
