@@ -24,6 +24,7 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
 from gen_invariance.nuisance.compose import Compose, Identity
+from gen_invariance.nuisance.geometry import CropFlip
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, config_digest, named_generator
 
@@ -92,6 +93,17 @@ def _stage_nuisance(name: str, prepared: Prepared, translator: Nuisance | None) 
             "trivialaugment, or several joined by +"
         )
     return known[name]
+
+
+def build_augmentation(name: str, *, flip: bool) -> Nuisance | None:
+    """The plain augmentation of every row: "none", or "crop_flip" (mirrored only where `flip`).
+
+    Raises:
+        SettingsError: another name.
+    """
+    if name not in ("none", "crop_flip"):
+        raise SettingsError(f"augmentation must be none or crop_flip, got {name!r}")
+    return CropFlip(flip=flip) if name == "crop_flip" else None
 
 
 def build_model(settings: ClassifierSettings, train: ImageData, *, seed: int) -> Classifier:

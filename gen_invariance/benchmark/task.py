@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gen_invariance.data.images import ImageData
@@ -94,9 +95,21 @@ class Prepared:
     groups: Mapping[str, Tensor]
     flip_safe: bool
 
+    def to(self, device: torch.device | str) -> Prepared:
+        """The same with all images on `device`."""
+        parts = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}
+        return replace(self, **parts)
 
-def prepare(task: Task, *, seed: int, progress: bool = False) -> Prepared:
-    """Read the source, cut the long tail, apply the nuisance once to every image; a function of (task, seed)."""
+
+def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = False) -> Prepared:
+    """Read the source, cut the long tail, apply the nuisance once to every image; a function of (task, seed).
+
+    Args:
+        task: what to prepare.
+        seed: of the class order, the chosen images and the draws.
+        need_test: whether a source without test images is an error; without them the test part is empty.
+        progress: show a bar while files are read.
+    """
     source = load_source(
         task.source,
         task.path,
@@ -104,8 +117,11 @@ def prepare(task: Task, *, seed: int, progress: bool = False) -> Prepared:
         skip_corrupt=task.skip_corrupt,
         progress=progress,
     )
+    pair = (source.train, source.test)
+    if not need_test and source.test is None and not task.rest_is_test:
+        pair = (source.train, source.train.subset(torch.zeros(0, dtype=torch.int64)))
     split = make_long_tailed(
-        source,
+        pair,
         profile=task.profile,
         largest=task.largest,
         imbalance=task.imbalance,

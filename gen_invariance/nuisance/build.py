@@ -7,7 +7,7 @@ from typing import Any
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.compose import Compose, Identity
-from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.geometry import CropFlip, Rotation
 from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.nuisance.thickness import Thickness
@@ -24,6 +24,7 @@ NUISANCES: Mapping[str, Callable[..., Nuisance]] = {
     "background": Background,
     "thickness": Thickness,
     "lighting": Lighting,
+    "crop_flip": CropFlip,
     "mix": _mix,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from kornia.geometry.transform import rotate
 from torch import Tensor
 
@@ -39,3 +40,37 @@ class Rotation:
         angles = draw_to(draw, images)["degrees"]
         turned = rotate(images.float(), angles, mode=self.mode, padding_mode="zeros", align_corners=True)
         return turned.clamp_(0, 1).to(images.dtype)
+
+
+class CropFlip:
+    """Random crop of the zero-padded image, and a mirror image half of the time: the plain CIFAR augmentation.
+
+    Args:
+        padding: zeros on each side, pixels.
+        flip: whether to mirror.
+
+    Raises:
+        SettingsError: a negative padding.
+    """
+
+    def __init__(self, padding: int = 4, *, flip: bool = True) -> None:
+        if padding < 0:
+            raise SettingsError(f"crop_flip: padding must not be negative, got {padding}")
+        self.padding, self.flip = padding, flip
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """`corner`: int64 (B, 2), row and column of the crop in the padded image; `mirror`: bool (B,)."""
+        corner = torch.randint(2 * self.padding + 1, (shape[0], 2), generator=generator)
+        mirror = uniform(shape[0], 0, 1, generator=generator) < 0.5 * self.flip
+        return {"corner": corner, "mirror": mirror}
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Crop and mirror each image, by one gather for the whole batch."""
+        draw = draw_to(draw, images)
+        count, _, height, width = images.shape
+        padded = F.pad(images, (self.padding,) * 4)
+        across = torch.arange(width, device=images.device).expand(count, width)
+        across = torch.where(draw["mirror"][:, None], width - 1 - across, across) + draw["corner"][:, 1:]
+        down = torch.arange(height, device=images.device) + draw["corner"][:, :1]
+        rows = torch.arange(count, device=images.device)[:, None, None]
+        return padded.permute(0, 2, 3, 1)[rows, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.errors import CheckpointError
 from gen_invariance.translator.munit import MunitTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 
-TRANSLATORS = {"munit": MunitTranslator, "spatial": SpatialTranslator}
-"""Names used in configs; the classes' own names are what a saved folder records."""
-
-
-def build_translator(name: str, **options: Any) -> MunitTranslator | SpatialTranslator:
-    """An untrained translator called `name`.
-
-    Raises:
-        SettingsError: unknown name or option.
-    """
-    if name not in TRANSLATORS:
-        raise SettingsError(f"unknown translator {name!r}; choose one of {', '.join(TRANSLATORS)}")
-    try:
-        return TRANSLATORS[name](**options)
-    except TypeError as error:
-        raise SettingsError(f"translator {name}: {error}") from error
+KINDS = {kind.__name__: kind for kind in (MunitTranslator, SpatialTranslator)}
+"""What a saved folder may hold, by the class name that its config records."""
 
 
 def load_translator(path: Path | str) -> MunitTranslator | SpatialTranslator:
@@ -47,14 +32,13 @@ def load_translator(path: Path | str) -> MunitTranslator | SpatialTranslator:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is not JSON ({error}); the translator is damaged") from error
-    kinds = {kind.__name__: kind for kind in TRANSLATORS.values()}
     name = config.get("_class_name") if isinstance(config, dict) else None
-    if name not in kinds:
+    if name not in KINDS:
         raise CheckpointError(
-            f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(kinds)}); choose another folder"
+            f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(KINDS)}); choose another folder"
         )
     try:
-        translator = kinds[name].from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
+        translator = KINDS[name].from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
     except Exception as error:  # diffusers and safetensors raise many kinds for one cause: the folder is damaged
         reason = str(error).strip().splitlines()
         raise CheckpointError(

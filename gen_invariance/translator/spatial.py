@@ -74,6 +74,14 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         values = (self.shares() * self.caps).tolist()
         return dict(zip(self.operations, values, strict=True))
 
+    def describe(self) -> str:
+        """The learned distribution in words, a line for each operation."""
+        lines = []
+        for name, width in self.widths().items():
+            low, high = (math.exp(-width), math.exp(width)) if UNITS[name] == "factor" else (-width, width)
+            lines.append(f"{name}: uniform in [{low:.3g}, {high:.3g}] {UNITS[name]}")
+        return "\n".join(lines)
+
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`u`: float32 (B, P), uniform in [-1, 1), one column for each operation."""
         return {"u": torch.empty(shape[0], len(self.operations)).uniform_(-1, 1, generator=generator)}
@@ -184,9 +192,3 @@ class SpatialObjective:
 
 def _blur(images: Tensor) -> Tensor:
     return gaussian_blur2d(images, (3, 3), (1.0, 1.0))
-
-
-def false_width(trial: SpatialTranslator, control: SpatialTranslator) -> dict[str, tuple[float, float]]:
-    """Learned width beside the width that the same fit gives on data without nuisance, by operation."""
-    wide, narrow = trial.widths(), control.widths()
-    return {name: (wide[name], narrow[name]) for name in trial.operations}

@@ -1,0 +1,305 @@
+"""The demonstration: rotated, long-tailed digits, five ways to train on them, and a report with pictures.
+
+scikit-learn's digits (real handwriting, inside the package) are cut to a long tail and each is turned by a random
+angle. Translators learn that nuisance from head classes; the stage gives it to the tail while a classifier trains.
+A control without any rotation shows what a fit reports when there is nothing to learn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+
+import pandas as pd
+import torch
+
+from gen_invariance.benchmark.records import RecordWriter, finished_cells, load_records
+from gen_invariance.benchmark.suite import (
+    ClassifierSettings,
+    Method,
+    StageSettings,
+    cell_digest,
+    run_cell,
+)
+from gen_invariance.benchmark.task import Task, prepare
+from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.data.images import ImageData
+from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.run import Run, write_json
+
+BASELINE, ORACLE = "DRS", "DRS + true nuisance"
+_TAIL = {"cutoff": 44, "probability": 0.5}  # classes below 45 images, half of the rows
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo runs.
+
+    Attributes:
+        seeds: how many; each draws its own class order, images, angles and initial weights.
+        epochs: of each classifier; 67 are about 400 steps.
+        spatial_steps, munit_steps: of the two fits.
+        draws: transformations of each test image for eKLD.
+        processes: worker processes of one torch thread each.
+        control: also run the arms without rotation in the data.
+
+    Raises:
+        SettingsError: a value below 1.
+    """
+
+    seeds: int = 3
+    epochs: int = 67
+    spatial_steps: int = 300
+    munit_steps: int = 600
+    draws: int = 5
+    processes: int = 2
+    control: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "control" and value < 1:
+                raise SettingsError(f"demo.{name} must be at least 1, got {value}")
+
+    @property
+    def rotated(self) -> Task:
+        """Digits under uniform rotation."""
+        return Task(
+            source="digits",
+            largest=110,
+            imbalance=22,
+            rest_is_test=True,
+            nuisance="rotation",
+            nuisance_options={"degrees": 180.0},
+            many_above=44,
+            few_below=20,
+        )
+
+    @property
+    def upright(self) -> Task:
+        """The control: the same digits, nothing acted on them."""
+        return replace(self.rotated, nuisance="identity", nuisance_options={})
+
+    def methods(self) -> list[Method]:
+        """The five arms."""
+        second = max(1, round(0.6 * self.epochs))
+        training = TrainSettings(
+            epochs=self.epochs,
+            batch_size=64,
+            schedule="cosine",
+            warmup=min(3, self.epochs),
+            sampling="delayed",
+            second_phase=second,
+            stage_source="balanced",
+            checkpoint_every=self.epochs,
+        )
+
+        def method(name: str, nuisance: str, translator: str | None = None) -> Method:
+            stage = StageSettings(nuisance, "hard_cutoff", _TAIL)
+            return Method(name, stage, training, ClassifierSettings("small_conv"), translator)
+
+        return [
+            method(BASELINE, "none"),
+            method("DRS + RandAugment", "randaugment"),
+            method("DRS + learned, spatial", "translator", "spatial"),
+            method("DRS + learned, MUNIT", "translator", "munit"),
+            method(ORACLE, "true"),
+        ]
+
+    def fit_settings(self, translator: str) -> dict[str, object]:
+        """How a translator is fitted: network, objective, loop."""
+        if translator == "spatial":
+            return {
+                "network": {},
+                "objective": {},
+                "loop": {"steps": self.spatial_steps, "batch_size": 64},
+            }
+        return {
+            "network": {"width": 16, "residual_blocks": 2},
+            "objective": {"learning_rate": 5e-4, "discriminator_width": 16, "discriminator_layers": 3},
+            "loop": {"steps": self.munit_steps, "batch_size": 32},
+        }
+
+
+def run_demo(
+    out: Path | str, settings: DemoSettings | None = None, *, say: Callable[[str], None] = lambda line: None
+) -> Path:
+    """Run what is missing of the demo in `out`, write the report, and return its path.
+
+    Args:
+        out: folder; a demo that was stopped there goes on, with the same settings.
+        settings: see `DemoSettings`.
+        say: is told what is done and how far it is, a line at a time.
+
+    Raises:
+        RunError: a worker failed.
+        SettingsError: `out` holds a demo with other settings.
+    """
+    from gen_invariance.benchmark.demo_report import write_demo_report
+
+    out, settings = Path(out), settings or DemoSettings()
+    identity = {key: value for key, value in asdict(settings).items() if key != "processes"}
+    Run(out, kind="demo", config=identity, resume=(out / "run.json").exists())
+    fits, cells = list(_missing_fits(out, settings)), list(_missing_cells(out, settings))
+    say(
+        f"{len(settings.methods())} methods x {settings.seeds} seeds on long-tailed digits; "
+        f"{len(fits)} translators to fit, {len(cells)} classifiers to train, {settings.processes} processes"
+    )
+    started = perf_counter()
+    _work(out, settings, fits, cells, say)
+    say(f"computed in {perf_counter() - started:.0f} s; writing the report")
+    return write_demo_report(out, settings)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One unit of work for a worker process; picklable."""
+
+    kind: str  # "fit" or "cell"
+    task: str  # "rotated" or "upright"
+    name: str  # translator, or method
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Run folder below the demo's, without spaces or signs."""
+        words = "".join(letter if letter.isalnum() else "-" for letter in self.name.lower())
+        return f"{self.kind}s/{self.task}-{words}-{self.seed}"
+
+
+def _tasks(settings: DemoSettings) -> list[str]:
+    return ["rotated", "upright"] if settings.control else ["rotated"]
+
+
+def _methods(settings: DemoSettings, task: str) -> list[Method]:
+    """All arms on rotated digits; on the control only the plain one and the one with learned widths."""
+    return [
+        method
+        for method in settings.methods()
+        if task == "rotated" or method.name == BASELINE or method.translator == "spatial"
+    ]
+
+
+def _missing_fits(out: Path, settings: DemoSettings) -> Iterator[_Job]:
+    for task in _tasks(settings):
+        for translator in ("munit", "spatial") if task == "rotated" else ("spatial",):
+            for seed in range(settings.seeds):
+                job = _Job("fit", task, translator, seed)
+                if not (out / job.folder / "seconds.json").exists():
+                    yield job
+
+
+def _missing_cells(out: Path, settings: DemoSettings) -> Iterator[_Job]:
+    done = finished_cells(out / "records") if (out / "records").is_dir() else set()
+    for task_name in _tasks(settings):
+        task = getattr(settings, task_name)
+        for method in _methods(settings, task_name):
+            digest = cell_digest(task, method, draws=settings.draws)
+            for seed in range(settings.seeds):
+                if (task.name, digest, method.name, seed) not in done:
+                    yield _Job("cell", task_name, method.name, seed)
+
+
+def _work(out: Path, settings: DemoSettings, fits: list[_Job], cells: list[_Job], say: Callable[[str], None]) -> None:
+    """Run all jobs on worker processes; a cell starts as soon as the fit it needs is there."""
+    total, done, waiting = len(fits) + len(cells), 0, set(fits)
+    needs = {method.name: method.translator for method in settings.methods()}
+
+    def ready(cell: _Job) -> bool:
+        return needs[cell.name] is None or replace(cell, kind="fit", name=needs[cell.name]) not in waiting
+
+    with ProcessPoolExecutor(settings.processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        running = {pool.submit(_do, str(out), settings, job): job for job in fits}
+        left = cells
+        try:
+            while running or left:
+                running |= {pool.submit(_do, str(out), settings, cell): cell for cell in left if ready(cell)}
+                left = [cell for cell in left if not ready(cell)]
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    done += 1
+                    say(f"[{done}/{total}] {future.result()}")
+                    waiting.discard(job)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, Exception):
+                raise RunError(f"a demo process failed: {error}; run the same command again to go on") from error
+            raise
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _do(out: str, settings: DemoSettings, job: _Job) -> str:
+    """Carry out one job in a worker; the line says what came out."""
+    task = getattr(settings, job.task)
+    prepared = prepare(task, seed=job.seed)
+    folder = Path(out) / job.folder
+    if job.kind == "fit":
+        return _fit(folder, settings, job, task, prepared.train)
+    method = next(method for method in settings.methods() if method.name == job.name)
+    translator, fit_seconds = None, None
+    if method.translator is not None:
+        from gen_invariance.translator.load import load_translator
+
+        fitted = Path(out) / replace(job, kind="fit", name=method.translator).folder
+        translator = load_translator(fitted)
+        fit_seconds = json.loads((fitted / "seconds.json").read_text())["seconds"]
+    records = run_cell(
+        task,
+        prepared,
+        method,
+        seed=job.seed,
+        folder=folder,
+        translator=translator,
+        fit_seconds=fit_seconds,
+        draws=settings.draws,
+    )
+    RecordWriter(Path(out) / "records").write_cell(records)
+    figures = {record.metric: record.value for record in records if record.class_index is None}
+    return (
+        f"{task.name}, seed {job.seed}: {method.name} - balanced accuracy {figures['balanced_accuracy']:.3f}, "
+        f"few-shot {figures['few_accuracy']:.3f}, few-shot eKLD {figures['few_ekld']:.2f}"
+    )
+
+
+def _fit(folder: Path, settings: DemoSettings, job: _Job, task: Task, train: ImageData) -> str:
+    from gen_invariance.translator.build import build_objective
+    from gen_invariance.translator.fit import FitSettings, fit_translator
+
+    how = settings.fit_settings(job.name)
+    loop = FitSettings(**how["loop"], sample_every=10**9, log_every=25)
+    started = perf_counter()
+    config = {"task": task.identity(), "translator": job.name, **how}
+    run = Run(folder, kind="fit", seed=job.seed, config=config, resume=(folder / "run.json").exists())
+    objective = build_objective(
+        job.name, channels=train.images.shape[1], seed=job.seed, network=how["network"], **how["objective"]
+    )
+    translator = fit_translator(objective, train, loop, run=run, progress=False)
+    seconds = perf_counter() - started
+    write_json(folder / "seconds.json", {"seconds": seconds})
+    learned = ""
+    if job.name == "spatial":
+        learned = ", widths " + ", ".join(f"{name} {width:.3g}" for name, width in translator.widths().items())
+    return f"{task.name}, seed {job.seed}: {job.name} translator fitted in {seconds:.0f} s{learned}"
+
+
+def demo_frame(out: Path, settings: DemoSettings) -> pd.DataFrame:
+    """Records of the demo in `out`, those of the present settings only."""
+    frame = load_records(out / "records")
+    digests = {
+        cell_digest(getattr(settings, task), method, draws=settings.draws)
+        for task in _tasks(settings)
+        for method in _methods(settings, task)
+    }
+    return frame[frame["config_digest"].isin(digests)]
+
+
+def fit_folder(out: Path, task: str, translator: str, seed: int) -> Path:
+    """Where the demo in `out` keeps that translator's run."""
+    return out / _Job("fit", task, translator, seed).folder
