@@ -69,7 +69,8 @@ def class_size_bars(
     else:
         axes.set_xlabel("Rank of the class by size")
     for name, colour in colours.items():
-        axes.plot([], [], "s", ms=10, color=colour, label=f"{label(name)} ({names.count(name)} classes)")
+        classes = "1 class" if names.count(name) == 1 else f"{names.count(name)} classes"
+        axes.plot([], [], "s", ms=10, color=colour, label=f"{label(name)} ({classes})")
     legend_above(figure, axes)
     return png_bytes(figure)
 

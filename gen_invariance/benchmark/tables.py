@@ -92,7 +92,8 @@ def method_tables(
 
 def class_tables(summary: pd.DataFrame) -> list[Table]:
     """One table for each benchmark with per-class figures: classes down, metric and method across, means over seeds."""
-    by_class = summary[summary["class_index"].notna() & summary["metric"].isin(_CLASS_METRICS)]
+    named = summary["class_index"].notna() | summary["class_name"].notna()
+    by_class = summary[named & summary["metric"].isin(_CLASS_METRICS)]
     tables = []
     for benchmark, part in by_class.groupby("benchmark", sort=False):
         pairs = [
@@ -104,7 +105,7 @@ def class_tables(summary: pd.DataFrame) -> list[Table]:
         for (index, name), one in part.groupby(["class_index", "class_name"], sort=True, dropna=False):
             means = dict(zip(zip(one["metric"], one["method"], strict=True), one["mean"], strict=True))
             size = one["class_count"].astype(float).mean()
-            cells = [Cell(f"{size:g}" if size == round(size) else f"{size:.1f}", sort=size)]
+            cells = [Cell(f"{size:.1f}".removesuffix(".0") if math.isfinite(size) else "–", sort=size)]
             cells += [
                 _plain_cell(metric_info(metric), means.get((metric, method), math.nan)) for metric, method in pairs
             ]

@@ -137,8 +137,7 @@ def paired_difference(
         t_p_value = 2 * stdtr(np.maximum(count - 1, 1), -t_value)
     t_p_value = np.where((standard_error == 0) & (mean == 0), 1.0, t_p_value)
     flipped = _sign_flip_p_value(differences.reshape(-1, differences.shape[-1]), generator=generator)
-    parts = (mean, half_width, count, t_p_value, flipped.reshape(mean.shape))
-    return PairedDifference(*map(_plain, parts))
+    return PairedDifference(*map(_plain, (mean, half_width, count, t_p_value, flipped.reshape(mean.shape))))
 
 
 def bootstrap_interval(

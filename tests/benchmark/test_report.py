@@ -15,7 +15,7 @@ from gen_invariance.benchmark.metrics import PUBLISHED
 from gen_invariance.benchmark.records import Record, RecordWriter, as_frame, load_records
 from gen_invariance.benchmark.report import Figure, write_report
 from gen_invariance.benchmark.summary import summarise
-from gen_invariance.benchmark.tables import method_tables, to_latex, to_markdown
+from gen_invariance.benchmark.tables import class_tables, method_tables, to_latex, to_markdown
 from gen_invariance.errors import DataError, OutputError, SettingsError
 
 EVIL = "<script>document.title='owned'</script>"
@@ -215,6 +215,18 @@ def test_markdown_and_latex_escape_what_would_act():
     assert r"50\% \& \$x\_1\textasciicircum{}2\$ \textbackslash{}cmd \{\textasciitilde{}\}" in latex
     assert r"55.0 $\pm$ 63.5" in latex
     assert latex.count("\\\\\n") == 3
+
+
+def test_classes_are_listed_by_index_with_their_size_where_it_is_known():
+    facts = {"metric": "ekld", "class_index": 10, "class_name": "late"}
+    made = records({"a": [0.5, 0.7], "b": [0.2, 0.4]}, **facts)
+    for count, name in [(6, "early"), (7, "early")]:
+        facts = {"metric": "ekld", "class_index": 2, "class_name": name, "class_count": count, "seed": count}
+        made.append(Record(benchmark="digits", method="a", value=1.0, config_digest="cfg1", **facts))
+    (table,) = class_tables(summarise(as_frame(made)))
+    assert table.columns == ("Training images (mean)", "eKLD (nats): a", "eKLD (nats): b")
+    shown = [(row.name, *(cell.text for cell in row.cells)) for row in table.rows]
+    assert shown == [("early", "6.5", "1.000", "–"), ("late", "–", "0.600", "0.300")]
 
 
 def test_failed_cells_are_named_until_they_are_finished(tmp_path):

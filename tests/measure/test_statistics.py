@@ -194,6 +194,14 @@ def test_every_resample_is_the_line_and_rank_of_its_own_rows():
             assert np.isnan(line).all()
 
 
+def test_resampled_classes_keep_the_size_they_have_in_their_own_seed():
+    counts = np.array([[100, 60, 30, 10], [5, 20, 80, 40]])
+    values = 2 - 0.5 * np.log10(counts)
+    found = associate(counts, values, resamples=50)
+    np.testing.assert_allclose(found.lines, [[2, -0.5]] * 50)
+    assert (found.slope.low, found.spearman.low, found.spearman.high) == pytest.approx((-0.5, -1, -1))
+
+
 def test_classes_are_resampled_within_their_seed():
     # Seed 0 is flat at 0, seed 1 flat at 10: pooled across seeds the mean level would wander from 5.
     counts = np.array([[100, 50, 20, 10]] * 2)
