@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -47,9 +48,15 @@ def test_effective_number_runs_from_instance_to_class_balanced():
         return sampling_probabilities(counts, rule=rule, beta=beta)
 
     torch.testing.assert_close(probabilities("effective_number", 0.0), probabilities("instance"))
-    # So near 1 that 1 - beta^n would have lost all its digits.
-    nearly = probabilities("effective_number", 1 - 1e-14)
-    torch.testing.assert_close(nearly, probabilities("class_balanced"), rtol=1e-9, atol=0)
+
+
+def test_effective_number_keeps_its_digits_for_beta_near_1():
+    counts, beta = [5000, 300, 7], 1 - 1e-9
+    exact = [n / (1 - Fraction(beta) ** n) for n in counts]
+    expected = torch.tensor([float(weight / sum(exact)) for weight in exact], dtype=torch.float64)
+    found = sampling_probabilities(torch.tensor(counts), rule="effective_number", beta=beta)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert found.max() - found.min() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,9 @@ def test_split_depends_on_the_seed_and_on_nothing_else():
     splits = [make_long_tailed(source, imbalance=8, validation_fraction=0.1, seed=seed) for seed in (0, 0, 1)]
     assert splits[0].train.digest == splits[1].train.digest != splits[2].train.digest
     assert splits[0].train.digest == PINNED_DIGEST
+    in_order = [make_long_tailed(source, imbalance=8, shuffle_order=False, seed=seed) for seed in (0, 1)]
+    assert torch.equal(in_order[0].counts, in_order[1].counts)
+    assert in_order[0].train.digest != in_order[1].train.digest
     state = torch.get_rng_state()
     make_long_tailed(source, imbalance=8)
     assert torch.equal(torch.get_rng_state(), state)
