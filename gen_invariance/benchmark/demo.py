@@ -55,7 +55,7 @@ class DemoSettings:
     seeds: int = 3
     epochs: int = 67
     spatial_steps: int = 300
-    munit_steps: int = 600
+    munit_steps: int = 400
     draws: int = 5
     processes: int = 2
     control: bool = True
@@ -121,7 +121,7 @@ class DemoSettings:
         return {
             "network": {"width": 16, "residual_blocks": 2},
             "objective": {"learning_rate": 5e-4, "discriminator_width": 16, "discriminator_layers": 3},
-            "loop": {"steps": self.munit_steps, "batch_size": 32},
+            "loop": {"steps": self.munit_steps, "batch_size": 16},
         }
 
 

@@ -186,7 +186,7 @@ def _associations(frame: pd.DataFrame) -> list[str]:
             table["class_count"].to_numpy(), table["value"].to_numpy(), generator=named_generator(0, "association")
         )
         low, high = found.spearman.low, found.spearman.high
-        parts.append(f"{method}: {found.spearman.value:+.2f} [{low:+.2f}, {high:+.2f}]")
+        parts.append(f"{method}: {found.spearman.estimate:+.2f} [{low:+.2f}, {high:+.2f}]")
     return ["Rank correlation of class size and eKLD, with 95 % bootstrap intervals over classes: " + "; ".join(parts)]
 
 
