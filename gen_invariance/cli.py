@@ -8,27 +8,18 @@ one line and exit code 1.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gen_invariance.cli_help import config_folder, usage, verb_help
 from gen_invariance.errors import GenInvarianceError, SettingsError
-
-_USAGE = """gen-invariance: learn a nuisance where data is plenty, give it to tail classes, measure invariance.
-
-usage: gen-invariance VERB [SETTING=VALUE ...] [--help] [--cfg job]
-
-{verbs}
-
-  gen-invariance VERB --help     what a verb does, and all its settings
-  gen-invariance VERB --cfg job  the settings it would run with, and nothing else
-  gen-invariance --version
-
-A setting is changed by naming it: seed=1 data=fashion_mnist data.path=FOLDER fit.steps=500 (no dashes, no spaces).
-"""
+from gen_invariance.settings import settings_of, typed
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,21 +32,27 @@ def run(arguments: list[str]) -> int:
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
         if verb in ("-h", "--help", "help"):
-            print(_usage(), end="")
+            print(usage(_VERBS), end="")
         elif verb == "--version":
             from importlib.metadata import version
 
             print(f"gen_invariance {version('gen_invariance')}")
         else:
             _run_verb(verb, rest)
+        sys.stdout.flush()
     except GenInvarianceError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("stopped; the same command with resume=true goes on from the last checkpoint", 130)
-    except BrokenPipeError:
+        return _fail(f"stopped{_GOES_ON.get(verb, '')}", 130)
+    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or 'a file'}; check the path, rights and space", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("out of memory|not enough memory", str(error)) and not isinstance(error, MemoryError):
+            raise
+        return _fail(f"out of memory ({str(error)[:200]}); use a smaller batch size, image size or network", 1)
     return 0
 
 
@@ -80,7 +77,7 @@ def _run_verb(verb: str, rest: list[str]) -> None:
     if dashed:
         raise SettingsError(f"{verb} knows no option {dashed[0]}; settings have no dashes: seed=1 out=FOLDER")
     if wanted["help"]:
-        print(_verb_help(verb), end="")
+        print(verb_help(verb), end="")
         return
     config = _compose(verb, overrides, missing_is_error=not wanted["cfg"])
     if wanted["cfg"]:
@@ -88,56 +85,9 @@ def _run_verb(verb: str, rest: list[str]) -> None:
 
         print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return
+    _check_plain(config)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {_printable(str(message))}", file=sys.stderr)
     _VERBS[verb](config)
-
-
-def _config_folder() -> Path:
-    """configs/ inside the installed package, or beside it in a source checkout."""
-    package = Path(__file__).resolve().parent
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-
-
-def _usage() -> str:
-    verbs = "\n".join(f"  {verb:9} {_header(verb).splitlines()[0]}" for verb in _VERBS)
-    return _USAGE.format(verbs=verbs)
-
-
-def _header(verb: str) -> str:
-    """The leading comment of the verb's config, without the signs."""
-    lines = (_config_folder() / f"{verb}.yaml").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line.removeprefix("# ").removeprefix("#") for line in lines if line.startswith("#"))
-
-
-def _verb_help(verb: str) -> str:
-    folder = _config_folder()
-    text = (folder / f"{verb}.yaml").read_text(encoding="utf-8")
-    groups = re.findall(r"^  - (\w+): (\w+)$", text, flags=re.MULTILINE)
-    chunks = [f"gen-invariance {verb}: {_header(verb)}\n"]
-    if groups:
-        chunks.append("choices (the first is the default):")
-        for group, default in groups:
-            names = sorted(path.stem for path in (folder / group).glob("*.yaml"))
-            chunks.append(f"  {group}={' | '.join([default, *(name for name in names if name != default)])}")
-        chunks.append("")
-    body = [line for line in text.splitlines() if not line.startswith(("#", "defaults:", "  - "))]
-    chunks += ["settings:", *(f"  {line}" for line in body), ""]
-    for group, default in groups:
-        chunks += [f"settings of {group} (here {default}):", *_group_lines(folder / group / f"{default}.yaml"), ""]
-    return "\n".join(chunks)
-
-
-def _group_lines(path: Path) -> list[str]:
-    """The settings of one group file, those it inherits first."""
-    text = path.read_text(encoding="utf-8")
-    inherited = re.search(r"^defaults: \[(\w+), _self_\]$", text, flags=re.MULTILINE)
-    lines = [line for line in text.splitlines() if line and not line.startswith(("#", "defaults:"))]
-    own = [f"  {path.parent.name}.{line}" if not line.startswith(" ") else f"  {line}" for line in lines]
-    if inherited is None:
-        return own
-    names = {line.split(":")[0] for line in own}
-    base = [line for line in _group_lines(path.with_name(f"{inherited[1]}.yaml")) if line.split(":")[0] not in names]
-    return base + own
 
 
 def _compose(verb: str, overrides: list[str], *, missing_is_error: bool = True) -> dict[str, Any]:
@@ -152,7 +102,7 @@ def _compose(verb: str, overrides: list[str], *, missing_is_error: bool = True) 
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_dir(str(_config_folder()), version_base="1.3"):
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
             config = compose(config_name=verb, overrides=overrides)
             return OmegaConf.to_container(config, resolve=True, throw_on_missing=missing_is_error)
     except (HydraException, OmegaConfBaseException) as error:
@@ -171,7 +121,7 @@ def _one_line(verb: str, error: Exception) -> str:
     choice = re.search(r"Could not find '([^']+)'", text)
     if choice:
         group, _, name = choice[1].partition("/")
-        names = sorted(path.stem for path in (_config_folder() / group).glob("*.yaml"))
+        names = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
         return f"{group} has no choice {name!r}; choose one of {', '.join(names)}" if names else text.splitlines()[0]
     return f"cannot read the settings: {text.splitlines()[0]}; write KEY=VALUE, lists as [a,b]"
 
@@ -187,12 +137,11 @@ def _nearest(verb: str, key: str) -> str:
     return f", did you mean {near[0]}" if near else ""
 
 
-def _settings(kind: Callable[..., Any], values: Mapping[str, Any], where: str) -> Any:
-    """The frozen settings class `kind` made of `values`, wrong types named."""
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise SettingsError(f"{where}: {error}") from error
+def _check_plain(config: dict[str, Any]) -> None:
+    """Give the settings that belong to no group their kind, in place."""
+    for name, value in config.items():
+        if name in _PLAIN and not (name == "translator" and isinstance(value, dict)):  # that is fit's group
+            config[name] = typed(value, _PLAIN[name], name)
 
 
 def _device(name: str) -> Any:
@@ -213,7 +162,7 @@ def _prepared(config: Mapping[str, Any], *, seed: int, need_test: bool) -> Any:
     """The images of `data` for `seed`, on the device that `device` names."""
     from gen_invariance.benchmark.task import Task, prepare
 
-    task = _settings(Task, config["data"], "data")
+    task = settings_of(Task, config["data"], "data")
     progress = config.get("progress")
     prepared = prepare(
         task, seed=seed, need_test=need_test, progress=sys.stderr.isatty() if progress is None else progress
@@ -221,16 +170,34 @@ def _prepared(config: Mapping[str, Any], *, seed: int, need_test: bool) -> Any:
     return task, prepared.to(_device(config["device"]))
 
 
-def _fit(config: dict[str, Any]) -> None:
+@contextmanager
+def _new_run(config: Mapping[str, Any], kind: str, identity: Mapping[str, Any], split: Any) -> Iterator[Any]:
+    """The run folder of `out`; a new one is taken away again when bad input is found before anything was computed."""
     from gen_invariance.data.split import save_split
     from gen_invariance.run import Run
+
+    folder = Path(config["out"])
+    was_there, was_run = folder.is_dir(), (folder / "run.json").exists()
+    run = Run(folder, kind=kind, seed=config["seed"], config=identity, resume=config["resume"])
+    try:
+        save_split(run.path / "split.npz", split)
+        yield run
+    except GenInvarianceError as error:
+        if error.exit_code == 2 and not was_run and {e.name for e in folder.iterdir()} <= {"run.json", "split.npz"}:
+            for name in ("run.json", "split.npz"):
+                (folder / name).unlink(missing_ok=True)
+            None if was_there else folder.rmdir()
+        raise
+
+
+def _fit(config: dict[str, Any]) -> None:
     from gen_invariance.translator.build import build_objective
     from gen_invariance.translator.fit import FitSettings, fit_translator
 
     task, prepared = _prepared(config, seed=config["seed"], need_test=False)
     loop = config["fit"]
     loop["flip"] = prepared.flip_safe if loop["flip"] is None else loop["flip"]
-    settings = _settings(FitSettings, loop, "fit")
+    settings = settings_of(FitSettings, loop, "fit")
     chosen = config["translator"]
     objective = build_objective(
         chosen["name"],
@@ -240,9 +207,8 @@ def _fit(config: dict[str, Any]) -> None:
         **chosen["objective"],
     )
     identity = {"data": task.identity(), "translator": chosen, "fit": settings.identity()}
-    run = Run(config["out"], kind="fit", seed=config["seed"], config=identity, resume=config["resume"])
-    save_split(run.path / "split.npz", prepared.split)
-    translator = fit_translator(objective, prepared.train, settings, run=run, progress=config["progress"])
+    with _new_run(config, "fit", identity, prepared.split) as run:
+        translator = fit_translator(objective, prepared.train, settings, run=run, progress=config["progress"])
     print(f"translator: {run.path / 'translator'}")
     print(f"sample grid: {run.path / 'samples' / f'step-{settings.steps:08d}.png'}")
     if hasattr(translator, "describe"):
@@ -258,15 +224,13 @@ def _train(config: dict[str, Any]) -> None:
         train_classifier,
     )
     from gen_invariance.classifier.train import TrainSettings
-    from gen_invariance.data.split import save_split
-    from gen_invariance.run import Run
     from gen_invariance.translator.load import load_translator
 
-    classifier = _settings(ClassifierSettings, config["classifier"], "classifier")
-    training = _settings(TrainSettings, config["training"], "training")
+    classifier = settings_of(ClassifierSettings, config["classifier"], "classifier")
+    training = settings_of(TrainSettings, config["training"], "training")
     given = dict(config["stage"])
     folder = given.pop("translator")
-    stage_settings = _settings(StageSettings, given, "stage")
+    stage_settings = settings_of(StageSettings, given, "stage")
     translator = load_translator(folder) if folder else None
     task, prepared = _prepared(config, seed=config["seed"], need_test=True)
     stage = build_stage(stage_settings, prepared, translator=translator)
@@ -277,10 +241,9 @@ def _train(config: dict[str, Any]) -> None:
         "stage": {**config["stage"], "translator": str(folder) if folder else None},
         "augmentation": config["augmentation"],
     }
-    run = Run(config["out"], kind="train", seed=config["seed"], config=identity, resume=config["resume"])
-    save_split(run.path / "split.npz", prepared.split)
     base = build_augmentation(config["augmentation"], flip=prepared.flip_safe)
-    train_classifier(prepared, classifier, training, stage=stage, run=run, base=base, progress=config["progress"])
+    with _new_run(config, "train", identity, prepared.split) as run:
+        train_classifier(prepared, classifier, training, stage=stage, run=run, base=base, progress=config["progress"])
     print(f"classifier: {run.path}")
     print(f"next: gen-invariance measure run={run.path}")
 
@@ -321,11 +284,29 @@ def _report(config: dict[str, Any]) -> None:
 def _demo(config: dict[str, Any]) -> None:
     from gen_invariance.benchmark.demo import DemoSettings, run_demo
 
-    settings = _settings(DemoSettings, config["demo"], "demo")
+    settings = settings_of(DemoSettings, config["demo"], "demo")
     page = run_demo(config["out"], settings, say=lambda line: print(line, flush=True))
     print((page.parent / "table.md").read_text(encoding="utf-8"))
     print(f"report: {page}")
 
+
+_PLAIN: dict[str, Any] = {
+    **dict.fromkeys(("seed", "draws", "batch_size"), int),
+    **dict.fromkeys(("out", "device", "augmentation", "run", "nuisance", "split", "title"), str),
+    **dict.fromkeys(("method", "baseline", "translator"), str | None),
+    "resume": bool,
+    "progress": bool | None,
+    "nuisance_options": dict,
+    "records": str | list[str],
+    "references": list[str],
+}
+"""What the settings that belong to no group are, in every verb that has them."""
+
+_GOES_ON = {
+    **dict.fromkeys(("fit", "train"), "; the same command with resume=true goes on from the last checkpoint"),
+    "demo": "; the same command goes on with what is left",
+}
+"""What can be done after Ctrl-C."""
 
 _VERBS: dict[str, Callable[[dict[str, Any]], None]] = {
     "fit": _fit,

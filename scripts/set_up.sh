@@ -1,0 +1,21 @@
+# Sourced by scripts/demo and scripts/test: `set_up [EXTRA]` leaves a .venv with the package and its pinned dependencies.
+# Needs Python 3.11 with pip and venv. Installs again only after pyproject.toml or constraints.txt changed, or the checkout moved.
+
+set_up() {
+  local extra=${1:-} python=${PYTHON:-python3} wanted stamp=.venv/set-up
+  wanted="$(pwd) $(cat pyproject.toml constraints.txt | cksum)"
+  # A set-up with an extra serves those who need none.
+  if [[ -x .venv/bin/python ]] && grep -qsxF -e "$wanted [$extra]" -e "${wanted} [${extra:-dev}]" $stamp; then
+    return
+  fi
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "gen_invariance needs Python 3.11 or newer as '$python'; set PYTHON=/path/to/python" >&2
+    exit 2
+  fi
+  echo "setting up .venv (once, a few minutes at most) ..." >&2
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    "$python" -m venv --clear .venv
+  fi
+  .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".${extra:+[$extra]}"
+  echo "$wanted [$extra]" >$stamp
+}
