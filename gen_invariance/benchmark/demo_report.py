@@ -65,10 +65,10 @@ def _explanation(settings: DemoSettings) -> list[str]:
         "nuisance learned from classes of 20 images or more, or the true rotation (oracle). "
         f"{settings.seeds} seeds; each draws class order, images, angles and initial weights.",
         "The spatial translator is told the family of transformations by hand (rotation, scale, gain, bias) and "
-        "learns only how far each of them swings. With every angle in the data nothing opposes the bonus on "
-        "the width, so it runs to its cap of 180 degrees, which is the truth here; a rotation limited to a part of the "
-        "circle comes out too narrow, since each image already carries its own angle. MUNIT is told nothing; it is not known to learn rotation, and is "
-        "shown whichever way it falls.",
+        "learns only how far each of them swings. With every angle in the data nothing opposes the bonus on the "
+        "width, so it runs to its cap of 180 degrees, which is the truth here; a rotation limited to a part of the "
+        "circle comes out too narrow, since each image already carries its own angle. MUNIT is told nothing; it is "
+        "not known to learn rotation, and is shown whichever way it falls.",
     ]
 
 
