@@ -12,6 +12,7 @@ Two faces over one function, `translate_rows`:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from kornia.augmentation import IntensityAugmentationBase2D
 from kornia.augmentation.random_generator import RandomGeneratorBase
 from torch import Tensor, nn
 
+from gen_invariance.augment.batches import as_images, check_layout, check_range, row_probability
+from gen_invariance.augment.held import HeldNuisance, Stream
 from gen_invariance.augment.policy import auto
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
@@ -48,77 +51,120 @@ def translate_rows(nuisance: Nuisance, images: Tensor, gate: Gate) -> Tensor:
     rows = gate.rows.nonzero().squeeze(1).to(images.device)
     if not len(rows):
         return images
-    return images.index_copy(0, rows, nuisance.apply(images.index_select(0, rows), gate.draw))
+    return _replaced(images, rows, _transformed(nuisance, images.index_select(0, rows), gate.draw))
+
+
+def _replaced(images: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    """A copy with other `rows`; unlike `images.index_copy` it keeps the memory format."""
+    return images.clone().index_copy_(0, rows, new)
+
+
+@torch.no_grad()
+def _transformed(nuisance: Nuisance, images: Tensor, draw: Draw) -> Tensor:
+    """`nuisance.apply` in the nuisance's own precision: autocast would round coordinates, and so move pixels."""
+    with torch.autocast(images.device.type, enabled=False):
+        return nuisance.apply(images, draw)
 
 
 class TailAugment(nn.Module):
     """Class-aware stage: each row gets the nuisance with the probability of its class.
 
     The nuisance is held outside the module tree: it stays in eval mode, its weights take no gradient, and neither
-    `parameters()` nor `state_dict()` of a model that contains the stage mentions it.
+    `parameters()` nor `state_dict()` of a model that contains the stage mentions it. It goes where the images are;
+    `stage.to(torch.bfloat16)` makes its network compute in half precision (an autocast around the stage does not).
+    `torch.compile` of a step that calls the stage breaks the graph around it.
 
     Args:
         nuisance: hand-written or learned.
         probability: float (K,) in [0, 1], see `policy`.
-        seed: of the stage's own generator, used where a call brings none.
+        seed: of the stage's own generator, used where a call brings none; each rank draws from its own stream.
+        layout: "channels_first", or "channels_last" where batches arrive as (B, H, W, C); they leave channels first.
 
     Raises:
         RangeError: a probability outside [0, 1] or NaN.
+        SettingsError: an unknown layout.
     """
 
-    def __init__(self, nuisance: Nuisance, probability: Tensor, *, seed: int = 0) -> None:
+    def __init__(
+        self, nuisance: Nuisance, probability: Tensor, *, seed: int = 0, layout: str = "channels_first"
+    ) -> None:
         super().__init__()
-        probability = torch.as_tensor(probability, dtype=torch.float32)
+        probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu")
         if probability.ndim != 1 or not bool(((probability >= 0) & (probability <= 1)).all()):
             raise RangeError("stage: probability must hold one number in [0, 1] for each class; a policy makes it")
-        if isinstance(nuisance, nn.Module):
-            nuisance.eval().requires_grad_(False)
-        self._held = (nuisance,)  # a tuple hides it from nn.Module's registry
-        self.register_buffer("probability", probability, persistent=False)
-        self.generator = torch.Generator().manual_seed(seed)
+        check_layout(layout)
+        # Plain attributes: half precision would round the probabilities, and rows are chosen on the CPU.
+        self.probability, self.layout = probability, layout
+        self._held, self._stream = HeldNuisance(nuisance), Stream(seed)
+        self._range_seen = False
 
     @classmethod
     def from_pretrained(
-        cls, path: Path | str, *, class_counts: Tensor, probability: Tensor | None = None, seed: int = 0
+        cls,
+        path: Path | str,
+        *,
+        class_counts: Tensor | Sequence[int],
+        probability: Tensor | None = None,
+        seed: int = 0,
+        layout: str = "channels_first",
     ) -> TailAugment:
-        """The stage over the translator saved in `path`, by default with `policy.auto` of the class counts."""
+        """The stage over the translator saved in `path`, by default with `policy.auto` of the class counts (K,).
+
+        Raises:
+            CheckpointError: no intact translator in `path`.
+            ShapeError: `probability` and `class_counts` are of different lengths.
+        """
         from gen_invariance.translator.load import load_translator  # diffusers is slow to import
 
         counts = torch.as_tensor(class_counts)
-        return cls(load_translator(path), auto(counts) if probability is None else probability, seed=seed)
+        if probability is None:
+            probability = auto(counts)
+        elif len(probability) != len(counts):
+            raise ShapeError(f"stage: {len(probability)} probabilities for {len(counts)} classes; give one for each")
+        return cls(load_translator(path), probability, seed=seed, layout=layout)
 
     @property
     def nuisance(self) -> Nuisance:
         """The nuisance that is given to the gated rows."""
-        return self._held[0]
+        return self._held.nuisance
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The stage's own generator; save and restore its state to resume a loop exactly."""
+        return self._stream.generator()
 
     def _apply(self, fn: Any, recurse: bool = True) -> TailAugment:
-        if isinstance(self.nuisance, nn.Module):
-            self.nuisance._apply(fn)
+        self._held.move(fn)
         return super()._apply(fn, recurse)
 
     def sample(
         self, shape: torch.Size | tuple[int, ...], labels: Tensor, *, generator: torch.Generator | None = None
     ) -> Gate:
-        """Decide which rows of a batch with int64 `labels` (B,) get the nuisance, and draw it for them."""
+        """Decide which rows of a batch get the nuisance, and draw it for them.
+
+        Args:
+            shape: (B, C, H, W) of the images.
+            labels: whole numbers (B,), or soft labels (B, K), see `forward`.
+            generator: CPU generator; None uses the stage's own.
+        """
         generator = generator if generator is not None else self.generator
-        chance = torch.rand(len(labels), generator=generator)
-        rows = chance < self.probability.to("cpu")[labels.to("cpu")]
+        rows = torch.rand(shape[0], generator=generator) < row_probability(labels, self.probability, count=shape[0])
         return Gate(rows, self.nuisance.sample((int(rows.sum()), *shape[1:]), generator=generator))
 
-    @torch.no_grad()
     def apply(
         self, images: Tensor, labels: Tensor, gate: Gate, *, source: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Carry out a gate: `forward` without its randomness."""
+        """Carry out a gate: `forward` without its randomness and its checks."""
+        nuisance = self._held.on(images.device)
         if source is None:
-            return translate_rows(self.nuisance, images, gate), labels
+            return translate_rows(nuisance, images, gate), labels
         rows = gate.rows.nonzero().squeeze(1).to(images.device)
         if not len(rows):
             return images, labels
-        translated = self.nuisance.apply(source[0].index_select(0, rows), gate.draw)
-        return images.index_copy(0, rows, translated), labels.index_copy(0, rows, source[1].index_select(0, rows))
+        translated = _transformed(nuisance, source[0].index_select(0, rows), gate.draw)
+        return _replaced(images, rows, translated), labels.index_copy(0, rows, source[1].index_select(0, rows))
 
+    @torch.compiler.disable
     def forward(
         self,
         images: Tensor,
@@ -130,48 +176,47 @@ class TailAugment(nn.Module):
         """Augment one batch.
 
         Args:
-            images: float (B, C, H, W) in [0, 1], or uint8 (divided by 255); any device. Not changed.
-            labels: int64 (B,).
+            images: floating point (B, C, H, W) in [0, 1], or uint8 (divided by 255); any device, also no rows at all.
+                Not changed. (B, H, W, C) where the stage was built with layout="channels_last".
+            labels: whole numbers (B,), or soft labels (B, K) after mixup or label smoothing: the probability of
+                such a row is that of its classes, weighted by the label.
             source: images and labels of a second, usually class-balanced, stream of the same shapes. Where given, a
                 gated row is replaced by the translated row of the source *and its label*, and the gate looks at the
                 source's labels (Zhou et al. 2022). Rows that are not gated stay as they are.
             generator: CPU generator of this call's randomness; None uses the stage's own.
 
         Returns:
-            images float (B, C, H, W) in [0, 1] and labels (B,).
+            images (B, C, H, W) in [0, 1], in the floating-point dtype and memory format they came in (float32 for
+            uint8), and labels of the shape and dtype they came in.
 
         Raises:
-            ShapeError: labels or source do not fit the images.
+            ShapeError: dtype, axes, labels or source do not fit.
+            RangeError: a label that is no class; or, at the first call, pixels that were normalised or are 8-bit.
         """
-        images = _as_float(images)
-        _check(images, labels)
+        images = as_images(images, layout=self.layout)
+        self._check_range_once(images)
         if source is None:
             return self.apply(images, labels, self.sample(images.shape, labels, generator=generator))
-        source = (_as_float(source[0]), source[1])
-        _check(*source)
-        if source[0].shape != images.shape:
+        source = (as_images(source[0], layout=self.layout).to(images.dtype), source[1])
+        if source[0].shape != images.shape or (source[1].shape, source[1].dtype) != (labels.shape, labels.dtype):
             raise ShapeError(
-                f"stage: source images {tuple(source[0].shape)} must have the batch's {tuple(images.shape)}"
+                f"stage: source images {tuple(source[0].shape)} with {source[1].dtype} labels "
+                f"{tuple(source[1].shape)} must be like the batch's {tuple(images.shape)} with {labels.dtype} "
+                f"{tuple(labels.shape)}"
             )
         gate = self.sample(images.shape, source[1], generator=generator)
         return self.apply(images, labels, gate, source=source)
+
+    def _check_range_once(self, images: Tensor) -> None:
+        """The usual mistake, a stage behind Normalize, shows in the first batch; reading every batch would cost."""
+        if not self._range_seen:
+            check_range(images)
+            self._range_seen = bool(len(images))
 
     def extra_repr(self) -> str:
         """Nuisance and the classes it is given to."""
         given = int((self.probability > 0).sum())
         return f"{type(self.nuisance).__name__}, {given} of {len(self.probability)} classes"
-
-
-def _as_float(images: Tensor) -> Tensor:
-    return images.float().div(255) if images.dtype == torch.uint8 else images
-
-
-def _check(images: Tensor, labels: Tensor) -> None:
-    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise ShapeError(
-            f"stage: expected images (B, C, H, W) and integer labels (B,), got {tuple(images.shape)} and "
-            f"{labels.dtype} {tuple(labels.shape)}; call the stage before mixup makes labels soft"
-        )
 
 
 class _DrawGenerator(RandomGeneratorBase):
@@ -220,19 +265,16 @@ class KorniaNuisance(IntensityAugmentationBase2D):
         super().__init__(p=p, p_batch=p_batch, same_on_batch=same_on_batch, keepdim=keepdim)
         if not (0 <= p <= 1 and 0 <= p_batch <= 1):
             raise SettingsError(f"KorniaNuisance: p and p_batch must lie in [0, 1], got {p} and {p_batch}")
-        if isinstance(nuisance, nn.Module):
-            nuisance.eval().requires_grad_(False)
-        self._held = (nuisance,)
+        self._held = HeldNuisance(nuisance)
         self._param_generator = _DrawGenerator(nuisance, seed)
 
     @property
     def nuisance(self) -> Nuisance:
         """The nuisance that is given to the gated rows."""
-        return self._held[0]
+        return self._held.nuisance
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> KorniaNuisance:
-        if isinstance(self.nuisance, nn.Module):
-            self.nuisance._apply(fn)
+        self._held.move(fn)
         return super()._apply(fn, *args, **kwargs)
 
     def forward_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -247,7 +289,6 @@ class KorniaNuisance(IntensityAugmentationBase2D):
             "forward_input_shape": torch.tensor(batch_shape),
         }
 
-    @torch.no_grad()
     def apply_transform(
         self,
         input: Tensor,  # noqa: A002  (kornia's name)
@@ -259,4 +300,5 @@ class KorniaNuisance(IntensityAugmentationBase2D):
         rows = params["batch_prob"].to("cpu") > 0.5
         kornias = ("batch_prob", "forward_input_shape", "data_keys")  # the last is added by AugmentationSequential
         own = {name: value for name, value in params.items() if name not in kornias}
-        return translate_rows(self.nuisance, input, Gate(rows, select_rows(own, rows)))
+        nuisance = self._held.on(input.device)
+        return translate_rows(nuisance, input, Gate(rows, select_rows(own, rows)))

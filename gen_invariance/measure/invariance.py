@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.measure.accuracy import Predict, as_float, logits_of, mean_by_class
+from gen_invariance.measure.any_model import as_predict
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+from gen_invariance.run import named_generator
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,15 @@ class InvarianceScores:
 
 @torch.no_grad()
 def measure_invariance(
-    predict: Predict,
+    predict: Callable[[Tensor], Any],
     images: Tensor,
     labels: Tensor,
     nuisance: Nuisance,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
     draws: int = 20,
     batch_size: int = 512,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
 ) -> InvarianceScores:
     """Expected KL divergence (eKLD) and agreement by class under any nuisance, hand-written or learned.
 
@@ -55,14 +59,14 @@ def measure_invariance(
     not depend on `batch_size`, and memory does not grow with the number of draws.
 
     Args:
-        predict: images to logits; put the model in eval mode first.
+        predict: any torch model (measured in eval mode, on its own device) or callable, images to logits.
         images: float (N, C, H, W) in [0, 1], or uint8.
         labels: int64 (N,).
         nuisance: the transformations to be invariant to.
-        num_classes: K.
+        num_classes: K; None takes the number of logits.
         draws: rounds; the reference protocol takes 100.
         batch_size: images at a time.
-        generator: CPU generator of the draws.
+        generator: CPU generator of the draws; None takes the same new one at each call.
 
     Returns:
         Figures by class. Under the identity nuisance eKLD is exactly 0 and agreement exactly 1.
@@ -75,6 +79,23 @@ def measure_invariance(
         raise SettingsError(f"measure: draws must be at least 1, got {draws}")
     if labels.shape != images.shape[:1]:
         raise ShapeError(f"measure: {len(images)} images but labels of shape {tuple(labels.shape)}")
+    generator = named_generator(0, "measure") if generator is None else generator
+    with as_predict(predict) as ask:
+        divergence, same, classes = _by_image(
+            ask, images, nuisance, draws=draws, batch_size=batch_size, generator=generator
+        )
+    num_classes = classes if num_classes is None else num_classes
+    ekld, count = mean_by_class(divergence, labels, num_classes)
+    agreement, _ = mean_by_class(same, labels, num_classes)
+    square, _ = mean_by_class(divergence**2, labels, num_classes)
+    variance = (square - ekld**2).clamp(min=0) * count / (count - 1).clamp(min=0)
+    return InvarianceScores(ekld, agreement, (variance / count).sqrt(), count, draws)
+
+
+def _by_image(
+    predict: Predict, images: Tensor, nuisance: Nuisance, *, draws: int, batch_size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, int]:
+    """Mean divergence and share of kept answers of each image, float64 (N,), and the number of logits."""
     original = F.log_softmax(logits_of(predict, images, batch_size=batch_size), dim=1)
     divergence = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     same = torch.zeros_like(divergence)
@@ -87,12 +108,7 @@ def measure_invariance(
             own = original[rows.to(images.device)]
             divergence[rows] += kl_divergence(own, moved)
             same[rows] += own.argmax(1) == moved.argmax(1)
-    divergence, same = divergence / draws, same / draws
-    ekld, count = mean_by_class(divergence, labels, num_classes)
-    agreement, _ = mean_by_class(same, labels, num_classes)
-    square, _ = mean_by_class(divergence**2, labels, num_classes)
-    variance = (square - ekld**2).clamp(min=0) * count / (count - 1).clamp(min=0)
-    return InvarianceScores(ekld, agreement, (variance / count).sqrt(), count, draws)
+    return divergence / draws, same / draws, original.shape[1]
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ comes out too narrow: the image carries its own draw, and T(T0 x) is a convoluti
 
 from __future__ import annotations
 
+import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads to torchvision)
+
+# isort: split
 import math
 
 import torch
@@ -23,7 +26,6 @@ from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
 from torch import Tensor, nn
 
-import gen_invariance.torchvision_guard  # noqa: F401  (diffusers may lead to torchvision)
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
@@ -88,7 +90,8 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
 
     def parameters_of(self, draw: Draw) -> dict[str, Tensor]:
         """What a draw does, in readable units: degrees, factors, pixel units; each (B,)."""
-        values = draw["u"].to(self.caps) * self.shares() * self.caps
+        # Angles stay in float32 in a network of half precision: bfloat16 would round 180 degrees to a whole one.
+        values = draw["u"].to(self.caps.device).float() * self.shares().float() * self.caps.float()
         columns = dict(zip(self.operations, values.unbind(1), strict=True))
         return {name: value.exp() if UNITS[name] == "factor" else value for name, value in columns.items()}
 

@@ -1,0 +1,79 @@
+"""A nuisance kept beside a module instead of inside it, and the random numbers drawn for it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.run import named_generator
+
+
+class HeldNuisance:
+    """A nuisance that no module tree sees: in eval mode, its weights frozen, with a copy on each device in use.
+
+    Args:
+        nuisance: hand-written or learned, or a composition of both.
+    """
+
+    def __init__(self, nuisance: Nuisance) -> None:
+        self.nuisance = nuisance
+        self._copies: dict[torch.device, Nuisance] = {}
+        for network in _networks(nuisance):
+            network.eval().requires_grad_(False)
+
+    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply a module's `.to`, `.half`, ... to the networks in the nuisance."""
+        for network in _networks(self.nuisance):
+            network._apply(change)
+        self._copies.clear()
+
+    def on(self, device: torch.device) -> Nuisance:
+        """The nuisance where the images are; a loop on several devices in one process gets a copy for each."""
+        if all(tensor.device == device for network in _networks(self.nuisance) for tensor in _tensors(network)):
+            return self.nuisance
+        if device not in self._copies:
+            moved = copy.deepcopy(self.nuisance)
+            for network in _networks(moved):
+                network.to(device)
+            self._copies[device] = moved
+        return self._copies[device]
+
+
+class Stream:
+    """The generator a stage draws from when a call brings none; each rank of a distributed run gets its own stream.
+
+    The rank is asked for at the first draw, since many loops build their modules before the processes meet.
+
+    Args:
+        seed: rank 0, and a run without ranks, draw from `torch.Generator().manual_seed(seed)`.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self._told = seed, False
+        self.own = torch.Generator().manual_seed(seed)
+
+    def generator(self) -> torch.Generator:
+        """The generator, by now of this rank."""
+        if not self._told and torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._told = True
+            if rank := torch.distributed.get_rank():
+                self.own.set_state(named_generator(self.seed, "stage", rank).get_state())
+        return self.own
+
+
+def _networks(nuisance: Any) -> Iterator[nn.Module]:
+    if isinstance(nuisance, nn.Module):
+        yield nuisance
+    else:  # a composition of nuisances keeps its parts under this name
+        for part in getattr(nuisance, "nuisances", ()):
+            yield from _networks(part)
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
