@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from gen_invariance.errors import CheckpointError, OutputError, SettingsError
+from gen_invariance.errors import CheckpointError, GenInvarianceError, OutputError, SettingsError
 
 _MAGIC = b"gen_invariance checkpoint 1 "
 _PACKAGES = ("gen_invariance", "torch", "torchvision", "diffusers", "kornia", "accelerate", "numpy", "scikit-learn")
@@ -52,16 +52,19 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if isinstance(error, OutputError) or error.filename not in (None, str(temporary), str(path.parent)):
-            raise
+        if isinstance(error, GenInvarianceError) or error.filename not in (None, str(temporary)):
+            raise  # about another file that the block touched
         raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        temporary.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path | str, error: OSError) -> OutputError:
@@ -151,17 +154,16 @@ class Run:
             )
         try:
             old = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            old_kind, old_config = old["kind"], old["config"]
+            old_kind, old_settings = old["kind"], {**old["config"], "seed": old["seed"]}
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path / 'run.json'} is damaged ({error}); choose another folder") from error
         if old_kind != self.kind:
             raise SettingsError(f"{self.path} holds a '{old_kind}' run, not '{self.kind}'; choose another folder")
-        changed = sorted(
-            key for key in {*old_config, *self.config} if old_config.get(key) != self.config.get(key)
-        )
-        if changed or old.get("seed") != self.seed:
+        settings = {**self.config, "seed": self.seed}
+        changed = sorted(key for key in {*old_settings, *settings} if old_settings.get(key) != settings.get(key))
+        if changed:
             raise SettingsError(
-                f"cannot resume {self.path}: settings differ from the run's in {', '.join(changed or ['seed'])}; "
+                f"cannot resume {self.path}: settings differ from the run's in {', '.join(changed)}; "
                 "use the same settings or another folder"
             )
 
@@ -274,7 +276,12 @@ def load_checkpoint(path: Path | str, *, kind: str | None = None) -> dict[str, A
         raise CheckpointError(f"{path} is not a checkpoint of gen_invariance; give a file that a run wrote")
     if header[len(_MAGIC) :].decode("ascii", "replace") != hashlib.sha256(payload).hexdigest():
         raise CheckpointError(f"checkpoint {path} is truncated or damaged (checksum differs); use an older one")
-    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds: foreign objects, or a format newer than this torch
+        raise CheckpointError(
+            f"checkpoint {path} holds more than tensors, numbers and text, or is of a newer torch; it is not opened"
+        ) from error
     if kind is not None and state.get("kind") != kind:
         raise CheckpointError(f"{path} is a checkpoint of kind {state.get('kind')!r}, not {kind!r}; choose another")
     return state

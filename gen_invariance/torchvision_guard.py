@@ -36,11 +36,14 @@ def _compiled_operators_load() -> bool:
 
 
 def declare_missing_operators() -> bool:
-    """Declare `torchvision::nms` and `torchvision::qnms` if nothing else can; True if this call did."""
+    """Declare `torchvision::nms` and `torchvision::qnms` where nothing else did or can; True if this call did."""
     if _declared or "torchvision" in sys.modules or _compiled_operators_load():
         return False
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in _OPERATORS:
+    missing = [name for name in _OPERATORS if not hasattr(torch.ops.torchvision, name)]
+    if not missing:
+        return False  # another package made the same repair
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in missing:
         library.define(operator + _SIGNATURE)
     _declared.append(library)
     return True

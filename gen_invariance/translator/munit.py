@@ -10,6 +10,9 @@ style drawn from the prior.
 
 from __future__ import annotations
 
+import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads to torchvision)
+
+# isort: split
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +24,6 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-import gen_invariance.torchvision_guard  # noqa: F401  (diffusers may lead to torchvision)
 from gen_invariance.data.images import check_images
 from gen_invariance.nuisance.protocol import Draw, draw_to
 from gen_invariance.translator.blocks import (

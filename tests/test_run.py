@@ -1,0 +1,293 @@
+"""Run folders: atomic files, checkpoints that notice damage, resuming only what is the same run, named generators."""
+
+import errno
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from gen_invariance.errors import CheckpointError, OutputError, SettingsError
+from gen_invariance.run import (
+    Run,
+    atomic_write,
+    config_digest,
+    load_checkpoint,
+    named_generator,
+    save_checkpoint,
+    write_json,
+    write_text,
+)
+
+# ---- named generators
+
+
+def test_named_generator_is_pinned():
+    """These streams decide published figures: another value here makes every old result unrepeatable."""
+    drawn = torch.randint(1_000_000, (3,), generator=named_generator(0, "train", 5))
+    assert drawn.tolist() == [922237, 410161, 943281]
+    drawn = torch.randint(1_000_000, (3,), generator=named_generator(3, "loader", 0))
+    assert drawn.tolist() == [689150, 896432, 306853]
+
+
+def test_named_generators_differ_in_seed_and_in_every_word():
+    names = [(0, "fit", 1), (0, "fit", 2), (1, "fit", 1), (0, "train", 1), (0, "fit"), (0, "fit", 1, 2), (0, "fit", 12)]
+    streams = {tuple(torch.randint(2**40, (2,), generator=named_generator(*name)).tolist()) for name in names}
+    assert len(streams) == len(names)
+
+
+def test_named_generator_leaves_the_global_stream_alone():
+    before = torch.random.get_rng_state()
+    torch.rand(3, generator=named_generator(0, "style"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_neighbouring_streams_are_uncorrelated():
+    rows = torch.stack([torch.rand(2000, generator=named_generator(0, "fit", step)) for step in range(8)])
+    off_diagonal = torch.corrcoef(rows)[~torch.eye(8, dtype=torch.bool)]
+    assert off_diagonal.abs().max() < 4 / 2000**0.5
+
+
+# ---- atomic files
+
+
+def test_atomic_write_makes_parents_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    write_text(path, "one")
+    write_text(path, "two")
+    assert path.read_text() == "two"
+    assert os.listdir(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError("inside"), KeyboardInterrupt()])
+def test_atomic_write_keeps_the_old_file_when_the_block_fails(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write_half():
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OutputError, match=r"file\.txt.*No space left.*free some space") as caught:
+        write_text(tmp_path / "file.txt", "text")
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("below", ["", "deep", "deep/er"])
+def test_a_file_where_a_folder_should_be(tmp_path, below):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_json(tmp_path / "taken" / below / "out.json", {})
+
+
+def test_folders_that_cannot_be_made_are_output_errors():
+    with pytest.raises(OutputError, match="cannot write /proc"):  # not even root may create there
+        write_text("/proc/no/such/file.txt", "")
+
+
+def test_errors_about_other_files_pass_through(tmp_path):
+    with pytest.raises(FileNotFoundError, match="elsewhere"), atomic_write(tmp_path / "out.txt"):
+        Path(tmp_path / "elsewhere").read_text()
+
+
+# ---- checkpoints
+
+
+def same(a, b):
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+STATE = {"kind": "fit", "step": 3, "weights": torch.arange(6.0).view(2, 3), "names": ["a", "b"], "nested": {"x": 1.5}}
+
+
+def test_checkpoint_round_trip(tmp_path):
+    save_checkpoint(tmp_path / "one.ckpt", STATE)
+    loaded = load_checkpoint(tmp_path / "one.ckpt", kind="fit")
+    assert loaded.keys() == STATE.keys()
+    assert all(same(loaded[key], STATE[key]) for key in STATE)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 20, 60, 200, -1])
+def test_truncated_checkpoint(tmp_path, keep):
+    path = tmp_path / "one.ckpt"
+    save_checkpoint(path, STATE)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"one\.ckpt"):
+        load_checkpoint(path)
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    path = tmp_path / "one.ckpt"
+    save_checkpoint(path, STATE)
+    content = path.read_bytes()
+    for place in [*range(100), *range(100, len(content), 97)]:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
+        with pytest.raises(CheckpointError, match=r"one\.ckpt"):
+            load_checkpoint(path)
+
+
+def test_foreign_and_other_kinds_of_checkpoint(tmp_path):
+    torch.save(STATE, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of gen_invariance"):
+        load_checkpoint(tmp_path / "foreign.pt")
+    save_checkpoint(tmp_path / "one.ckpt", STATE)
+    with pytest.raises(CheckpointError, match="kind 'fit', not 'train'"):
+        load_checkpoint(tmp_path / "one.ckpt", kind="train")
+    with pytest.raises(CheckpointError, match="cannot read checkpoint"):
+        load_checkpoint(tmp_path / "missing.ckpt")
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "one.ckpt", {"kind": "fit", "step": 1, "harm": Harmful()})
+    with pytest.raises(CheckpointError, match=r"one\.ckpt"):
+        load_checkpoint(tmp_path / "one.ckpt")
+    assert not (tmp_path / "executed").exists()
+
+
+# ---- run folders
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_resume_passes_over_damaged_checkpoints_and_names_them(tmp_path):
+    run = Run(tmp_path / "run", kind="fit")
+    for step in (1, 2, 3):
+        run.log(step=step, loss=step / 10)
+        run.save(step, {"value": torch.tensor(step)}, keep=3)
+    damage(run.path / "checkpoints" / "step-00000003.ckpt")
+    (run.path / "checkpoints" / "step-00000002.ckpt").write_bytes(b"")
+    again = Run(tmp_path / "run", kind="fit", resume=True)
+    with pytest.warns(UserWarning, match=r"step-0000000[23]\.ckpt") as caught:
+        state = again.load_latest()
+    assert len(caught) == 2
+    assert (state["step"], int(state["value"])) == (1, 1)
+    assert [row["step"] for row in again.metrics()] == [1]
+
+
+def test_all_checkpoints_damaged_starts_from_nothing(tmp_path):
+    run = Run(tmp_path / "run", kind="fit")
+    run.log(step=1, loss=1.0)
+    damage(run.save(1, {}))
+    with pytest.warns(UserWarning, match="trying an older one"):
+        assert run.load_latest() is None
+    assert run.metrics() == []
+
+
+def test_metrics_are_cut_back_to_the_checkpoint_and_half_lines_dropped(tmp_path):
+    run = Run(tmp_path / "run", kind="train")
+    run.save(2, {})
+    for step in range(1, 5):
+        run.log(step=step, loss=0.5)
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.load_latest()
+    assert (run.path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.5}\n'
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    run = Run(tmp_path / "run", kind="fit")
+    for step in (5, 10, 999, 1000):
+        run.save(step, {})
+    assert sorted(os.listdir(run.path / "checkpoints")) == ["step-00000999.ckpt", "step-00001000.ckpt"]
+    assert run.load_latest()["step"] == 1000
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert Run(tmp_path / "run", kind="fit").load_latest() is None
+
+
+def test_run_describes_itself(tmp_path):
+    run = Run(tmp_path / "new" / "run", kind="fit", seed=4, config={"steps": 10, "pair": (1, 2)})
+    about = json.loads((run.path / "run.json").read_text())
+    assert about["kind"] == "fit"
+    assert about["seed"] == 4
+    assert about["config"] == {"steps": 10, "pair": [1, 2]}
+    assert about["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert about["config_digest"] == config_digest({"steps": 10, "pair": [1, 2]})
+    assert torch.equal(
+        torch.rand(2, generator=run.generator("a", 1)), torch.rand(2, generator=named_generator(4, "a", 1))
+    )
+
+
+def test_same_settings_resume(tmp_path):
+    config = {"steps": 10, "pair": (1, 2), "path": Path("x")}
+    Run(tmp_path / "run", kind="fit", config=config)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    Run(tmp_path / "run", kind="fit", config=config, resume=True)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resume": False}, "already holds a run; add resume=true"),
+        ({"kind": "train"}, "holds a 'fit' run, not 'train'"),
+        ({"config": {"steps": 11, "rate": 0.1}}, "settings differ from the run's in steps;"),
+        ({"config": {"steps": 10}}, "settings differ from the run's in rate;"),
+        ({"config": {"steps": 10, "rate": 0.1, "new": None, "more": 1}}, "in more;"),
+        ({"seed": 1}, "settings differ from the run's in seed;"),
+        ({"seed": 1, "config": {"steps": 9, "rate": 0.1}}, "in seed, steps;"),
+    ],
+)
+def test_refuses_another_run(tmp_path, change, message):
+    Run(tmp_path / "run", kind="fit", config={"steps": 10, "rate": 0.1})
+    arguments = {"kind": "fit", "config": {"steps": 10, "rate": 0.1}, "resume": True, **change}
+    with pytest.raises(SettingsError) as caught:
+        Run(tmp_path / "run", **arguments)
+    assert message in str(caught.value)
+
+
+def test_refuses_a_foreign_folder(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputError, match=r"holds no run \(found 'thesis\.tex'\)"):
+        Run(tmp_path, kind="fit", resume=True)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind": "fit"}', '{"kind": "fit", "config": 3}', "\xff"])
+def test_damaged_description(tmp_path, text):
+    (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
+        Run(tmp_path, kind="fit", resume=True)
+
+
+def test_a_file_instead_of_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        Run(tmp_path / "file", kind="fit")
+
+
+def test_metrics_that_cannot_be_written(tmp_path):
+    run = Run(tmp_path / "run", kind="fit")
+    (run.path / "metrics.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"metrics\.jsonl"):
+        run.log(step=1)
