@@ -1,0 +1,193 @@
+"""From figures to a word: may a translator be used? The thresholds stand in one table, `RULES`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gen_invariance.errors import CheckpointError
+from gen_invariance.translator.quality_measures import Estimate
+
+QUALITY_FILE = "quality.json"
+"""Where the verdict on a translator lies: beside its folder, or in the run folder that holds it."""
+
+USE, LOWER, DO_NOT = "use", "use with lower strength", "do not use"
+STRENGTH = {USE: 1.0, LOWER: 0.5, DO_NOT: 0.0}
+"""What `policy=auto` multiplies its probabilities with."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure on a translator.
+
+    Attributes:
+        estimate: value and interval over images.
+        floor: the same figure of real images left as they are, against other real images; NaN where there is none.
+    """
+
+    estimate: Estimate
+    floor: float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A threshold of the verdict.
+
+    Attributes:
+        figure: key of `Quality.figures`.
+        fine: at this value or better the rule has nothing against the translator.
+        limit: beyond it the translator is not to be used. Where `fine` is the smaller of the two, less is better.
+        good, partly, bad: what is said in the three cases.
+        relative: bounds are shares of what untouched images get.
+    """
+
+    figure: str
+    fine: float
+    limit: float
+    good: str
+    partly: str
+    bad: str
+    relative: bool = False
+
+
+RULES = (
+    Rule(
+        "accuracy_kept",
+        fine=0.9,
+        limit=0.7,
+        good="Translated images keep their class",
+        partly="Some translated images lose their class",
+        bad="Translated images lose their class",
+    ),
+    Rule(
+        "precision",
+        fine=0.8,
+        limit=0.5,
+        good="Translated images look like real ones",
+        partly="Some translated images do not look like real ones",
+        bad="Translated images do not look like real ones",
+        relative=True,
+    ),
+    Rule(
+        "coverage",
+        fine=0.7,
+        limit=0.4,
+        good="Translated images cover the variety of real ones",
+        partly="Translated images miss part of the variety of real ones",
+        bad="Translated images miss most of the variety of real ones",
+        relative=True,
+    ),
+    Rule(
+        "diversity",
+        fine=0.05,
+        limit=0.03,
+        good="Draws of one image differ",
+        partly="Draws of one image differ little, so little is gained",
+        bad="Draws of one image hardly differ, so nothing is gained",
+    ),
+    Rule(
+        "near_copies",
+        fine=0.05,
+        limit=0.2,
+        good="Translations are not copies of training images",
+        partly="Some translations are copies of training images",
+        bad="Translations are copies of training images",
+    ),
+    Rule(
+        "class_share",
+        fine=0.2,
+        limit=0.5,
+        good="The nuisance acts alike on all classes",
+        partly="The nuisance acts somewhat differently on different classes",
+        bad="The nuisance acts differently on different classes",
+    ),
+)
+"""The whole of the verdict; see `judge_figures` for how the rules are read."""
+
+LEAST_JUDGE_GAIN = 2.0
+"""A judge below this many times chance accuracy cannot tell whether classes are kept."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do, and why.
+
+    Attributes:
+        word: "use", "use with lower strength" or "do not use".
+        reasons: sentences, the decisive ones first.
+    """
+
+    word: str
+    reasons: tuple[str, ...]
+
+    @property
+    def strength(self) -> float:
+        """Factor on the probabilities of `policy=auto`."""
+        return STRENGTH[self.word]
+
+
+def judge_figures(figures: Mapping[str, Figure], *, chance: float, rules: Sequence[Rule] = RULES) -> Verdict:
+    """The verdict by `rules`: the worst that any of them says.
+
+    A value beyond `limit` means "do not use" only if its whole interval is; otherwise, and between `fine` and `limit`,
+    "use with lower strength". A figure that is not defined cannot speak for the translator: "lower strength" too.
+
+    Args:
+        figures: as `assess` makes them.
+        chance: accuracy of guessing.
+        rules: see `RULES`.
+    """
+    found = [_apply(rule, figures[rule.figure]) for rule in rules]
+    judge = figures["accuracy"].floor
+    if not judge >= LEAST_JUDGE_GAIN * chance:
+        found.append((LOWER, f"The judge names only {judge:.0%} of real images right, too few to be trusted."))
+    order = (DO_NOT, LOWER, USE)
+    found.sort(key=lambda entry: order.index(entry[0]))
+    word = found[0][0]
+    return Verdict(word, tuple(text for _, text in found))
+
+
+def _apply(rule: Rule, figure: Figure) -> tuple[str, str]:
+    """What one rule says, and in which words."""
+    estimate, unit = figure.estimate, figure.floor if rule.relative else 1.0
+    if not math.isfinite(estimate.value) or not unit > 0:
+        return LOWER, f"{rule.figure} is not defined for these images, so it cannot speak for the translator"
+    value, low, high = (each / unit for each in (estimate.value, estimate.low, estimate.high))
+    sign = 1.0 if rule.fine >= rule.limit else -1.0
+    of = " of what untouched images get" if rule.relative else ""
+    numbers = (
+        f"{rule.figure} {value:.2f} [{low:.2f}, {high:.2f}]{of}; "
+        f"fine {'from' if sign > 0 else 'up to'} {rule.fine:g}, not beyond {rule.limit:g}"
+    )
+    if sign * value >= sign * rule.fine:
+        return USE, f"{rule.good} ({numbers})."
+    if max(sign * low, sign * high) < sign * rule.limit:
+        return DO_NOT, f"{rule.bad} ({numbers})."
+    return LOWER, f"{rule.partly} ({numbers})."
+
+
+def read_verdict(translator: Path | str) -> Verdict | None:
+    """The verdict that `inspect` left beside a translator's folder, or None if it was never inspected.
+
+    Args:
+        translator: the folder, or the run folder that holds it.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    folder = Path(translator)
+    places = [folder / QUALITY_FILE]
+    if (folder / "config.json").is_file():
+        places.append(folder.parent / QUALITY_FILE)
+    for path in places:
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+                word, reasons = found["verdict"], tuple(map(str, found["reasons"]))
+                return Verdict({name: name for name in STRENGTH}[word], reasons)
+            except (ValueError, KeyError, TypeError) as error:
+                raise CheckpointError(f"{path} is damaged ({error}); run gen-invariance inspect again") from error
+    return None
