@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import stats
+from torch import Tensor
 
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.order.separability import unpack_hits
@@ -91,72 +92,75 @@ def crossed_bootstrap(
     if resamples < 100:
         raise SettingsError(f"resamples is {resamples}, expected at least 100; 2000 is usual")
     seeds, count = packed.shape[:2]
-    first, second = class_pairs(num_classes).T
-    rows = [np.flatnonzero(labels == label) for label in range(num_classes)]
+    pairs = class_pairs(num_classes)
+    rows = [torch.from_numpy(np.flatnonzero(labels == label)) for label in range(num_classes)]
     seed_weights = _resample_weights(seeds, resamples, generator)
     row_weights = [_resample_weights(len(row), resamples, generator) for row in rows]
 
-    scores = np.empty((seeds, count, len(first)))
-    variance = np.empty((count, len(first)))
-    largest = np.zeros(resamples)
-    draws = np.empty((min(edge_draws, resamples), count, len(first)), dtype=np.float32)
+    scores = np.empty((seeds, count, len(pairs)))
+    variance = np.empty((count, len(pairs)))
+    largest = torch.zeros(resamples)
+    draws = np.empty((min(edge_draws, resamples), count, len(pairs)), dtype=np.float32)
     width = max(1, int(_BLOCK_BYTES // (4 * resamples * num_classes**2)))
     for start in range(0, count, width):
         block = slice(start, min(start + width, count))
-        hits = unpack_hits(packed[:, block], num_classes)
-        right, side_variance = _class_accuracy(hits, rows)
-        scores[:, block] = (right[..., first, second] + right[..., second, first]) / 2
-        variance[block] = (side_variance[:, first, second] + side_variance[:, second, first]) / 4
-
-        resampled = _resampled_accuracy(hits, rows, seed_weights, row_weights)
-        table = (resampled[..., first, second] + resampled[..., second, first]) / 2
-        draws[:, block] = table[: len(draws)]
-        spread = table.std(axis=0)
-        centred = np.abs(table - scores[:, block].mean(axis=0).astype(np.float32))
-        standard = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-7)
-        largest = np.maximum(largest, standard.reshape(resamples, -1).max(axis=1, initial=0.0))
+        hits = torch.from_numpy(unpack_hits(packed[:, block], num_classes))
+        right, side_variance, resampled = _class_accuracy(hits, rows, seed_weights, row_weights)
+        column = 0
+        # One class at a time: its pairs with all later classes are contiguous in memory and stay in the cache.
+        for label in range(num_classes - 1):
+            columns = slice(column, column + num_classes - label - 1)
+            column = columns.stop
+            later = slice(label + 1, None)
+            pair_right = (right[label, later] + right[later, label]) / 2  # (p, R, s)
+            pair_variance = (side_variance[label, later] + side_variance[later, label]) / 4  # (p, s)
+            scores[:, block, columns] = pair_right.permute(1, 2, 0).numpy()
+            variance[block, columns] = pair_variance.T.numpy()
+            table = (resampled[label, later] + resampled[later, label]).mul_(0.5)  # (p, s, B)
+            draws[:, block, columns] = table[..., : len(draws)].permute(2, 1, 0).numpy()
+            spread = table.std(dim=2, correction=0, keepdim=True)
+            spread[spread < 1e-7] = torch.inf  # a cell that never varies is never the largest deviation
+            table.sub_(pair_right.mean(dim=1)[..., None]).abs_().div_(spread)
+            largest = torch.maximum(largest, table.amax(dim=(0, 1)))
     sizes = np.array([len(row) for row in rows], dtype=float)
-    freedom = np.maximum(sizes[first] + sizes[second] - 2, 1)
-    return Resamples(scores, variance, freedom, largest, draws)
+    freedom = np.maximum(sizes[pairs[:, 0]] + sizes[pairs[:, 1]] - 2, 1)
+    return Resamples(scores, variance, freedom, largest.numpy(), draws)
 
 
-def _resample_weights(size: int, resamples: int, generator: torch.Generator) -> np.ndarray:
+def _resample_weights(size: int, resamples: int, generator: torch.Generator) -> Tensor:
     """Share of each of `size` items in each bootstrap draw, float32 (B, size), rows summing to 1."""
     picks = torch.randint(size, (resamples, size), generator=generator)
-    return torch.zeros(resamples, size).scatter_add_(1, picks, torch.full(picks.shape, 1.0 / size)).numpy()
+    return torch.zeros(resamples, size).scatter_add_(1, picks, torch.full(picks.shape, 1.0 / size))
 
 
-def _class_accuracy(hits: np.ndarray, rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy of class i against c, (R, s, K, K), and the sampling variance of its seed mean, (s, K, K).
-
-    The variance is the larger of the observed one and a binomial one with two successes and two failures added,
-    so a class without a single miss does not get a zero-width interval.
-    """
-    right, variance = [], []
-    for row in rows:
-        chosen = hits[:, :, row]
-        right.append(chosen.mean(axis=2))
-        seed_mean = chosen.mean(axis=0)
-        smoothed = (seed_mean.sum(axis=1) + 2) / (len(row) + 4)
-        observed = seed_mean.var(axis=1) / max(len(row) - 1, 1)
-        variance.append(np.maximum(observed, smoothed * (1 - smoothed) / (len(row) + 4)))
-    return np.stack(right, axis=2), np.stack(variance, axis=1)
-
-
-def _resampled_accuracy(
-    hits: np.ndarray, rows: list[np.ndarray], seed_weights: np.ndarray, row_weights: list[np.ndarray]
-) -> np.ndarray:
-    """Seed-mean accuracy of class i against c in every resample, float32 (B, s, K, K).
+def _class_accuracy(
+    hits: Tensor, rows: list[Tensor], seed_weights: Tensor, row_weights: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Accuracy of class i against class c for one block of s subsets.
 
     Seed and sample weights multiply, so one matrix product a class covers all resamples, subsets and other classes.
+    The variance is the larger of the observed one and a binomial one with two successes and two failures added,
+    so a class without a single miss does not get a zero-width interval.
+
+    Returns:
+        Each seed's accuracy (K, K, R, s), the sampling variance of the seed mean (K, K, s), and the seed mean in
+        every resample (K, K, s, B); float32.
     """
     seeds, width, _, num_classes = hits.shape
-    table = np.empty((len(seed_weights), width, len(rows), num_classes), dtype=np.float32)
+    right = torch.empty(len(rows), num_classes, seeds, width)
+    variance = torch.empty(len(rows), num_classes, width)
+    resampled = torch.empty(len(rows), num_classes, width, len(seed_weights))
     for label, row in enumerate(rows):
-        weights = (seed_weights[:, :, None] * row_weights[label][:, None, :]).reshape(len(seed_weights), -1)
-        chosen = hits[:, :, row].transpose(0, 2, 1, 3).reshape(seeds * len(row), width * num_classes)
-        table[:, :, label] = (weights @ chosen.astype(np.float32)).reshape(len(weights), width, num_classes)
-    return table
+        chosen = hits[:, :, row].permute(3, 1, 0, 2).float()  # (K, s, R, N)
+        right[label] = chosen.mean(dim=3).permute(0, 2, 1)
+        seed_mean = chosen.mean(dim=2)
+        smoothed = (seed_mean.sum(dim=2) + 2) / (len(row) + 4)
+        observed = seed_mean.var(dim=2, correction=0) / max(len(row) - 1, 1)
+        variance[label] = torch.maximum(observed, smoothed * (1 - smoothed) / (len(row) + 4))
+        weights = (seed_weights[:, :, None] * row_weights[label][:, None, :]).flatten(1)
+        product = resampled[label].view(num_classes * width, -1)
+        torch.mm(chosen.reshape(num_classes * width, -1), weights.T, out=product)
+    return right, variance, resampled
 
 
 def moderated_variance(scores: np.ndarray, *, group: int = 200) -> tuple[np.ndarray, np.ndarray]:

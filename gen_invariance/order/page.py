@@ -15,15 +15,21 @@ from matplotlib.figure import Figure
 
 from gen_invariance.order.analysis import OrderStudy
 from gen_invariance.order.curriculum import Curriculum
-from gen_invariance.order.diagram import draw_diagram, render
+from gen_invariance.order.diagram import render
 from gen_invariance.order.sets import START
 from gen_invariance.run import package_versions, source_commit, write_text
 
 
 def write_page(
-    path: Path, study: OrderStudy, *, title: str, climbs: Sequence[Curriculum] = (), command: str = ""
+    path: Path,
+    study: OrderStudy,
+    *,
+    title: str,
+    diagram: bytes,
+    climbs: Sequence[Curriculum] = (),
+    command: str = "",
 ) -> Path:
-    """Write the page of `study` to `path` and return it."""
+    """Write the page of `study`, with its `diagram` (SVG), to `path` and return it."""
     order = study.order
     edges = pd.DataFrame(
         [
@@ -54,7 +60,7 @@ def write_page(
         budget=order.about.get("budget", "unknown"),
         level=f"{1 - order.about['alpha']:.0%}",
         notes=study.facts["notes"],
-        diagram=_data_uri(render(draw_diagram(order, title=title), "svg"), "image/svg+xml"),
+        diagram=_data_uri(diagram, "image/svg+xml"),
         alt=f"Hasse diagram of {len(order)} class subsets; the same as text is in order.txt",
         findings=findings(study),
         subset_table=_table(study.table),

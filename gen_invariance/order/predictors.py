@@ -202,14 +202,19 @@ def lda_pair_scores(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Predicted balanced two-class accuracy of each pair of present classes, float64 (C (C - 1) / 2,) in [0.5, 1].
 
     Phi(d / 2) with the Mahalanobis distance d of the class means under the shared within-class covariance: exact for
-    Gaussian classes of one covariance.
+    Gaussian classes of one covariance. What the noise of the two means adds to d^2 is taken off; without that a few
+    samples in many dimensions make every pair look separated.
     """
     features, labels, counts = _check(features, labels)
     means = _means(features, labels, counts)
     within = ledoit_wolf(features - means[labels], assume_centered=True)[0]
     first, second = class_pairs(len(counts)).T
     gap = means[first] - means[second]
-    return stats.norm.cdf(np.sqrt(np.maximum((gap * _solve(within, gap)).sum(axis=1), 0)) / 2)
+    residual = features - means[labels]
+    dimensions = float((residual * _solve(within, residual)).sum()) / (len(labels) - len(counts))
+    noise = dimensions * (1 / counts[first] + 1 / counts[second])
+    squared = (gap * _solve(within, gap)).sum(axis=1) - noise
+    return stats.norm.cdf(np.sqrt(np.maximum(squared, 0)) / 2)
 
 
 def negative_cdnv(features: np.ndarray, labels: np.ndarray) -> float:

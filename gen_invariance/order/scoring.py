@@ -150,16 +150,31 @@ def score_predictor(
 def _bootstrap(
     predicted: np.ndarray, truth: np.ndarray, sizes: np.ndarray, *, generator: torch.Generator, resamples: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """tau-b and its within-size mean in each resample of seeds and subsets, (B,) each, all resamples at once."""
     seeds, count = truth.shape
-    taus, withins = np.empty(resamples), np.empty(resamples)
-    for draw in range(resamples):
-        rows = torch.randint(seeds, (seeds,), generator=generator).numpy()
-        columns = torch.randint(count, (count,), generator=generator).numpy()
-        guess = np.nanmean(predicted[rows][:, columns], axis=0)
-        real = np.nanmean(truth[rows][:, columns], axis=0)
-        taus[draw] = kendall(guess, real)
-        withins[draw] = kendall_within(guess, real, sizes[columns])
-    return taus, withins
+    rows = torch.randint(seeds, (resamples, seeds, 1), generator=generator).numpy()
+    columns = torch.randint(count, (resamples, 1, count), generator=generator).numpy()
+    guess, real = (np.nanmean(table[rows, columns], axis=1) for table in (predicted, truth))
+    signs = [np.sign(values[:, :, None] - values[:, None, :]) for values in (guess, real)]
+    unusable = ~np.isfinite(signs[0] + signs[1])
+    first, second = (np.where(unusable, 0, sign) for sign in signs)
+    drawn = sizes[columns[:, 0]]
+    total, weight = np.zeros(resamples), np.zeros(resamples)
+    for size in np.unique(sizes):
+        inside = (drawn[:, :, None] == size) & (drawn[:, None, :] == size)
+        tau = _tau_b(first * inside, second * inside)
+        members = (drawn == size).sum(axis=1)
+        pairs = np.where(np.isfinite(tau), members * (members - 1) / 2, 0)
+        total, weight = total + np.nan_to_num(tau) * pairs, weight + pairs
+    within = np.divide(total, weight, out=np.full(resamples, np.nan), where=weight > 0)
+    return _tau_b(first, second), within
+
+
+def _tau_b(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b from signs of differences, (B, n, n) each; NaN where one side is constant."""
+    spread = np.sqrt(np.square(first).sum(axis=(1, 2)) * np.square(second).sum(axis=(1, 2)))
+    product = (first * second).sum(axis=(1, 2))
+    return np.divide(product, spread, out=np.full(len(product), np.nan), where=spread > 0)
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ class Features:
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean feature of each class, (K, D); NaN rows for classes without a sample."""
-    one_hot = torch.nn.functional.one_hot(labels, num_classes).to(features.dtype)
-    return (one_hot.T @ features) / one_hot.sum(0)[:, None]
+    sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype).index_add_(0, labels, features)
+    return sums / torch.bincount(labels, minlength=num_classes)[:, None]
 
 
 def class_scores(features: Features, head: str) -> Tensor:

@@ -304,7 +304,7 @@ def write_study(
     """Write the order, its diagram, the tables and the page; the path of the page."""
     folder = Path(folder)
     write_text(folder / "order.json", study.order.to_json() + "\n")
-    write_diagram(folder, study.order, title=title)
+    drawn = write_diagram(folder, study.order, title=title)["svg"].read_bytes()
     write_text(folder / "subsets.csv", study.table.to_csv(index=False))
     write_text(folder / "predictors.csv", study.predictors.to_csv(index=False))
-    return write_page(folder / "order.html", study, title=title, climbs=climbs, command=command)
+    return write_page(folder / "order.html", study, title=title, diagram=drawn, climbs=climbs, command=command)

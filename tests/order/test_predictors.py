@@ -131,6 +131,12 @@ def test_lda_agrees_with_scikit_learn_and_predicts_pair_accuracy():
         assert d[p] == pytest.approx(right.mean(), abs=0.03)
 
 
+def test_few_samples_in_many_dimensions_do_not_look_separated():
+    rng = np.random.default_rng(0)
+    scores = pr.lda_pair_scores(rng.normal(size=(60, 120)), np.arange(60) % 3)
+    assert scores.max() < 0.75
+
+
 def test_h_score_is_bounded_by_classes_and_cdnv_guards_equal_means():
     features, labels = cloud(30, 60, gap=5)
     assert 0 < pr.h_score(features, labels) < 2

@@ -57,6 +57,22 @@ def test_size_alone_gets_no_credit_within_size():
     assert np.isnan(constant.tau)
 
 
+def test_bootstrap_taus_equal_scipy_draw_by_draw():
+    rng = np.random.default_rng(0)
+    predicted, truth = rng.integers(0, 5, (3, 9)).astype(float), rng.normal(size=(3, 9))
+    sizes = np.repeat([2, 3, 4], 3)
+    taus, withins = scoring._bootstrap(
+        predicted, truth, sizes, generator=torch.Generator().manual_seed(2), resamples=30
+    )
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randint(3, (30, 3, 1), generator=generator).numpy()[:, :, 0]
+    columns = torch.randint(9, (30, 1, 9), generator=generator).numpy()[:, 0]
+    for b in range(30):
+        guess, real = (t[rows[b]][:, columns[b]].mean(0) for t in (predicted, truth))
+        assert taus[b] == pytest.approx(scoring.kendall(guess, real))
+        assert withins[b] == pytest.approx(scoring.kendall_within(guess, real, sizes[columns[b]]), nan_ok=True)
+
+
 def test_missing_values_are_left_out():
     truth = np.array([[0.1, 0.2, 0.3, 0.4]])
     predicted = np.array([[1.0, np.nan, 2.0, 3.0]])
