@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+import gen_invariance.torchvision_guard  # noqa: F401
+
 pytest.importorskip("torchmetrics")
 
 from gen_invariance import Rotation, measure_invariance
