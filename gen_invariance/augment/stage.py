@@ -12,7 +12,7 @@ Two faces over one function, `translate_rows`:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,9 +152,19 @@ class TailAugment(nn.Module):
         return Gate(rows, self.nuisance.sample((int(rows.sum()), *shape[1:]), generator=generator))
 
     def apply(
-        self, images: Tensor, labels: Tensor, gate: Gate, *, source: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Carry out a gate: `forward` without its randomness and its checks."""
+        self,
+        images: Tensor | Callable[[nn.Module], None],
+        labels: Tensor | None = None,
+        gate: Gate | None = None,
+        *,
+        source: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        """Carry out a gate: `forward` without its randomness and its checks.
+
+        `nn.Module.apply(function)`, which a model calls on all its parts, has the same name and works as well.
+        """
+        if labels is None or gate is None:
+            return super().apply(images)
         nuisance = self._held.on(images.device)
         if source is None:
             return translate_rows(nuisance, images, gate), labels
