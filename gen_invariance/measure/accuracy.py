@@ -55,6 +55,7 @@ def logits_of(predict: Predict, images: Tensor, *, batch_size: int = 512) -> Ten
 
     Raises:
         ShapeError: there are no images, or `predict` does not return one row of logits for each image.
+        RangeError: a logit is NaN.
     """
     if not len(images):
         raise ShapeError("nothing to predict: the set holds no images")
@@ -62,6 +63,17 @@ def logits_of(predict: Predict, images: Tensor, *, batch_size: int = 512) -> Ten
     logits = torch.cat(parts)
     if logits.ndim != 2 or len(logits) != len(images):
         raise ShapeError(f"predict must return logits (B, K), got {tuple(logits.shape)} for {len(images)} images")
+    return refuse_nan(logits)
+
+
+def refuse_nan(logits: Tensor) -> Tensor:
+    """`logits` (B, K), or `RangeError` if one is NaN: rows of NaN all look alike and would pass as invariant."""
+    broken = int(logits.isnan().any(1).sum())
+    if broken:
+        raise RangeError(
+            f"the model answers NaN for {broken} of {len(logits)} images; it diverged in training, or its input is "
+            "broken"
+        )
     return logits
 
 

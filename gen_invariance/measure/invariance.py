@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.measure.accuracy import Predict, as_float, logits_of, mean_by_class
+from gen_invariance.measure.accuracy import Predict, as_float, logits_of, mean_by_class, refuse_nan
 from gen_invariance.measure.any_model import as_predict
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
 from gen_invariance.run import named_generator
@@ -74,6 +74,7 @@ def measure_invariance(
     Raises:
         SettingsError: fewer than one draw.
         ShapeError: no images, or labels that do not fit them.
+        RangeError: a label that is no class, or a model that answers NaN.
     """
     if draws < 1:
         raise SettingsError(f"measure: draws must be at least 1, got {draws}")
@@ -104,7 +105,7 @@ def _by_image(
         for rows in torch.arange(len(images)).split(batch_size):
             chunk = as_float(images[rows.to(images.device)])
             moved = nuisance.apply(chunk, draw_to(select_rows(draw, rows), chunk))
-            moved = F.log_softmax(predict(moved).float(), dim=1)
+            moved = F.log_softmax(refuse_nan(predict(moved).float()), dim=1)
             own = original[rows.to(images.device)]
             divergence[rows] += kl_divergence(own, moved)
             same[rows] += own.argmax(1) == moved.argmax(1)
@@ -118,4 +119,4 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """
     log_p, log_q = log_p.double(), log_q.double()
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(1).clamp(min=0)
+    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(1).clamp(min=0)

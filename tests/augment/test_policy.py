@@ -86,11 +86,11 @@ def test_build_policy_passes_its_options_on():
     ("name", "options", "message"),
     [
         ("ramp", {}, "unknown policy 'ramp'; choose one of linear_ramp, hard_cutoff, auto, everywhere"),
-        ("auto", {"treshold": 3}, "policy auto: .*treshold"),
-        ("linear_ramp", {}, "policy linear_ramp: .*threshold"),
+        ("auto", {"treshold": 3}, "policy auto.*treshold"),
+        ("linear_ramp", {}, "policy linear_ramp.*threshold"),
         ("linear_ramp", {"threshold": 50, "maximum": 1.1}, "maximum must lie in"),
         ("hard_cutoff", {"cutoff": 50, "probability": -0.1}, "probability must lie in"),
-        ("hard_cutoff", {"cutoff": 50, "probability": float("nan")}, "probability must lie in"),
+        ("hard_cutoff", {"cutoff": 50, "probability": float("nan")}, "probability must"),
     ],
 )
 def test_bad_policies_are_named(name, options, message):

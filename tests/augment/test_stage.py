@@ -11,6 +11,7 @@ from torch import nn
 from gen_invariance.augment.stage import Gate, KorniaNuisance, TailAugment, translate_rows
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance import Compose, Lighting, Rotation
+from gen_invariance.run import named_generator
 from gen_invariance.translator.munit import MunitTranslator
 
 CLASSES = 4
@@ -31,8 +32,10 @@ class Spy:
         return self.inner.apply(images, draw)
 
 
-def munit(channels=1):
-    return MunitTranslator(channels=channels, width=4, residual_blocks=1, mlp_width=8)
+def munit():
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(named_generator(0, "munit").get_state())
+        return MunitTranslator(width=4, residual_blocks=1, mlp_width=8)
 
 
 def batch(count=64, channels=1, size=16, seed=0):
@@ -140,7 +143,7 @@ def test_shares_of_a_gate_add_up_to_the_whole(nuisance, ranks):
     for rank in range(ranks):
         part = slice(rank, None, ranks)
         own, _ = stage.apply(images[part], labels[part], gate.share(part))
-        torch.testing.assert_close(own, whole[part], atol=1e-6, rtol=0)
+        torch.testing.assert_close(own, whole[part], atol=1e-5, rtol=0)
 
 
 def test_share_with_no_gated_row():
