@@ -48,7 +48,10 @@ class Quality:
         accuracy_by_class: float64 (K,), share of translations judged to be of the image's class.
         count_by_class: int64 (K,), images looked at.
         class_p_value: of `class_share` under shuffled labels.
-        worst: int64 (F,), rows of the images whose translation the judge likes least, and `worst_draw` (F,), which.
+        worst: int64 (F,), rows of the images with the translations that the judge gives the least chance to be of their
+            class; of images that it names right, and of each image only the worst translation.
+        worst_images: float (F, C, H, W), those translations.
+        worst_judged: int64 (F,), what the judge takes them for.
         verdict: what to do.
     """
 
@@ -58,7 +61,8 @@ class Quality:
     count_by_class: Tensor
     class_p_value: float
     worst: Tensor
-    worst_draw: Tensor
+    worst_images: Tensor
+    worst_judged: Tensor
     verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
@@ -100,6 +104,7 @@ def assess(
     bank_rows: Tensor,
     num_classes: int,
     generator: torch.Generator,
+    sources: Tensor | None = None,
     draws: int = 4,
     neighbours: int = 5,
     failures: int = 8,
@@ -123,6 +128,8 @@ def assess(
         bank_rows: int64 (N,), row of `bank` that each image is, -1 for none.
         num_classes: K.
         generator: CPU generator of draws, halves and intervals.
+        sources: float (N, C, H, W), what is translated in place of `images`: the same images before the nuisance in
+            the data acted on them, when that nuisance is looked at. The rest still compares with `images`.
         draws: translations of each image, 2 or more.
         neighbours: k of precision, recall, density and coverage.
         failures: worst rows to name.
@@ -145,7 +152,8 @@ def assess(
     def in_batches(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         return torch.cat([function(part) for part in rows.split(batch_size)]).double()
 
-    moved = translations(nuisance, images, draws=draws, generator=generator, batch_size=batch_size)
+    sources = images if sources is None else sources
+    moved = translations(nuisance, sources, draws=draws, generator=generator, batch_size=batch_size)
     before = F.log_softmax(in_batches(judge, images), 1)
     after = F.log_softmax(in_batches(judge, moved.flatten(0, 1)), 1).unflatten(0, (draws, len(images)))
     right_before, right = (before.argmax(1) == labels).double(), (after.argmax(2) == labels).double()
@@ -166,18 +174,18 @@ def assess(
     for name, drawn, rows in (("feature_diversity", fake, real), ("diversity", pixels, images.flatten(1))):
         scale = torch.full((len(images),), spread_within_classes(rows, labels))
         figures[name] = Figure(bootstrap_ratio(spread_of_draws(drawn), scale, generator=generator), 0.0)
-    sources = bank.flatten(1)
-    copied = copy_ratio(pixels.flatten(0, 1), sources, bank_rows.repeat(draws)) < NEAR_COPY
-    plain = copy_ratio(images.flatten(1), sources, bank_rows) < NEAR_COPY
+    copied = copy_ratio(pixels.flatten(0, 1), bank.flatten(1), bank_rows.repeat(draws)) < NEAR_COPY
+    plain = copy_ratio(images.flatten(1), bank.flatten(1), bank_rows) < NEAR_COPY
     copied = copied.unflatten(0, (draws, len(images))).double().mean(0)
     figures["near_copies"] = Figure(bootstrap_ratio(copied, generator=generator), float(plain.double().mean()))
-    figures["class_share"], p_value = class_share(describe_change(images, moved[0]), labels, generator=generator)
+    figures["class_share"], p_value = class_share(describe_change(sources, moved[0]), labels, generator=generator)
 
     # A judge that is wrong about the image itself says nothing about its translations.
     loss = -after.gather(2, labels.expand(draws, -1)[..., None])[..., 0]
     loss = torch.where(right_before.bool(), loss, -1.0)
     worst, draw = loss.max(0)
     order = worst.argsort(descending=True)[:failures]
+    order = order[worst[order] > 0]
     member = F.one_hot(labels, num_classes).double()
     count = member.sum(0)
     return Quality(
@@ -186,8 +194,9 @@ def assess(
         accuracy_by_class=(right.mean(0) @ member / count).cpu(),
         count_by_class=count.long().cpu(),
         class_p_value=p_value,
-        worst=order[worst[order] > 0].cpu(),
-        worst_draw=draw[order][worst[order] > 0].cpu(),
+        worst=order.cpu(),
+        worst_images=moved[draw[order], order].cpu(),
+        worst_judged=after.argmax(2)[draw[order], order].cpu(),
         verdict=judge_figures(figures, chance=1 / max(int((count > 0).sum()), 1)),
     )
 

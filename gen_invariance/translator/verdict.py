@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -169,25 +170,50 @@ def _apply(rule: Rule, figure: Figure) -> tuple[str, str]:
     return LOWER, f"{rule.partly} ({numbers})."
 
 
+def translator_folder(path: Path | str) -> Path:
+    """The folder with the translator's config: `path` itself, or `path`/translator if `path` is a run folder."""
+    folder = Path(path)
+    inside = folder / "translator"
+    return inside if not (folder / "config.json").is_file() and (inside / "config.json").is_file() else folder
+
+
+def weights_digest(path: Path | str) -> str:
+    """SHA-256 over the config and the weights of a saved translator."""
+    digest = hashlib.sha256()
+    folder = translator_folder(path)
+    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def read_verdict(translator: Path | str) -> Verdict | None:
-    """The verdict that `inspect` left beside a translator's folder, or None if it was never inspected.
+    """The verdict that `inspect` left in the translator's folder or the run folder around it; None without one.
 
     Args:
         translator: the folder, or the run folder that holds it.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, or speaks of other weights.
     """
-    folder = Path(translator)
-    places = [folder / QUALITY_FILE]
-    if (folder / "config.json").is_file():
-        places.append(folder.parent / QUALITY_FILE)
-    for path in places:
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                word, reasons = found["verdict"], tuple(map(str, found["reasons"]))
-                return Verdict({name: name for name in STRENGTH}[word], reasons)
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{path} is damaged ({error}); run gen-invariance inspect again") from error
-    return None
+    folder = translator_folder(translator)
+    path = next((each for each in quality_files(folder) if each.is_file()), None)
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        word, reasons, digest = found["verdict"], tuple(map(str, found["reasons"])), found["translator_digest"]
+        STRENGTH[word]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); run gen-invariance inspect again") from error
+    if digest != weights_digest(folder):
+        raise CheckpointError(
+            f"{path} speaks of other weights than those in {folder}; run gen-invariance inspect again"
+        )
+    return Verdict(word, reasons)
+
+
+def quality_files(folder: Path) -> tuple[Path, ...]:
+    """Where a verdict on the translator in `folder` may lie."""
+    around = (folder.parent / QUALITY_FILE,) if folder.name == "translator" else ()
+    return (folder / QUALITY_FILE, *around)
