@@ -1,0 +1,130 @@
+"""An image folder, `root/class_name/*.png`, or one with train/ and test/ (or val/) parts above the classes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gen_invariance.augment.export.forms import Entry, Finish, Row, Stored
+from gen_invariance.augment.export.pictures import UnusablePictureError
+from gen_invariance.data.folder import SUFFIXES, existing_folder, find_splits, shown
+from gen_invariance.errors import DataError
+from gen_invariance.run import atomic_write
+
+_HUGGING_FACE = "dataset_info.json"
+
+
+class FolderForm:
+    """Classes are the sub-folders, sorted. Images of other parts than train/ are taken over and not augmented."""
+
+    name = "folder"
+    keeps_size = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = existing_folder(path)
+        self._refuse_others()
+        splits = find_splits(self.path)
+        self._parts = {part: place.name for part, place in splits.items()} or {"train": ""}
+        self.class_names = tuple(_sub_folders(self.path / self._parts["train"]))
+        if not self.class_names:
+            raise DataError(
+                f"{shown(self.path)} has no sub-folders; put the images of each class into a sub-folder named after it"
+            )
+
+    def _refuse_others(self) -> None:
+        names = {entry.name for entry in os.scandir(self.path)}
+        if _HUGGING_FACE in names or "dataset_dict.json" in names:
+            raise DataError(
+                f"{shown(self.path)} is a Hugging Face data set saved to disk; export it first as an image folder or "
+                "as a table of paths and labels"
+            )
+        if any(name.endswith(".tar") for name in names):
+            raise DataError(f"{shown(self.path)} holds tar shards, not class folders; use data=webdataset")
+
+    def entries(self) -> Sequence[Entry]:
+        """Images and left-out files by part, class and name."""
+        return [entry for part, top in self._parts.items() for entry in self._part_entries(part, top)]
+
+    def _part_entries(self, part: str, top: str) -> Iterator[Entry]:
+        root = self.path / top
+        for file in sorted(entry.name for entry in os.scandir(root) if not entry.is_dir()):
+            if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
+                yield _entry(Path(top, file), -1, part, "lies in no class folder")
+        for name in _sub_folders(root):
+            label = self.class_names.index(name) if name in self.class_names else -1
+            with os.scandir(root / name) as found:
+                files = sorted((entry.name, entry.is_dir()) for entry in found if not entry.name.startswith("."))
+            for file, is_folder in files:
+                reason = "" if label >= 0 else "its class has no training image"
+                if is_folder:
+                    reason = "a folder inside a class folder"
+                elif Path(file).suffix.lower() not in SUFFIXES:
+                    reason = "no image by its name"
+                yield _entry(Path(top, name, file), label, part, reason)
+
+    def read(self, entry: Entry) -> bytes:
+        """The file's bytes."""
+        return read_regular(self.path / entry.place[0])
+
+    def file_of(self, entry: Entry, stem: str | None) -> str:
+        """The same relative path; a new image lies beside its source."""
+        place = Path(entry.place[0])
+        return os.fspath(place if stem is None else place.with_name(f"{short_stem(place)}{stem}.png"))
+
+    def store(self, out: Path, state: Path, unit: str, items: Sequence[Stored], *, originals: str) -> None:
+        """One file for each image."""
+        for item in items:
+            place_file(out, item, originals=originals, source=self.path / item.entry.place[0])
+
+    def finish(self, work: Finish) -> None:
+        """Nothing: a folder has no index."""
+
+    def manifest_file(self, row: Row, number: int) -> str:
+        """The file's name."""
+        return row["file"]
+
+    def read_back(self, out: Path, row: Row) -> bytes:
+        """The written file."""
+        return (out / row["file"]).read_bytes()
+
+
+def place_file(out: Path, item: Stored, *, originals: str, source: Path) -> None:
+    """Write one image file whole, or link to the original where that was asked for."""
+    target = out / item.file
+    with atomic_write(target) as temporary:
+        if originals == "link" and not item.generated:
+            temporary.symlink_to(source.resolve())
+        else:
+            temporary.write_bytes(item.content)
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or a device would block or never end.
+
+    Raises:
+        UnusablePictureError: not a regular file.
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UnusablePictureError("not a regular file")
+    return path.read_bytes()
+
+
+def short_stem(place: Path) -> str:
+    """The file's name without its ending, cut so that room is left for what is added to it (255 bytes in all)."""
+    return os.fsdecode(os.fsencode(place.stem)[:160])
+
+
+def _entry(place: Path, label: int, part: str, ignored: str) -> Entry:
+    return Entry(key_of(place), label, (os.fspath(place),), part, ignored)
+
+
+def key_of(place: Path) -> str:
+    """A path as text that any file format can hold: undecodable bytes are escaped."""
+    return os.fsencode(place.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _sub_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
