@@ -120,7 +120,7 @@ def fit_translator(
             f"fit.batch_size {settings.batch_size} does not divide over {accelerator.num_processes} processes"
         )
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    members = _class_members(data, settings)
+    members = class_members(data, settings)
     start = _restore(objective, run)
     optimizers = objective.optimizers
 
@@ -205,7 +205,7 @@ def _update(
     optimizer.step()
 
 
-def _class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
+def class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
     """Indices of each chosen class's images."""
     least = settings.head_from if settings.classes == "head" else 1
     chosen = [label for label, count in enumerate(data.counts.tolist()) if count >= least]

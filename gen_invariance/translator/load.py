@@ -7,13 +7,14 @@ from pathlib import Path
 
 from gen_invariance.errors import CheckpointError
 from gen_invariance.translator.munit import MunitTranslator
+from gen_invariance.translator.pose import PoseTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 
-KINDS = {kind.__name__: kind for kind in (MunitTranslator, SpatialTranslator)}
+KINDS = {kind.__name__: kind for kind in (MunitTranslator, PoseTranslator, SpatialTranslator)}
 """What a saved folder may hold, by the class name that its config records."""
 
 
-def load_translator(path: Path | str) -> MunitTranslator | SpatialTranslator:
+def load_translator(path: Path | str) -> MunitTranslator | PoseTranslator | SpatialTranslator:
     """The translator saved in `path`, or in `path`/translator if `path` is a run folder; in eval mode, on the CPU.
 
     Reads JSON and safetensors only; nothing in the folder is executed.
@@ -37,6 +38,8 @@ def load_translator(path: Path | str) -> MunitTranslator | SpatialTranslator:
         raise CheckpointError(
             f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(KINDS)}); choose another folder"
         )
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder} holds no weights (*.safetensors); copy the whole folder, or fit again")
     try:
         translator = KINDS[name].from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
     except Exception as error:  # diffusers and safetensors raise many kinds for one cause: the folder is damaged

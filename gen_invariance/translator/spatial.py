@@ -23,13 +23,13 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from kornia.filters import gaussian_blur2d
-from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
 from torch import Tensor, nn
 
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
 from gen_invariance.translator.blocks import PatchDiscriminator, least_squares
+from gen_invariance.translator.congeal import rotate_and_scale
 
 CAPS = {"rotation": 180.0, "scale": math.log(1.6), "gain": math.log(2.0), "bias": 0.4}
 """Largest width of each operation: degrees, log factor, log factor, pixel units of [0, 1]."""
@@ -112,14 +112,11 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
 
 
 def _rotate_and_scale(images: Tensor, degrees: Tensor | None, scale: Tensor | None) -> Tensor:
-    """Bilinear, about the centre, zeros outside; differentiable in angle and scale."""
-    count, _, height, width = images.shape
+    """`rotate_and_scale` where the family may lack one of the two."""
     given = degrees if degrees is not None else scale
     degrees = torch.zeros_like(given) if degrees is None else degrees
     scale = torch.ones_like(given) if scale is None else scale
-    centre = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(count, 2)
-    matrix = get_rotation_matrix2d(centre, degrees, scale[:, None].expand(count, 2))
-    return warp_affine(images, matrix, (height, width), mode="bilinear", padding_mode="zeros", align_corners=True)
+    return rotate_and_scale(images, degrees, scale)
 
 
 class SpatialObjective:

@@ -1,0 +1,58 @@
+"""Fit any translator by its name: the one call behind the command line and the comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from gen_invariance.data.images import ImageData
+from gen_invariance.run import Run, named_generator
+from gen_invariance.settings import options_of, settings_of
+from gen_invariance.translator.build import build_objective
+from gen_invariance.translator.fit import FitSettings, class_members, fit_translator, save_translator, write_grid
+from gen_invariance.translator.pose import PoseSettings, PoseTranslator, fit_pose
+
+
+def fit_by_name(
+    name: str,
+    data: ImageData,
+    loop: FitSettings,
+    *,
+    run: Run,
+    network: Mapping[str, Any] | None = None,
+    objective: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+) -> nn.Module:
+    """Fit the translator called `name` on `data`, save it to `run.path / "translator"`, and return it in eval mode.
+
+    Args:
+        name: "spatial", "munit" or "pose".
+        data: training images.
+        loop: steps, batch size, head classes.
+        run: of the fit.
+        network: settings of the translator, without `channels`.
+        objective: settings of the objective; of "pose" those of `PoseSettings` that `loop` does not have.
+        progress: show a progress bar; None shows one on a terminal only.
+
+    Raises:
+        SettingsError: unknown name, or a setting that does not exist.
+        RunError: a loss became NaN or infinite.
+    """
+    channels = data.images.shape[1]
+    if name != "pose":
+        built = build_objective(name, channels=channels, seed=run.seed, network=network, **(objective or {}))
+        return fit_translator(built, data, loop, run=run, progress=progress)
+    given = {"steps": loop.steps, "batch_size": loop.batch_size, "head_from": loop.head_from, **(objective or {})}
+    settings = settings_of(PoseSettings, given, "translator.objective")
+    with torch.random.fork_rng(devices=[]):
+        # Layers initialise themselves from the global stream; lend it to them and give it back.
+        torch.random.set_rng_state(named_generator(run.seed, "translator").get_state())
+        shape = options_of(PoseTranslator, network or {}, "translator.network")
+        translator = PoseTranslator(channels=channels, **shape)
+    fit_pose(translator, data, settings, run=run, progress=progress)
+    write_grid(run.path / "samples" / f"step-{loop.steps:08d}.png", translator, data, class_members(data, loop), run)
+    save_translator(translator, run.path / "translator")
+    return translator

@@ -1,0 +1,193 @@
+"""Joint alignment of classes with a density of poses that all of them share.
+
+Every image of a class is brought to the class's template by the pose (rotation, scale) that fits best, the template is
+the mean of the aligned images, and so on in turn: congealing. What makes it work on small and symmetric classes is that
+the density of poses is class-agnostic, so it is pooled over classes and used as the prior of each image's pose. After
+Miller, Matsakis and Viola: "Learning from one example through shared densities on transforms" (CVPR 2000); here by
+expectation-maximisation on a grid of poses.
+
+    q_i(pose) ~ p(pose - shift_c) exp(sharpness * correlation(undo(x_i, pose), template_c))
+
+The pose of a class's template is free; `shift_c` fixes it so that the class's histogram of angles fits the pooled one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
+from torch import Tensor
+
+
+def rotate_and_scale(images: Tensor, degrees: Tensor, scale: Tensor) -> Tensor:
+    """Images (B, C, H, W) turned by `degrees` (B,) and enlarged by `scale` (B,) about the centre.
+
+    Bilinear, zeros outside, differentiable in angle and scale; positive angles turn counter-clockwise.
+    """
+    count, _, height, width = images.shape
+    centre = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(count, 2)
+    matrix = get_rotation_matrix2d(centre, degrees, scale[:, None].expand(count, 2))
+    return warp_affine(images, matrix, (height, width), mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+@dataclass(frozen=True)
+class PoseGrid:
+    """The poses that are tried: every angle with every scale.
+
+    Attributes:
+        step: degrees between angles; they cover the circle.
+        scales: factors, ascending, 1 among them.
+    """
+
+    step: float = 7.5
+    scales: tuple[float, ...] = (0.85, 1.0, 1.18)
+
+    @property
+    def angles(self) -> Tensor:
+        """Degrees, (A,), from -180."""
+        return torch.arange(-180.0, 180.0, self.step)
+
+    @property
+    def upright(self) -> int:
+        """Position of the pose that changes nothing."""
+        return len(self.angles) // 2 * len(self.scales) + self.scales.index(1.0)
+
+    def undone(self, images: Tensor) -> Tensor:
+        """Each image with each pose undone, standardised: (N, C, H, W) to (N, A * S, C * H * W) of unit norm."""
+        count = len(images)
+        parts = []
+        for angle in self.angles.tolist():
+            for scale in self.scales:
+                turned = rotate_and_scale(
+                    images, images.new_full((count,), -angle), images.new_full((count,), 1 / scale)
+                )
+                flat = turned.flatten(1)
+                parts.append(F.normalize(flat - flat.mean(1, keepdim=True), dim=1))
+        return torch.stack(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class Congealed:
+    """What `congeal` found.
+
+    Attributes:
+        degrees: of each image, one tensor (N_c,) for each class, relative to the class's upright, in [-180, 180).
+        log_scale: of each image, one tensor (N_c,) for each class, relative to the class's mean.
+        density: probability of each angle of the grid, (A,), shared by the classes.
+        concentration: mean resultant length of the density, in [0, 1]; 0 where every angle is as likely.
+    """
+
+    degrees: list[Tensor]
+    log_scale: list[Tensor]
+    density: Tensor
+    concentration: float
+
+
+@torch.no_grad()
+def congeal(
+    classes: Sequence[Tensor],
+    *,
+    generator: torch.Generator,
+    grid: PoseGrid | None = None,
+    density: Tensor | None = None,
+    sharpness: float = 30.0,
+    starts: int = 8,
+    rounds: int = 25,
+) -> Congealed:
+    """Align the images of each class, and learn the shared density of their angles.
+
+    Args:
+        classes: float images (N_c, C, H, W) of each class; all of one size, 16 to 32 pixels are enough.
+        generator: picks the images that templates start from.
+        grid: poses to try.
+        density: (A,), fixed; None learns it. Fix one learned on large classes to align small ones.
+        sharpness: how strongly a better correlation with the template counts.
+        starts: templates tried for each class: the mean image, and single images.
+        rounds: of expectation-maximisation over all classes.
+    """
+    grid = grid or PoseGrid()
+    variants = [grid.undone(images) for images in classes]
+    templates = [_first_template(own, grid, sharpness, starts, generator) for own in variants]
+    angles, scales = len(grid.angles), len(grid.scales)
+    learned = density is None
+    shared = torch.full((angles,), 1 / angles) if learned else density
+    shifts = [0] * len(classes)
+    sizes = torch.tensor([float(len(images)) for images in classes])
+    posteriors: list[Tensor] = []
+    for round_ in range(rounds):
+        posteriors = []
+        for place, own in enumerate(variants):
+            # In the first round nothing is known of the shifts, so nothing is assumed of the density either.
+            prior = shared.roll(shifts[place]) if round_ else torch.full((angles,), 1 / angles)
+            posterior = (sharpness * (own @ templates[place]) + prior.log().repeat_interleave(scales)).softmax(1)
+            templates[place] = F.normalize(torch.einsum("ng,ngd->d", posterior, own), dim=0)
+            posteriors.append(posterior.unflatten(1, (angles, scales)))
+        histograms = torch.stack([_smooth(posterior.sum(2).mean(0), grid.step) for posterior in posteriors])
+        pooled, shifts = _agree(histograms, sizes, grid, target=None if learned else shared)
+        if learned:
+            shared = 0.95 * pooled + 0.05 / angles
+    return _read_out(posteriors, shifts, shared, grid)
+
+
+def _first_template(
+    variants: Tensor, grid: PoseGrid, sharpness: float, starts: int, generator: torch.Generator
+) -> Tensor:
+    """The best of several congealings of one class alone: its mean image and single images as first templates."""
+    upright = variants[:, grid.upright]
+    best, best_score = upright[0], -math.inf
+    for start in range(starts):
+        chosen = int(torch.randint(len(variants), (1,), generator=generator))
+        template = upright[chosen] if start else F.normalize(upright.mean(0), dim=0)
+        for _ in range(10):
+            posterior = (sharpness * (variants @ template)).softmax(1)
+            template = F.normalize(torch.einsum("ng,ngd->d", posterior, variants), dim=0)
+        score = float(torch.logsumexp(sharpness * (variants @ template), 1).mean())
+        if score > best_score:
+            best, best_score = template, score
+    return best
+
+
+def _smooth(histogram: Tensor, step: float, width: float = 8.0) -> Tensor:
+    """Circular histogram (A,) blurred by a Gaussian of `width` degrees."""
+    count = len(histogram)
+    kernel = torch.exp(-0.5 * ((torch.arange(count) - count // 2) * step / width) ** 2).roll(-(count // 2))
+    blurred = torch.fft.irfft(torch.fft.rfft(histogram) * torch.fft.rfft(kernel / kernel.sum()), n=count)
+    return blurred.clamp(min=0) / blurred.clamp(min=0).sum()
+
+
+def _agree(histograms: Tensor, sizes: Tensor, grid: PoseGrid, *, target: Tensor | None) -> tuple[Tensor, list[int]]:
+    """The pooled histogram, centred, and the shift of each class that makes its own fit it (or fit `target`)."""
+    pooled = target if target is not None else histograms[histograms.square().sum(1).argmax()]
+    shifts: list[int] = []
+    for _ in range(4 if target is None else 1):
+        # Circular cross-correlation of every class with the pooled histogram, all shifts at once.
+        spectrum = torch.fft.rfft(histograms) * torch.fft.rfft(pooled).conj()
+        shifts = torch.fft.irfft(spectrum, n=histograms.shape[1]).argmax(1).tolist()
+        if target is None:
+            moved = [own.roll(-shift) for own, shift in zip(histograms, shifts, strict=True)]
+            pooled = (torch.stack(moved) * sizes[:, None]).sum(0) / sizes.sum()
+    if target is not None:
+        return pooled, shifts
+    centre = round(math.degrees(_circular_mean(grid.angles, pooled)[0]) / grid.step)
+    return pooled.roll(-centre), [(shift + centre) % len(pooled) for shift in shifts]
+
+
+def _circular_mean(degrees: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Mean angle in radians, and resultant length in [0, 1]."""
+    radians = torch.deg2rad(degrees)
+    x, y = float((weights * radians.cos()).sum()), float((weights * radians.sin()).sum())
+    return math.atan2(y, x), math.hypot(x, y) / float(weights.sum())
+
+
+def _read_out(posteriors: list[Tensor], shifts: list[int], shared: Tensor, grid: PoseGrid) -> Congealed:
+    degrees, log_scale = [], []
+    for posterior, shift in zip(posteriors, shifts, strict=True):
+        best = grid.angles[posterior.sum(2).argmax(1)]
+        degrees.append((best - shift * grid.step + 180) % 360 - 180)
+        scale = posterior.sum(1) @ torch.tensor(grid.scales).log()
+        log_scale.append(scale - scale.mean())
+    return Congealed(degrees, log_scale, shared, _circular_mean(grid.angles, shared)[1])

@@ -1,0 +1,255 @@
+"""A translator whose draw depends on the image: estimate the image's own pose, remove it, give it another image's pose.
+
+A distribution that is drawn independently of the image cannot be right for a limited nuisance, because the image
+already carries a draw of its own. Here head classes are aligned (`congeal`), which gives the pose of each of their
+images - the nuisance's own draws, as a bank. A small network learns to read the pose off an image, on all classes, and
+
+    T(x) = turn(x, bank[k] - pose(x)),   k uniform
+
+has the poses of the head images, whatever pose x had. The family (rotation, scale) is given by hand, its joint
+distribution is learned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+import gen_invariance.torchvision_guard  # noqa: F401  (diffusers may lead to torchvision)
+
+# isort: split
+# diffusers reloads a model only if its module holds these very names.
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+from gen_invariance.data.images import ImageData, check_images
+from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.run import Run
+from gen_invariance.translator.congeal import Congealed, PoseGrid, congeal, rotate_and_scale
+
+_SIDE = 16  # poses are estimated at this size: cheaper, and no pose needs more
+
+
+class PoseEstimator(nn.Module):
+    """Images (B, C, H, W) to rotation, as a direction (B, 2), and log scale (B,)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.GroupNorm(4, width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.GroupNorm(4, 2 * width),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
+            nn.GroupNorm(4, 4 * width),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(4 * width * (_SIDE // 4) ** 2, 128),
+            nn.ReLU(),
+            nn.Linear(128, 3),
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Direction of unit norm and log scale."""
+        small = F.interpolate(images, size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
+        out = self.layers(small - small.mean((1, 2, 3), keepdim=True))
+        return F.normalize(out[:, :2], dim=1), out[:, 2]
+
+
+class PoseTranslator(ModelMixin, ConfigMixin):
+    """The translator; also a nuisance.
+
+    Args:
+        channels: 1 or 3.
+        width: channels of the estimator's first layer.
+        bank_size: poses kept.
+        scale: whether size is part of the pose; otherwise only the angle.
+    """
+
+    @register_to_config
+    def __init__(self, channels: int = 1, width: int = 32, bank_size: int = 1024, scale: bool = True) -> None:
+        super().__init__()
+        self.estimator = PoseEstimator(channels, width)
+        self.register_buffer("bank", torch.zeros(bank_size, 2))
+
+    def pose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimated rotation in degrees (B,) and log scale (B,), relative to the class's upright."""
+        direction, log_scale = self.estimator(images)
+        return torch.rad2deg(torch.atan2(direction[:, 1], direction[:, 0])), log_scale
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """`pose`: int64 (B,), rows of the bank."""
+        return {"pose": torch.randint(self.config.bank_size, (shape[0],), generator=generator)}
+
+    def parameters_of(self, draw: Draw) -> dict[str, Tensor]:
+        """The poses that a draw gives, in readable units: degrees and factor, each (B,)."""
+        degrees, log_scale = self.bank[draw["pose"].to(self.bank.device)].unbind(1)
+        return {"rotation": degrees, "scale": log_scale.exp()}
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Each image in the drawn pose; same shape, dtype, device and range."""
+        check_images(images, channels=self.config.channels, where="pose translator")
+        if not len(images):
+            return images.clone()
+        source = images.float()
+        degrees, log_scale = self.pose(source)
+        target = self.bank[draw_to(draw, images)["pose"]]
+        factor = (target[:, 1] - log_scale).exp() if self.config.scale else torch.ones_like(degrees)
+        return rotate_and_scale(source, target[:, 0] - degrees, factor).clamp(0, 1).to(images.dtype)
+
+    def describe(self) -> str:
+        """The learned distribution in words, a line for each parameter."""
+        degrees, log_scale = self.bank.unbind(1)
+        quantiles = torch.tensor([0.025, 0.25, 0.5, 0.75, 0.975], device=self.bank.device)
+        lines = []
+        for name, values in (("rotation in degrees", degrees), ("scale as a factor", log_scale.exp())):
+            shown = ", ".join(f"{value:.3g}" for value in values.quantile(quantiles).tolist())
+            lines.append(f"{name}: quantiles .025 .25 .5 .75 .975 are {shown}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PoseSettings:
+    """How a pose translator is fitted.
+
+    Attributes:
+        steps, batch_size, learning_rate: of the estimator (Adam).
+        head_from: the smallest training count of a class whose poses enter the bank.
+        images_per_class: at most so many are aligned; bounds time and memory.
+        uniform_below: a density of smaller concentration (mean resultant length) is taken for uniform. Of a limited
+            rotation of +-45 degrees it is .90, of +-120 degrees .41.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    steps: int = 400
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    head_from: int = 20
+    images_per_class: int = 200
+    uniform_below: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise SettingsError(f"pose.{name} must be positive, got {value}")
+
+
+def fit_pose(
+    translator: PoseTranslator, data: ImageData, settings: PoseSettings, *, run: Run, progress: bool | None = None
+) -> PoseTranslator:
+    """Align, fill the bank, train the estimator; returns the translator in eval mode. Not saved.
+
+    Takes seconds, so a stopped fit starts again and ends in the same weights.
+
+    Args:
+        translator: untrained.
+        data: the training set; classes below `settings.head_from` images are aligned under the density of the others.
+        settings: see `PoseSettings`.
+        run: for its generators and metrics.
+        progress: show a progress bar; None shows one on a terminal only.
+
+    Raises:
+        SettingsError: no class is large enough.
+        RunError: the loss became NaN or infinite.
+    """
+    run.load_latest()  # drops metrics of a stopped fit
+    head, tail = _members(data, settings, run)
+    if not head:
+        raise SettingsError(
+            f"{data.name}: no class has {settings.head_from} images or more (largest: {int(data.counts.max())}); "
+            "lower the bound of head classes"
+        )
+    found = congeal([_small(data, rows) for rows in head], generator=run.generator("congeal", "head"))
+    run.log(step=0, concentration=found.concentration)
+    _fill_bank(translator, found, settings, run)
+    poses = [(rows, degrees, scale) for rows, degrees, scale in zip(head, found.degrees, found.log_scale, strict=True)]
+    if tail:
+        small = congeal(
+            [_small(data, rows) for rows in tail], generator=run.generator("congeal", "tail"), density=found.density
+        )
+        poses += list(zip(tail, small.degrees, small.log_scale, strict=True))
+    _train_estimator(translator, data, poses, settings, run, progress=progress)
+    return translator.eval()
+
+
+def _members(data: ImageData, settings: PoseSettings, run: Run) -> tuple[list[Tensor], list[Tensor]]:
+    """Rows of the head classes and of the others, each class cut to `images_per_class`."""
+    head, tail = [], []
+    labels = data.labels.cpu()
+    for label, count in enumerate(data.counts.tolist()):
+        rows = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(count, generator=run.generator("congeal", label))
+        rows = rows[order[: settings.images_per_class]]
+        if count:
+            (head if count >= settings.head_from else tail).append(rows)
+    return head, tail
+
+
+def _small(data: ImageData, rows: Tensor) -> Tensor:
+    """Images of `rows` on the CPU, at the size at which poses are estimated."""
+    return F.interpolate(data.float_images(rows).cpu(), size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
+
+
+def _fill_bank(translator: PoseTranslator, found: Congealed, settings: PoseSettings, run: Run) -> None:
+    """Poses of head images, every class with the same weight, spread over the step of the grid."""
+    size, generator, step = translator.config.bank_size, run.generator("bank"), PoseGrid().step
+    classes = torch.randint(len(found.degrees), (size,), generator=generator)
+    rows = [int(torch.randint(len(found.degrees[label]), (1,), generator=generator)) for label in classes.tolist()]
+    picked = list(zip(classes.tolist(), rows, strict=True))
+    degrees = torch.stack([found.degrees[label][row] for label, row in picked])
+    degrees = degrees + step * (torch.rand(size, generator=generator) - 0.5)
+    if found.concentration < settings.uniform_below:
+        degrees = 360 * (torch.rand(size, generator=generator) - 0.5)
+    log_scale = torch.stack([found.log_scale[label][row] for label, row in picked])
+    translator.bank.copy_(torch.stack([degrees, log_scale], dim=1))
+
+
+def _train_estimator(
+    translator: PoseTranslator,
+    data: ImageData,
+    poses: list[tuple[Tensor, Tensor, Tensor]],
+    settings: PoseSettings,
+    run: Run,
+    *,
+    progress: bool | None,
+) -> None:
+    """Teach the network the aligned poses; half of the images are brought to another pose first."""
+    device = data.device
+    translator.to(device).train()
+    optimizer = torch.optim.Adam(translator.estimator.parameters(), lr=settings.learning_rate)
+    sizes = torch.tensor([len(rows) for rows, _, _ in poses])
+    starts = sizes.cumsum(0) - sizes
+    rows, degrees, log_scale = (torch.cat([entry[part] for entry in poses]) for part in range(3))
+    bank = translator.bank.cpu()
+    bar = tqdm(range(settings.steps), desc="pose", disable=None if progress is None else not progress)
+    for step in bar:
+        generator = run.generator("pose", step)
+        classes = torch.randint(len(sizes), (settings.batch_size,), generator=generator)
+        chosen = starts[classes] + (torch.rand(settings.batch_size, generator=generator) * sizes[classes]).long()
+        # Half of the images get another pose of the bank: poses that no image has need not be told apart.
+        target = bank[torch.randint(len(bank), (settings.batch_size,), generator=generator)]
+        moved = torch.rand(settings.batch_size, generator=generator) < 0.5
+        extra = torch.where(moved, target[:, 0] - degrees[chosen], 0.0)
+        growth = torch.where(moved, target[:, 1] - log_scale[chosen], 0.0)
+        images = rotate_and_scale(data.float_images(rows[chosen]), extra.to(device), growth.exp().to(device))
+        angle = torch.deg2rad(degrees[chosen] + extra).to(device)
+        direction, size = translator.estimator(images)
+        agreement = (direction * torch.stack([angle.cos(), angle.sin()], dim=1)).sum(1)
+        loss = (1 - agreement).mean() + F.smooth_l1_loss(size, (log_scale[chosen] + growth).to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % 25 == 0 or step + 1 == settings.steps:
+            value = float(loss.detach())
+            if not value < float("inf"):
+                raise RunError(f"fitting stopped at step {step + 1}: loss term 'pose' is {value}; check the images")
+            run.log(step=step + 1, pose=value)

@@ -1,0 +1,117 @@
+"""Translators against generic augmentation and the oracle, on long-tailed digits under several nuisances.
+
+    python scripts/compare_translators.py out=runs/translators            # about 45 minutes on one CPU core
+    python scripts/compare_translators.py out=runs/translators seeds=5 only=rotation45
+
+Cells that are finished are skipped, so a stopped comparison goes on. Prints the table; writes records, table.md,
+summary.csv and report.html below `out`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from gen_invariance.benchmark.demo import DemoSettings
+from gen_invariance.benchmark.measuring import report_of
+from gen_invariance.benchmark.records import RecordWriter, finished_cells
+from gen_invariance.benchmark.suite import Method, StageSettings, cell_digest, run_cell
+from gen_invariance.benchmark.task import Task, prepare
+from gen_invariance.run import Run, write_json
+from gen_invariance.translator.by_name import fit_by_name
+from gen_invariance.translator.fit import FitSettings
+from gen_invariance.translator.load import load_translator
+
+DRAWS = 5
+ROTATED = DemoSettings().rotated
+TASKS: dict[str, Task] = {
+    "rotation180": ROTATED,
+    "rotation45": replace(ROTATED, nuisance_options={"degrees": 45.0}),
+    "lighting": replace(ROTATED, nuisance="lighting", nuisance_options={}),
+    "background": replace(ROTATED, nuisance="background", nuisance_options={"levels": 200}),
+}
+FITS = {"spatial": FitSettings(steps=300, batch_size=64), "pose": FitSettings(steps=400, batch_size=64)}
+
+
+def methods() -> list[Method]:
+    """DRS and what the tail is given; the translators alone and before RandAugment."""
+    plain = DemoSettings().methods()[0]
+    stages = {
+        "DRS": ("none", None),
+        "DRS + RandAugment": ("randaugment", None),
+        "DRS + spatial": ("translator", "spatial"),
+        "DRS + pose": ("translator", "pose"),
+        "DRS + spatial + RandAugment": ("translator+randaugment", "spatial"),
+        "DRS + pose + RandAugment": ("translator+randaugment", "pose"),
+        "DRS + true nuisance": ("true", None),
+    }
+    policy = {"policy": "hard_cutoff", "policy_options": {"cutoff": 44, "probability": 0.5}}
+    return [
+        replace(plain, name=name, stage=StageSettings(stage, **policy), translator=translator)
+        for name, (stage, translator) in stages.items()
+    ]
+
+
+def fitted(out: Path, name: str, kind: str, task: Task, seed: int) -> Path:
+    """The fitted translator of (task, seed), fitted now if it is not there."""
+    folder = out / "fits" / f"{name}-{kind}-{seed}"
+    if not (folder / "seconds.json").exists():
+        started = perf_counter()
+        config = {"task": task.identity(), "translator": kind, "fit": FITS[kind].identity()}
+        run = Run(folder, kind="fit", seed=seed, config=config, resume=(folder / "run.json").exists())
+        fit_by_name(kind, prepare(task, seed=seed).train, FITS[kind], run=run, progress=False)
+        write_json(folder / "seconds.json", {"seconds": perf_counter() - started})
+    return folder
+
+
+def main(out: Path, seeds: int, only: str) -> None:
+    """Run what is missing, then report."""
+    torch.set_num_threads(1)
+    for seed in range(seeds):
+        for name, task in TASKS.items():
+            task_out = out / name
+            done = finished_cells(task_out / "records") if (task_out / "records").is_dir() else set()
+            for method in methods():
+                digest = cell_digest(task, method, draws=DRAWS)
+                if (only and name not in only.split(",")) or (task.name, digest, method.name, seed) in done:
+                    continue
+                folder = fitted(out, name, method.translator, task, seed) if method.translator else None
+                seconds = json.loads((folder / "seconds.json").read_text())["seconds"] if folder else None
+                words = "".join(letter if letter.isalnum() else "-" for letter in method.name)
+                records = run_cell(
+                    task,
+                    prepare(task, seed=seed),
+                    method,
+                    seed=seed,
+                    folder=out / "cells" / f"{name}-{words}-{seed}",
+                    translator=load_translator(folder) if folder else None,
+                    fit_seconds=seconds,
+                    draws=DRAWS,
+                )
+                RecordWriter(task_out / "records").write_cell(records)
+                found = {record.metric: record.value for record in records if record.class_index is None}
+                print(
+                    f"{name} seed {seed} {method.name}: few-shot {found['few_accuracy']:.3f}, "
+                    f"few-shot eKLD {found['few_ekld']:.3f}",
+                    flush=True,
+                )
+    for name in TASKS:
+        if (out / name / "records").is_dir():
+            report_of(
+                [out / name],
+                out / name / "report",
+                title=f"Translators on long-tailed digits: {name}",
+                baseline="DRS",
+                references=["DRS + true nuisance"],
+            )
+            print(f"\n# {name}\n\n" + (out / name / "report" / "table.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    main(Path(given.get("out", "runs/translators")), int(given.get("seeds", 3)), given.get("only", ""))
