@@ -290,6 +290,33 @@ def _demo(config: dict[str, Any]) -> None:
     print(f"report: {page}")
 
 
+def _inspect(config: dict[str, Any]) -> None:
+    from gen_invariance.benchmark import inspect as inspecting
+    from gen_invariance.benchmark.measuring import require_channels
+    from gen_invariance.translator.load import load_translator
+
+    settings = settings_of(inspecting.InspectSettings, config["inspect"], "inspect")
+    folder, seed = config["translator"], config["seed"]
+    translator = load_translator(folder)
+    task, prepared = _prepared(config, seed=seed, need_test=False)
+    require_channels(translator, prepared, folder)
+    fitted = inspecting.differences_from_fit(folder, task, seed=seed)
+    if fitted:
+        print(_printable(f"note: this translator was fitted with {', '.join(fitted)}"))
+    found = inspecting.inspect_translator(
+        translator.to(prepared.train.device),
+        prepared,
+        settings,
+        seed=seed,
+        oracle=task.nuisance != "identity",
+        say=lambda line: print(line, flush=True),
+    )
+    out = config["out"] or inspecting.output_folder(folder)
+    page = inspecting.write_inspection(found, out, translator=folder, task=task, settings=settings, seed=seed)
+    print("\n".join([found.quality.verdict.word, *(f"  {reason}" for reason in found.quality.verdict.reasons)]))
+    print(f"page: {page}")
+
+
 _PLAIN: dict[str, Any] = {
     **dict.fromkeys(("seed", "draws", "batch_size"), int),
     **dict.fromkeys(("out", "device", "augmentation", "run", "nuisance", "split", "title"), str),
@@ -313,6 +340,7 @@ _VERBS: dict[str, Callable[[dict[str, Any]], None]] = {
     "train": _train,
     "measure": _measure,
     "report": _report,
+    "inspect": _inspect,
     "demo": _demo,
 }
 

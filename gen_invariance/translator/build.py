@@ -9,6 +9,7 @@ import torch
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import named_generator
+from gen_invariance.settings import options_of, settings_of
 from gen_invariance.translator.fit import Objective
 from gen_invariance.translator.munit import MunitObjective, MunitTranslator, MunitWeights
 from gen_invariance.translator.spatial import SpatialObjective, SpatialTranslator
@@ -36,11 +37,22 @@ def build_objective(
         raise SettingsError(f"unknown translator {name!r}; choose one of {', '.join(TRANSLATORS)}")
     translator_class, objective_class = TRANSLATORS[name]
     if isinstance(options.get("weights"), Mapping):
-        options["weights"] = MunitWeights(**options["weights"])
+        options["weights"] = settings_of(MunitWeights, options["weights"], "translator.objective.weights")
+    network = options_of(translator_class, network or {}, "translator.network")
+    options = options_of(objective_class, options, "translator.objective")
+    _check_ranges({**network, **options})
     with torch.random.fork_rng(devices=[]):
         # Layers initialise themselves from the global stream; lend it to them and give it back.
         torch.random.set_rng_state(named_generator(seed, "translator").get_state())
-        try:
-            return objective_class(translator_class(channels=channels, **(network or {})), **options)
-        except TypeError as error:
-            raise SettingsError(f"translator {name}: {error}") from error
+        return objective_class(translator_class(channels=channels, **network), **options)
+
+
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    """Counts and sizes are at least 1, rates positive, other numbers not negative, shares at most 1."""
+    for name, value in values.items():
+        low = 1 if isinstance(value, int) else 0
+        if isinstance(value, int | float) and (value < low or (name.endswith("rate") and value == 0)):
+            expected = "at least 1" if isinstance(value, int) and not name.endswith("rate") else "positive"
+            raise SettingsError(f"translator: {name} must be {expected}, got {value}")
+        if name == "start" and value > 1:
+            raise SettingsError(f"translator: start is a share of the cap and must be at most 1, got {value}")
