@@ -292,14 +292,12 @@ def _demo(config: dict[str, Any]) -> None:
 
 def _inspect(config: dict[str, Any]) -> None:
     from gen_invariance.benchmark import inspect as inspecting
-    from gen_invariance.benchmark.measuring import require_channels
     from gen_invariance.translator.load import load_translator
 
     settings = settings_of(inspecting.InspectSettings, config["inspect"], "inspect")
     folder, seed = config["translator"], config["seed"]
     translator = load_translator(folder)
     task, prepared = _prepared(config, seed=seed, need_test=False)
-    require_channels(translator, prepared, folder)
     fitted = inspecting.differences_from_fit(folder, task, seed=seed)
     if fitted:
         print(_printable(f"note: this translator was fitted with {', '.join(fitted)}"))
