@@ -12,6 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gen_invariance.errors import ShapeError
+
+
+def check_side(images: Tensor, *, levels: int, where: str) -> None:
+    """Raise `ShapeError` where `images` cannot be halved `levels` times: reflected borders need two pixels to reflect."""
+    if min(images.shape[-2:]) < 2**levels:
+        raise ShapeError(
+            f"{where}: images must have at least {2**levels} pixels a side, got {tuple(images.shape[-2:])}; scale them "
+            "up, or build the networks with fewer downsamples (style_downsamples, discriminator_layers)"
+        )
+
 
 def convolution(inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
     """A convolution with reflected borders that keeps (stride 1) or halves (stride 2) height and width."""
@@ -86,6 +97,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to scores (B, 1, h, w)."""
+        check_side(images, levels=len(self.layers), where="discriminator")
         x = images * 2 - 1
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)

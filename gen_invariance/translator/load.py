@@ -41,11 +41,19 @@ def load_translator(path: Path | str) -> MunitTranslator | PoseTranslator | Spat
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no weights (*.safetensors); copy the whole folder, or fit again")
     try:
-        translator = KINDS[name].from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
+        translator, found = KINDS[name].from_pretrained(
+            folder, low_cpu_mem_usage=False, use_safetensors=True, output_loading_info=True
+        )
     except Exception as error:  # diffusers and safetensors raise many kinds for one cause: the folder is damaged
         reason = str(error).strip().splitlines()
         raise CheckpointError(
             f"cannot load the translator in {folder}: {reason[0] if reason else type(error).__name__}; "
             "it is truncated or its weights do not fit its config"
         ) from error
+    if found["missing_keys"] or found["unexpected_keys"]:  # diffusers would start the missing ones at random
+        raise CheckpointError(
+            f"cannot load the translator in {folder}: its weights are those of another model than its config describes"
+        )
+    if not all(bool(value.isfinite().all()) for value in translator.state_dict().values()):
+        raise CheckpointError(f"the translator in {folder} holds NaN or infinite weights: its fit diverged; fit again")
     return translator.eval().requires_grad_(False)

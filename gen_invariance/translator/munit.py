@@ -31,6 +31,7 @@ from gen_invariance.translator.blocks import (
     PatchDiscriminator,
     ResidualBlock,
     UpsampleBlock,
+    check_side,
     convolution,
     kaiming_init,
     least_squares,
@@ -141,11 +142,11 @@ class MunitTranslator(ModelMixin, ConfigMixin):
 
     def content(self, images: Tensor) -> Tensor:
         """Content codes (B, W, h, w) of images (B, C, H, W) in [0, 1]."""
-        return self.content_encoder(self._padded(images) * 2 - 1)
+        return self.content_encoder(self._padded(images, levels=self.config.downsamples + 1) * 2 - 1)
 
     def style(self, images: Tensor) -> Tensor:
         """Style codes (B, S) of images (B, C, H, W) in [0, 1]."""
-        return self.style_encoder(self._padded(images) * 2 - 1)
+        return self.style_encoder(self._padded(images, levels=self.config.style_downsamples) * 2 - 1)
 
     def decode(self, content: Tensor, style: Tensor, size: tuple[int, int]) -> Tensor:
         """Images (B, C, *size) in [0, 1] from content codes and style codes (B, S)."""
@@ -165,7 +166,8 @@ class MunitTranslator(ModelMixin, ConfigMixin):
         translated = self.decode(self.content(images.to(self.dtype)), style, images.shape[-2:])
         return translated.clamp(0, 1).to(images.dtype)
 
-    def _padded(self, images: Tensor) -> Tensor:
+    def _padded(self, images: Tensor, *, levels: int) -> Tensor:
+        check_side(images, levels=levels, where="MUNIT translator")
         multiple = 2**self.config.downsamples
         height, width = (-size % multiple for size in images.shape[-2:])
         return F.pad(images, (0, width, 0, height), mode="reflect") if height or width else images
