@@ -17,8 +17,10 @@ from gen_invariance.augment.stage import TailAugment
 from gen_invariance.benchmark.records import Record, provenance
 from gen_invariance.benchmark.task import Prepared, Task
 from gen_invariance.classifier.backbones import Classifier, build_classifier
-from gen_invariance.classifier.losses import build_loss
+from gen_invariance.classifier.heads import measure_similarity
+from gen_invariance.classifier.losses import CrossEntropy, build_loss
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
@@ -54,12 +56,16 @@ class ClassifierSettings:
         head: "linear" or "cosine".
         loss: a name of `classifier.losses`.
         loss_options: of that loss.
+        second_loss_options: of that loss in the second phase, for delayed re-weighting; None keeps `loss_options`.
+        weights: start of the backbone, see `classifier.backbones.build_classifier`; None is from scratch.
     """
 
     backbone: str = "resnet20"
     head: str = "linear"
     loss: str = "cross_entropy"
     loss_options: Mapping[str, Any] = field(default_factory=dict)
+    second_loss_options: Mapping[str, Any] | None = None
+    weights: str | None = None
 
 
 def build_stage(
@@ -83,9 +89,7 @@ def _stage_nuisance(name: str, prepared: Prepared, translator: Nuisance | None) 
             raise SettingsError("stage.nuisance=translator needs stage.translator: the folder of a fitted translator")
         return translator
     if name in ("randaugment", "trivialaugment"):
-        from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
-
-        return RandAugment() if name == "randaugment" else TrivialAugment()
+        return _generic(name)
     known = {"identity": Identity(), "true": prepared.nuisance}
     if name not in known:
         raise SettingsError(
@@ -96,28 +100,57 @@ def _stage_nuisance(name: str, prepared: Prepared, translator: Nuisance | None) 
 
 
 def build_augmentation(name: str, *, flip: bool) -> Nuisance | None:
-    """The plain augmentation of every row: "none", or "crop_flip" (mirrored only where `flip`).
+    """The plain augmentation of every row: "none", "crop_flip" (mirrored only where `flip`), "randaugment",
+    "trivialaugment", or several joined by "+", applied in that order.
 
     Raises:
         SettingsError: another name.
     """
-    if name not in ("none", "crop_flip"):
-        raise SettingsError(f"augmentation must be none or crop_flip, got {name!r}")
-    return CropFlip(flip=flip) if name == "crop_flip" else None
+    if name == "none":
+        return None
+    parts = [_augmentation(part.strip(), flip=flip) for part in name.split("+")]
+    return parts[0] if len(parts) == 1 else Compose(parts)
+
+
+def _augmentation(name: str, *, flip: bool) -> Nuisance:
+    if name == "crop_flip":
+        return CropFlip(flip=flip)
+    if name not in ("randaugment", "trivialaugment"):
+        raise SettingsError(
+            f"augmentation must be none, crop_flip, randaugment, trivialaugment, or several joined by +, got {name!r}"
+        )
+    return _generic(name)
+
+
+def _generic(name: str) -> Nuisance:
+    from gen_invariance.nuisance.generic import RandAugment, TrivialAugment  # torchvision is slow to import
+
+    return RandAugment() if name == "randaugment" else TrivialAugment()
 
 
 def build_model(settings: ClassifierSettings, train: ImageData, *, seed: int) -> Classifier:
-    """A new classifier, normalised by the training images."""
+    """A new classifier; without pretrained weights, which bring their own, it is normalised by the training images."""
     model = build_classifier(
         settings.backbone,
         num_classes=train.num_classes,
         channels=train.images.shape[1],
         head=settings.head,
+        weights=settings.weights,
         generator=named_generator(seed, "classifier"),
     )
-    pixels = train.images.double().div(255)
-    model.set_normalisation(pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3)).clamp(min=1e-3).float())
+    if settings.weights is None:
+        pixels = train.images.double().div(255)
+        model.set_normalisation(pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3)).clamp(min=1e-3).float())
     return model
+
+
+def build_losses(settings: ClassifierSettings, train: ImageData) -> tuple[CrossEntropy, CrossEntropy | None]:
+    """The loss of the first phase, and that of the second where it is another."""
+    about = {"counts": train.counts, "class_names": train.class_names}
+    first = build_loss(settings.loss, **about, **dict(settings.loss_options))
+    if settings.second_loss_options is None:
+        return first, None
+    return first, build_loss(settings.loss, **about, **dict(settings.second_loss_options))
 
 
 def train_classifier(
@@ -128,15 +161,27 @@ def train_classifier(
     stage: TailAugment | None,
     run: Run,
     base: Nuisance | None = None,
+    plan: TransferPlan | None = None,
     progress: bool | None = None,
 ) -> Classifier:
-    """Build the classifier and its loss for the prepared data, and train it."""
+    """Build the classifier and its loss for the prepared data, and train it; an "auto" plan is resolved first."""
     train = prepared.train
     model = build_model(classifier, train, seed=run.seed)
-    loss = build_loss(
-        classifier.loss, counts=train.counts, class_names=train.class_names, **dict(classifier.loss_options)
-    )
-    return fit_classifier(model, train, training, loss=loss, run=run, stage=stage, base=base, progress=progress)
+    loss, second = build_losses(classifier, train)
+    plan = resolve_plan(plan, model, train)
+    return fit_classifier(
+        model, train, training, loss=loss, second_loss=second, run=run, plan=plan, stage=stage, base=base,
+        progress=progress,
+    )  # fmt: skip
+
+
+def resolve_plan(plan: TransferPlan | None, model: Classifier, train: ImageData) -> TransferPlan | None:
+    """`plan`, its "auto" replaced by the mode that the training images suggest under the backbone as it is."""
+    if plan is None or plan.mode != "auto":
+        return plan
+    TransferPlan("frozen").apply(model.eval())  # `fit_classifier` puts the model into the state of the real plan
+    similarity = measure_similarity(cache_features(model, train.images), train.labels)
+    return plan.resolve(model, num_images=len(train), similarity=similarity)
 
 
 @dataclass(frozen=True)
@@ -149,6 +194,7 @@ class Method:
         training: how the classifier is trained.
         classifier: which classifier.
         translator: name of the translator the stage needs ("spatial", "munit"), or None.
+        augmentation: of every row, see `build_augmentation`.
     """
 
     name: str
@@ -156,6 +202,7 @@ class Method:
     training: TrainSettings
     classifier: ClassifierSettings
     translator: str | None = None
+    augmentation: str = "none"
 
 
 def cell_digest(task: Task, method: Method, *, draws: int) -> str:
@@ -191,7 +238,10 @@ def run_cell(
     config = {"task": task.identity(), "method": asdict(method)}
     run = Run(folder, kind="train", seed=seed, config=config, resume=(folder / "run.json").exists())
     stage = build_stage(method.stage, prepared, translator=translator)
-    model = train_classifier(prepared, method.classifier, method.training, stage=stage, run=run, progress=False)
+    base = build_augmentation(method.augmentation, flip=prepared.flip_safe)
+    model = train_classifier(
+        prepared, method.classifier, method.training, stage=stage, run=run, base=base, progress=False
+    )
     train_seconds = time.perf_counter() - started
     accuracy = measure_accuracy(model, prepared.test)
     invariance = measure_invariance(

@@ -8,6 +8,7 @@ with reduction="none", one value a row. None needs a trainer. With class weights
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from gen_invariance.data.images import names_or_numbers
 from gen_invariance.errors import SettingsError, ShapeError
+from gen_invariance.settings import typed
 
 ClassWeights = str | Mapping[str, float] | None
 """None, "inverse", "effective_number", or a weight for each named class (classes left out get 1)."""
@@ -134,9 +136,13 @@ class CrossEntropy(nn.Module):
         rows = self._rows(logits, labels, weights)
         if reduction == "none":
             return rows
-        if weights is None:
-            return rows.mean()
-        return rows.sum() / (weights[labels] if hard else labels.to(logits.dtype) @ weights).sum()
+        return rows.mean() if weights is None else rows.sum() / self.row_weights(labels).sum()
+
+    def row_weights(self, labels: Tensor) -> Tensor:
+        """What each row of `labels` counts in the mean, float32 (B,); a batch split into parts divides by their sum."""
+        if self.class_weights is None:
+            return torch.ones(len(labels), device=labels.device)
+        return labels.float() @ self.class_weights if labels.is_floating_point() else self.class_weights[labels]
 
     def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         """Weighted loss of each row, (B,)."""
@@ -284,4 +290,6 @@ def build_loss(
     unknown = [key for key in options if key not in known]
     if unknown:
         raise SettingsError(f"loss {name} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+    hints = typing.get_type_hints(CrossEntropy.__init__) | typing.get_type_hints(kind.__init__)
+    options = {key: typed(value, hints[key], f"loss {name}: {key}") for key, value in options.items()}
     return kind(torch.as_tensor(counts), class_names=class_names, **options)

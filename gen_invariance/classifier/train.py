@@ -1,121 +1,39 @@
 """Train a classifier on long-tailed images: one visible loop, on accelerate.
 
 A step is: a batch by the sampling rule, plain augmentation for every row, the stage for the tail, mixing, loss.
-Everything random in a step is drawn for the whole batch from a generator named by (seed, step), so a resumed run
-repeats an uninterrupted one, and more processes see the same rows with the same draws.
+What there is beside it (a transfer plan, an average of the weights, a second loss, a correction of the head) is one
+line each here and explained where it lives: `settings`, `batches`, `objective`, `robust`, `transfer`, `correction`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import Classifier
+from gen_invariance.classifier.batches import Batches, Mix
+from gen_invariance.classifier.correction import correct_head
+from gen_invariance.classifier.objective import Pull, backward
+from gen_invariance.classifier.robust import hardest
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.loader import ResidentLoader
-from gen_invariance.data.sampling import DelayedRule, second_phase
 from gen_invariance.errors import CheckpointError, RunError, SettingsError
-from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
 
-Mix = Callable[..., tuple[Tensor, Tensor]]
-"""`mix(images, labels, generator=...)` -> images and (soft) labels; applied last, after the stage."""
+__all__ = ["Mix", "TrainSettings", "fit_classifier"]
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train. Defaults are those of the CIFAR-LT protocol (Zhou et al. 2022) except the number of epochs.
-
-    Attributes:
-        epochs: passes over the training set (an epoch has as many draws as there are images, under every rule).
-        batch_size: images a step, over all processes.
-        learning_rate: peak rate of SGD.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        schedule: "step" (linear warm-up, then factors 0.01 and 0.0001 after the two milestones) or "cosine".
-        warmup: epochs of linear warm-up.
-        milestones: the two epochs after which "step" lowers the rate.
-        sampling: a sampling rule, or "delayed" (instance, then class-balanced in the second phase: DRS).
-        second_phase: first epoch of the second phase; None means the first milestone.
-        stage_from: "start" or "second_phase": when the stage begins.
-        stage_source: "batch" (gated rows are translated in place) or "balanced" (gated rows are replaced by
-            translated rows of a second, class-balanced stream).
-        mixed_precision: "no", "bf16" or "fp16" (GPU).
-        log_every, checkpoint_every: epochs between metrics lines and checkpoints.
-
-    Raises:
-        SettingsError: a value out of its range.
-    """
-
-    epochs: int = 200
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 2e-4
-    schedule: str = "step"
-    warmup: int = 5
-    milestones: tuple[int, int] = (160, 180)
-    sampling: str = "instance"
-    second_phase: int | None = None
-    stage_from: str = "start"
-    stage_source: str = "batch"
-    mixed_precision: str = "no"
-    log_every: int = 1
-    checkpoint_every: int = 10
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        for name in ("epochs", "batch_size", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0 or self.warmup < 0:
-            raise SettingsError(
-                "train: learning_rate must be positive, momentum in [0, 1), weight_decay and warmup not negative, got "
-                f"{self.learning_rate}, {self.momentum}, {self.weight_decay}, {self.warmup}"
-            )
-        choices = {
-            "schedule": ("step", "cosine"),
-            "stage_from": ("start", "second_phase"),
-            "stage_source": ("batch", "balanced"),
-            "mixed_precision": ("no", "bf16", "fp16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise SettingsError(f"train.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-
-    @property
-    def second_phase_start(self) -> int:
-        """First epoch of the second phase."""
-        return self.milestones[0] if self.second_phase is None else self.second_phase
-
-    def rule(self) -> str | DelayedRule:
-        """The sampling rule as the loader takes it."""
-        return DelayedRule(self.second_phase_start) if self.sampling == "delayed" else self.sampling
-
-    def stage_is_on(self, epoch: int) -> bool:
-        """Whether the stage works in `epoch`; the same predicate that switches the sampling rule."""
-        return self.stage_from == "start" or second_phase(epoch, start=self.second_phase_start)
-
-    def learning_rate_at(self, progress: float) -> float:
-        """Learning rate after `progress` epochs (whole and part)."""
-        if progress < self.warmup:
-            epoch = math.floor(progress) + 1 if self.schedule == "step" else progress + 1 / self.epochs
-            return self.learning_rate * min(1.0, epoch / self.warmup)
-        if self.schedule == "cosine":
-            done = (progress - self.warmup) / max(self.epochs - self.warmup, 1)
-            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        return self.learning_rate * (1.0, 0.01, 0.0001)[sum(progress >= milestone for milestone in self.milestones)]
-
-    def identity(self) -> dict[str, object]:
-        """The settings that decide the result, for a run's config; how often to look is left out."""
-        return {k: v for k, v in asdict(self).items() if k not in ("log_every", "checkpoint_every")}
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 
 def fit_classifier(
@@ -125,13 +43,15 @@ def fit_classifier(
     *,
     loss: nn.Module,
     run: Run,
+    second_loss: nn.Module | None = None,
+    plan: TransferPlan | None = None,
     stage: TailAugment | None = None,
     base: Nuisance | None = None,
     mix: Mix | None = None,
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     progress: bool | None = None,
 ) -> Classifier:
-    """Train `model` in place and return it in eval mode, as it is after the last epoch.
+    """Train `model` in place and return it in eval mode: as it is after the last epoch, averaged and corrected.
 
     Args:
         model: images in [0, 1] to logits.
@@ -139,140 +59,193 @@ def fit_classifier(
         settings: see `TrainSettings`.
         loss: `loss(logits, labels)` -> scalar; see `losses.build_loss`.
         run: where checkpoints and metrics go. If it holds a checkpoint, training goes on from there.
+        second_loss: takes the place of `loss` in the second phase; with class weights, delayed re-weighting.
+        plan: which stages of a pretrained `model` train, from when on, at which rate; None trains all alike.
         stage: gives tail classes the nuisance.
         base: plain augmentation of every row, before the stage (crops and flips, for instance).
-        mix: see `Mix`.
+        mix: see `batches.Mix`; in place of the mixing that `settings` names.
         evaluate: figures to log every `log_every` epochs, on validation data; they decide nothing.
         progress: show a progress bar; None shows one on a terminal only.
 
     Raises:
-        RunError: the loss became NaN or infinite; names the step.
+        RunError: the loss became NaN or infinite; names the epoch.
+        SettingsError: settings that do not fit the model, the stage or the number of processes.
+        CheckpointError: the run's checkpoint is of another model.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=train.device.type == "cpu")
+    train = train.to(accelerator.device)
+    batches = Batches(
+        train, settings, run, stage=stage, base=base, mix=mix,
+        process=accelerator.process_index, processes=accelerator.num_processes,
+    )  # fmt: skip
     model.to(accelerator.device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    epochs_done = _restore(model, optimizer, run)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    loss = loss.to(accelerator.device)
+    state = _State(model, settings, run, plan=plan, accelerator=accelerator)
+    losses = [part.to(accelerator.device) for part in (loss, second_loss or loss)]
     stage = stage.to(accelerator.device) if stage is not None else None
-    batches = _Batches(train.to(accelerator.device), settings, run, stage=stage, base=base, accelerator=accelerator)
 
-    per_epoch = batches.per_epoch
+    per_epoch, epochs_done = batches.per_epoch, state.restore()
     start, steps = epochs_done * per_epoch, settings.epochs * per_epoch
-    bar = tqdm(total=steps, initial=start, desc="train", disable=None if progress is None else not progress)
+    state.prepare(epochs_done)
+    bar = _progress_bar(steps, start, progress=progress, accelerator=accelerator)
     total = torch.zeros((), device=accelerator.device)
     for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(step / per_epoch)
-        images, labels, generator = batches.at(step)
-        if mix is not None:
-            images, labels = mix(images, labels, generator=generator)
+        epoch = step // per_epoch
+        if step % per_epoch == 0:
+            state.begin_epoch(epoch)
+        state.set_rates(settings.schedule_at(step / per_epoch))
+        criterion = losses[settings.in_second_phase(epoch)]
 
-        with accelerator.autocast():
-            value = loss(wrapped(images.contiguous(memory_format=torch.channels_last)), labels)
-        optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(value)
-        optimizer.step()
+        batch = batches.at(step, hardest=partial(hardest, model, criterion))
+        state.optimizer.zero_grad(set_to_none=True)
+        total += backward(
+            state.wrapped, batch, criterion, accelerator=accelerator, parts=settings.accumulate,
+            consistency=settings.consistency, pull=state.pull,
+        )  # fmt: skip
+        state.optimizer.step()
+        state.update_average()
 
-        total += value.detach()
         bar.update()
         if (step + 1) % per_epoch == 0:
-            _end_epoch(
-                (step + 1) // per_epoch, total / per_epoch, model, optimizer, settings, run, accelerator, evaluate
-            )
+            _end_epoch(epoch + 1, accelerator.reduce(total / per_epoch, "mean"), state, evaluate)
             total.zero_()
     bar.close()
+    state.finish(train, stage)
     return model.eval()
 
 
-class _Batches:
-    """Rows, augmentation draws and gates of each step, addressed by step."""
+class _State:
+    """All that changes while a classifier trains: weights, optimiser, average; how it is saved and restored."""
 
     def __init__(
         self,
-        train: ImageData,
+        model: Classifier,
         settings: TrainSettings,
         run: Run,
         *,
-        stage: TailAugment | None,
-        base: Nuisance | None,
+        plan: TransferPlan | None,
         accelerator: Accelerator,
     ) -> None:
-        self.train, self.settings, self.run, self.stage, self.base = train, settings, run, stage, base
-        self.share = slice(accelerator.process_index, None, accelerator.num_processes)
-        several = accelerator.num_processes > 1  # an incomplete batch could leave a process without rows
-        common = {"batch_size": settings.batch_size, "seed": run.seed, "num_epochs": settings.epochs}
-        self.rows = ResidentLoader(train, rule=settings.rule(), drop_last=several, **common)
-        self.balanced = ResidentLoader(train, rule="class_balanced", stream="stage", drop_last=several, **common)
-        self.per_epoch = self.rows.steps_per_epoch
-        self.labels = train.labels.cpu()  # gates look at labels on the CPU, without waiting for the device
+        if plan is not None and accelerator.num_processes > 1 and (plan.head_epochs or plan.epochs_per_stage):
+            raise SettingsError(
+                "a plan that thaws stages later trains on one process; use head_epochs=0 or one process"
+            )
+        self.model, self.settings, self.run, self.plan, self.accelerator = model, settings, run, plan, accelerator
+        self.optimizer = torch.optim.SGD(_groups(model, settings, plan), momentum=settings.momentum, fused=True)
+        # The pull is to where the model came from, so it is made before a checkpoint is loaded.
+        self.pull = Pull(model, plan.pull_to_start) if plan is not None and plan.pull_to_start else None
+        self.average = None
+        if settings.average_decay:
+            update = get_ema_multi_avg_fn(settings.average_decay)
+            self.average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+        self.corrected = False
 
-    def at(self, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
-        """Images and labels of this process at `step`, augmented, and the generator for what is left to draw."""
-        rows, generator = self.rows.indices(step), self.run.generator("train", step)
-        images, labels = self._pick(rows)
-        if self.base is not None:
-            draw = self.base.sample((len(rows), *images.shape[1:]), generator=generator)
-            images = self.base.apply(images, draw_to(select_rows(draw, torch.arange(len(rows))[self.share]), images))
-        if self.stage is not None and self.settings.stage_is_on(step // self.per_epoch):
-            source_rows = self.balanced.indices(step) if self.settings.stage_source == "balanced" else rows
-            gate = self.stage.sample(
-                (len(rows), *images.shape[1:]), self.labels[source_rows.cpu()], generator=generator
-            ).share(self.share)
-            source = self._pick(source_rows) if self.settings.stage_source == "balanced" else None
-            images, labels = self.stage.apply(images, labels, gate, source=source)
-        return images, labels, generator
+    @property
+    def result(self) -> nn.Module:
+        """The model that training would return now."""
+        return self.model if self.average is None else self.average.module
 
-    def _pick(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        own = rows[self.share]
-        return self.train.float_images(own), self.train.labels[own]
+    def prepare(self, epoch: int) -> None:
+        """Wrap model and optimiser for the accelerator; stages that do not train must be known by then."""
+        self.begin_epoch(epoch)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Put the model into its state of `epoch`."""
+        self.model.train()
+        if self.plan is not None:
+            self.plan.apply(self.model, epoch=epoch)
+
+    def set_rates(self, factor: float) -> None:
+        """Every group's own rate times `factor`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def update_average(self) -> None:
+        """Move the average, if there is one, towards the weights."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint; "model" is always what training would return, whatever else is needed to go on."""
+        state: dict[str, Any] = {"model": self.result.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            state |= {"trained": self.model.state_dict(), "averaged": self.average.n_averaged}
+        if self.pull is not None:
+            state["pull"] = self.pull.state_dict()
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        self.run.save(step, state)
+
+    def restore(self) -> int:
+        """Load the newest checkpoint, if any; returns the number of epochs already done."""
+        state = self.run.load_latest()
+        if state is None:
+            return 0
+        try:
+            self.corrected = state["step"] > self.settings.epochs
+            self.model.load_state_dict(state["model"] if self.corrected else state.get("trained", state["model"]))
+            if not self.corrected:
+                self._restore_rest(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.run.path} does not fit this model ({str(error).splitlines()[0]}); "
+                "use the settings it was trained with"
+            ) from error
+        return min(int(state["step"]), self.settings.epochs)
+
+    def _restore_rest(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["model"])
+            self.average.n_averaged.copy_(state["averaged"])
+        if self.pull is not None:
+            self.pull.load_state_dict(state["pull"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def finish(self, train: ImageData, stage: TailAugment | None) -> None:
+        """Make the model what training returns: the average, then the correction of its head."""
+        if self.corrected:
+            return
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        if self.settings.head_correction == "none":
+            return
+        kind, options = self.settings.head_correction, self.settings.head_correction_options
+        correct_head(self.model, train, kind, run=self.run, stage=stage, options=options)
+        if self.accelerator.is_main_process:
+            self.run.save(self.settings.epochs + 1, {"model": self.model.state_dict()})
 
 
-def _end_epoch(
-    epoch: int,
-    mean_loss: Tensor,
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    settings: TrainSettings,
-    run: Run,
-    accelerator: Accelerator,
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None,
-) -> None:
+def _groups(model: Classifier, settings: TrainSettings, plan: TransferPlan | None) -> list[dict[str, Any]]:
+    """Parameter groups, each with the rate at factor 1 under torch's name for it, "initial_lr"."""
+    if plan is not None:
+        groups = plan.parameter_groups(model)
+    else:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [{"params": trained, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
+    return [{**group, "initial_lr": group["lr"]} for group in groups]
+
+
+def _progress_bar(steps: int, start: int, *, progress: bool | None, accelerator: Accelerator) -> tqdm:
+    hidden = None if progress is None else not progress
+    return tqdm(total=steps, initial=start, desc="train", disable=hidden if accelerator.is_main_process else True)
+
+
+def _end_epoch(epoch: int, mean_loss: Tensor, state: _State, evaluate: Evaluate | None) -> None:
     """After `epoch` epochs: look at the loss, log, save."""
-    last = epoch == settings.epochs
+    settings, last = state.settings, epoch == state.settings.epochs
     value = float(mean_loss)
     if not math.isfinite(value):
         raise RunError(
-            f"training stopped in epoch {epoch}: the loss is {value}; lower train.learning_rate, "
+            f"training stopped in epoch {epoch}: the loss is {value}; lower training.learning_rate, "
             "the last checkpoint is kept"
         )
-    if not accelerator.is_main_process:
+    if not state.accelerator.is_main_process:
         return
     if last or epoch % settings.log_every == 0:
-        figures = dict(evaluate(model.eval())) if evaluate is not None else {}
-        model.train()
-        run.log(step=epoch, loss=value, learning_rate=settings.learning_rate_at(epoch - 1), **figures)
+        figures = dict(evaluate(state.result.eval())) if evaluate is not None else {}
+        state.model.train()
+        state.run.log(step=epoch, loss=value, learning_rate=settings.learning_rate_at(epoch - 1), **figures)
     if last or epoch % settings.checkpoint_every == 0:
-        run.save(epoch, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-
-
-def _restore(model: Classifier, optimizer: torch.optim.Optimizer, run: Run) -> int:
-    """Load the newest checkpoint, if any; returns the number of epochs already done."""
-    state = run.load_latest()
-    if state is None:
-        return 0
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
-            f"the checkpoint in {run.path} does not fit this model ({str(error).splitlines()[0]}); "
-            "use the settings it was trained with"
-        ) from error
-    return int(state["step"])
+        state.save(epoch)

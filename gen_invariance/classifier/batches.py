@@ -1,0 +1,177 @@
+"""The rows, draws and gates of each training step, addressed by step, and this process's share of them.
+
+Everything random is drawn for the whole batch from a generator named by (seed, step): a resumed run repeats an
+uninterrupted one, and more processes see the same rows with the same draws. Work is shared, randomness is not: each
+process augments its own rows only, except under mixing, whose partners may be anyone's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gen_invariance.augment.stage import Gate, TailAugment
+from gen_invariance.classifier.mixing import build_mixing
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.data.images import ImageData
+from gen_invariance.data.loader import ResidentLoader
+from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+from gen_invariance.run import Run
+
+Mix = Callable[..., tuple[Tensor, Tensor]]
+"""`mix(images, labels, generator=...)` -> images and (soft) labels; applied last, after the stage."""
+
+Hardest = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
+"""`hardest(candidates, labels, rows)` -> images; see `robust.hardest`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's rows of one step.
+
+    Attributes:
+        images: float (B, C, H, W) in [0, 1], augmented.
+        labels: int64 (B,), or soft (B, K) after mixing.
+        whole: rows of the whole batch, over all processes.
+        clean: float (M, C, H, W), rows the stage worked on as they were before it; None where nobody asked.
+        clean_rows: int64 (M,), their places in `images`.
+        spare: the step had no row for this process; the one it holds must count for nothing.
+    """
+
+    images: Tensor
+    labels: Tensor
+    whole: int
+    clean: Tensor | None = None
+    clean_rows: Tensor | None = None
+    spare: bool = False
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in `parts` pieces of about one size, fewer where there are fewer rows."""
+        if parts == 1:
+            return [self]
+        size = -(-len(self.labels) // parts)
+        return [self._piece(start, start + size) for start in range(0, len(self.labels), size)]
+
+    def _piece(self, start: int, stop: int) -> Batch:
+        piece = replace(self, images=self.images[start:stop], labels=self.labels[start:stop])
+        if self.clean is None:
+            return piece
+        inside = (self.clean_rows >= start) & (self.clean_rows < stop)
+        return replace(piece, clean=self.clean[inside], clean_rows=self.clean_rows[inside] - start)
+
+
+class Batches:
+    """Augmented batches of a run.
+
+    Args:
+        train: on the device that trains.
+        settings: of the training.
+        run: names the generators.
+        stage: gives tail classes the nuisance.
+        base: plain augmentation of every row.
+        mix: used instead of the mixing that `settings` names.
+        process, processes: which share of each batch is wanted.
+
+    Raises:
+        SettingsError: settings of the stage without a stage.
+    """
+
+    def __init__(
+        self,
+        train: ImageData,
+        settings: TrainSettings,
+        run: Run,
+        *,
+        stage: TailAugment | None = None,
+        base: Nuisance | None = None,
+        mix: Mix | None = None,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        if stage is None and (settings.worst_of > 1 or settings.consistency):
+            name = "worst_of" if settings.worst_of > 1 else "consistency"
+            raise SettingsError(f"training.{name} works on what the stage does, and there is no stage; choose one")
+        self.train, self.settings, self.run, self.stage, self.base = train, settings, run, stage, base
+        self.counts_foreground = settings.mixing == "cmo"
+        if mix is None and settings.mixing != "none":
+            mix = build_mixing(settings.mixing, counts=train.counts, **settings.mixing_options)
+        self.mix = mix
+        self.share = slice(process, None, processes)
+        common = {"batch_size": settings.batch_size, "seed": run.seed, "num_epochs": settings.epochs}
+        self.rows = ResidentLoader(train, rule=settings.rule(), **common)
+        self.balanced = ResidentLoader(train, rule="class_balanced", stream="stage", **common)
+        self.foreground = ResidentLoader(train, rule="class_balanced", stream="foreground", **common)
+        self.per_epoch = self.rows.steps_per_epoch
+        self.labels = train.labels.cpu()  # gates look at labels on the CPU, without waiting for the device
+
+    def at(self, step: int, *, hardest: Hardest | None = None) -> Batch:
+        """This process's augmented rows of `step`; `hardest` chooses where `settings.worst_of` draws several."""
+        rows, generator = self.rows.indices(step), self.run.generator("train", step)
+        if self.mix is not None:
+            return self._mixed(rows, step, hardest, generator)
+        spare = len(rows) <= self.share.start
+        batch = self._augmented(rows, slice(0, 1) if spare else self.share, step, hardest, generator)
+        return replace(batch, spare=spare)
+
+    def _mixed(self, rows: Tensor, step: int, hardest: Hardest | None, generator: torch.Generator) -> Batch:
+        """The whole batch mixed, and of it this process's rows."""
+        everyone = slice(0, None)
+        batch = self._augmented(rows, everyone, step, hardest, generator)
+        images, labels = batch.images, batch.labels
+        if float(torch.rand((), generator=generator)) < self.settings.mixing_probability:
+            others = ()
+            if self.counts_foreground:
+                front = self._augmented(self.foreground.indices(step), everyone, step, hardest, generator)
+                others = (front.images, front.labels)
+            images, labels = self.mix(images, labels, *others, generator=generator)
+        spare = len(rows) <= self.share.start
+        share = slice(0, 1) if spare else self.share
+        return replace(batch, images=images[share], labels=labels[share], spare=spare)
+
+    def _augmented(
+        self, rows: Tensor, share: slice, step: int, hardest: Hardest | None, generator: torch.Generator
+    ) -> Batch:
+        """The `share` of `rows` after plain augmentation and the stage."""
+        images, labels = self._pick(rows[share])
+        shape = (len(rows), *images.shape[1:])
+        if self.base is not None:
+            draw = self.base.sample(shape, generator=generator)
+            images = self.base.apply(images, draw_to(select_rows(draw, torch.arange(len(rows))[share]), images))
+        batch = Batch(images, labels, whole=len(rows))
+        if self.stage is None or not self.settings.stage_is_on(step // self.per_epoch):
+            return batch
+        balanced = self.settings.stage_source == "balanced"
+        source_rows = self.balanced.indices(step) if balanced else rows
+        gates = self._gates(shape, self.labels[source_rows.cpu()], generator)
+        return self._staged(
+            batch, [gate.share(share) for gate in gates], self._pick(source_rows[share]) if balanced else None, hardest
+        )
+
+    def _gates(self, shape: tuple[int, ...], labels: Tensor, generator: torch.Generator) -> list[Gate]:
+        """`worst_of` gates that open for the same rows, each with a draw of its own."""
+        first = self.stage.sample(shape, labels, generator=generator)
+        more = range(self.settings.worst_of - 1)
+        size = (int(first.rows.sum()), *shape[1:])
+        return [first, *(Gate(first.rows, self.stage.nuisance.sample(size, generator=generator)) for _ in more)]
+
+    def _staged(
+        self, batch: Batch, gates: list[Gate], source: tuple[Tensor, Tensor] | None, hardest: Hardest | None
+    ) -> Batch:
+        """`batch` after the stage, with its gated rows as they were before where consistency needs them."""
+        moved = [self.stage.apply(batch.images, batch.labels, gate, source=source) for gate in gates]
+        images, labels = moved[0]
+        rows = gates[0].rows.nonzero().squeeze(1).to(images.device)
+        if len(moved) > 1 and hardest is not None:
+            images = hardest([candidate for candidate, _ in moved], labels, rows)
+        batch_now = replace(batch, images=images, labels=labels)
+        if not self.settings.consistency:
+            return batch_now
+        before = batch.images if source is None else source[0]
+        return replace(batch_now, clean=before[rows], clean_rows=rows)
+
+    def _pick(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.train.float_images(rows), self.train.labels[rows]
