@@ -162,9 +162,10 @@ def _histogram(parameter: Parameter) -> Figure:
             f"largest distance to the true distribution function {distance:.3f} (about {equal:.3f} if they were equal)"
         )
     if parameter.resultant is not None:
+        around = 0.886 * len(parameter.drawn) ** -0.5  # mean of a Rayleigh law
         notes.append(
-            f"mean resultant length of the angles drawn for one image {parameter.resultant} (1 is frozen, near 0 is "
-            "all around)"
+            f"mean resultant length of the {len(parameter.drawn)} angles drawn for one image {parameter.resultant} "
+            f"(1 is frozen; angles all around the circle give about {around:.2f})"
         )
     text = "; ".join(notes) + "."
     return Figure(

@@ -178,11 +178,9 @@ def translator_folder(path: Path | str) -> Path:
 
 
 def weights_digest(path: Path | str) -> str:
-    """SHA-256 over the config and the weights of a saved translator."""
+    """SHA-256 over the weights of a saved translator; its config may name the folder it came from."""
     digest = hashlib.sha256()
-    folder = translator_folder(path)
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(file.name.encode())
+    for file in sorted(translator_folder(path).glob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
