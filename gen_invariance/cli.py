@@ -329,6 +329,7 @@ _PLAIN: dict[str, Any] = {
 
 _GOES_ON = {
     **dict.fromkeys(("fit", "train"), "; the same command with resume=true goes on from the last checkpoint"),
+    "augment": "; the same command with resume=true goes on with what is left",
     "demo": "; the same command goes on with what is left",
 }
 """What can be done after Ctrl-C."""

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,10 @@ from gen_invariance.augment.export.forms import Entry, Finish, Form, Row
 from gen_invariance.augment.export.manifest import read_manifest, read_unit, write_manifest
 from gen_invariance.augment.export.preview import write_preview
 from gen_invariance.augment.export.settings import ExportSettings, goal_of
-from gen_invariance.augment.export.units import Job, Unit, token_of
+from gen_invariance.augment.export.units import Job, Predict, Unit, token_of
 from gen_invariance.augment.export.workers import Workers
 from gen_invariance.data.folder import shown
 from gen_invariance.errors import CheckpointError, DataError, OutputError, SettingsError
-from gen_invariance.measure.accuracy import Predict
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import cannot_write, write_json
 
@@ -99,7 +98,7 @@ def export(
     if not isinstance(processes, int) or processes < 1:
         raise SettingsError(f"export: processes must be a whole number of at least 1, got {processes!r}")
     out = Path(out).expanduser()
-    _keep_apart(data.path, out)
+    keep_apart(data.path, out)
     entries = data.entries()
     token = token_of(nuisance)
     job = Job(data, out, out / _STATE, settings, nuisance, token, predict, str(device))
@@ -121,8 +120,8 @@ def export(
     return _summary(out, data, settings)
 
 
-def _keep_apart(source: Path, out: Path) -> None:
-    """The output may not lie in the input, nor around it."""
+def keep_apart(source: Path, out: Path) -> None:
+    """Raise `OutputError` when the output lies in the input, or around it."""
     read, written = (source if source.is_dir() else source.parent).resolve(), out.resolve()
     if written == read or read in written.parents:
         raise OutputError(f"out={shown(out)} lies in the data that is read; choose a folder outside of {shown(read)}")
@@ -144,25 +143,36 @@ def _begin(out: Path, identity: dict, *, resume: bool) -> bool:
         names = {entry.name for entry in out.iterdir()}
     except OSError as error:
         raise cannot_write(out, error) from error
-    about = next((out / name for name in (_DONE, f"{_STATE}/export.json") if (out / name).is_file()), None)
+    about = check_output(out, names, resume=resume)
     if about is None:
-        foreign = sorted(names - {_STATE})
-        if foreign:
-            raise OutputError(
-                f"{shown(out)} is not empty and holds no export (found {foreign[0]!r}); choose an empty or a new folder"
-            )
         write_json(out / _STATE / "export.json", identity)
         return False
-    if not resume:
-        raise SettingsError(
-            f"{shown(out)} already holds an export; add resume=true to go on with it, or choose another folder"
-        )
     _check_same(about, identity)
     if about.name == _DONE:
         shutil.rmtree(out / _STATE, ignore_errors=True)
         return True
     _sweep(out)
     return False
+
+
+def check_output(out: Path, names: Collection[str], *, resume: bool) -> Path | None:
+    """The file that says which export `out`, which holds `names`, belongs to; None for a free folder.
+
+    Raises:
+        OutputError: foreign files.
+        SettingsError: an export, and `resume` is off.
+    """
+    about = next((out / name for name in (_DONE, f"{_STATE}/export.json") if (out / name).is_file()), None)
+    if about is not None and not resume:
+        raise SettingsError(
+            f"{shown(out)} already holds an export; add resume=true to go on with it, or choose another folder"
+        )
+    foreign = sorted(set(names) - {_STATE})
+    if about is None and foreign:
+        raise OutputError(
+            f"{shown(out)} is not empty and holds no export (found {foreign[0]!r}); choose an empty or a new folder"
+        )
+    return about
 
 
 def _check_same(about: Path, identity: dict) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gen_invariance.augment.export.forms import Entry, Form, Row, Stored
 from gen_invariance.augment.export.manifest import write_unit
@@ -32,7 +32,6 @@ from gen_invariance.augment.export.pictures import (
 from gen_invariance.augment.export.settings import ExportSettings
 from gen_invariance.augment.held import HeldNuisance
 from gen_invariance.errors import RunError
-from gen_invariance.measure.accuracy import Predict
 from gen_invariance.nuisance.protocol import Draw, Nuisance
 from gen_invariance.run import named_generator
 
@@ -90,6 +89,9 @@ def placed(job: Job) -> Job:
     """The job with its translator in eval mode on its device."""
     return replace(job, nuisance=HeldNuisance(job.nuisance).on(torch.device(job.device)))
 
+
+Predict = Callable[[Tensor], Tensor]
+"""Images float (B, C, H, W) in [0, 1] to logits (B, K)."""
 
 Loaded = list[tuple[bytes | np.ndarray | None, Picture | None, str]]
 """Content, picture, and why there is none, of each item of a unit."""

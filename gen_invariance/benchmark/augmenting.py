@@ -1,0 +1,140 @@
+"""What the command `augment` does: open the set, find or fit the translator and the classifier, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gen_invariance.augment.export import FORMS, ExportSettings, ExportSummary, export, open_form
+from gen_invariance.augment.export.forms import Form
+from gen_invariance.augment.export.learning import image_data
+from gen_invariance.augment.export.runner import check_output, keep_apart
+from gen_invariance.benchmark.measuring import open_run
+from gen_invariance.benchmark.task import Task
+from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.run import Run
+from gen_invariance.settings import settings_of, typed
+from gen_invariance.translator.build import build_objective
+from gen_invariance.translator.fit import FitSettings, fit_translator
+from gen_invariance.translator.load import load_translator
+
+_LISTED = 10  # problems named one by one; the manifest has all
+
+
+def augment_set(config: Mapping[str, Any], *, device: torch.device, progress: bool) -> ExportSummary:
+    """Carry out `augment` with plain settings, as configs/augment.yaml lists them.
+
+    Raises:
+        SettingsError: settings that do not fit each other.
+        GenInvarianceError: as `export` and `fit_translator`.
+    """
+    task = settings_of(Task, config["data"], "data")
+    form = _open(task, config)
+    names = {field.name for field in dataclasses.fields(ExportSettings)} & config.keys()
+    settings = settings_of(ExportSettings, {name: config[name] for name in names}, "augment")
+    fit = typed(config["fit"], bool, "fit")
+    if fit == bool(config["translator"]):
+        raise SettingsError("augment needs one of translator=FOLDER (that fit wrote) and fit=true; see its --help")
+    out = Path(config["out"]).expanduser()
+    keep_apart(form.path, out)
+    check_output(out, os.listdir(out) if out.is_dir() else (), resume=config["resume"])  # before fitting for hours
+    translator, size = _translator(config, form, task.image_size, fit=fit, device=device, progress=progress)
+    settings = dataclasses.replace(settings, image_size=task.image_size or size)
+    return export(
+        form,
+        translator,
+        out,
+        settings,
+        predict=_predict(config["classifier"], form, device),
+        resume=config["resume"],
+        device=device,
+        processes=typed(config["processes"], int, "processes"),
+        progress=progress,
+    )
+
+
+def _open(task: Task, config: Mapping[str, Any]) -> Form:
+    if task.source not in FORMS:
+        raise SettingsError(f"augment cannot read data={task.source}; choose data={', data='.join(FORMS)}")
+    if task.path is None:
+        raise SettingsError("augment needs data.path=FOLDER or FILE, where the images are")
+    if task.profile != "none" or task.nuisance != "identity":
+        raise SettingsError("augment takes the data as they are; leave data.profile and data.nuisance alone")
+    columns = {name: typed(config[name], str, name) for name in ("path_column", "label_column")}
+    return open_form(task.source, task.path, **columns if task.source == "table" else {})
+
+
+def _translator(
+    config: Mapping[str, Any], form: Form, image_size: int | None, *, fit: bool, device: torch.device, progress: bool
+) -> tuple[Nuisance, int | None]:
+    """The translator, and the size it was fitted at if that is known."""
+    if not fit:
+        return load_translator(config["translator"]), _fitted_size(Path(config["translator"]))
+    learn = dict(config["learn"])
+    name, network, objective = (learn.pop(key) for key in ("translator", "network_options", "objective_options"))
+    settings = settings_of(FitSettings, learn, "learn")
+    folder = Path(f"{str(config['out']).rstrip('/')}-translator")
+    identity = {"learn": dict(config["learn"]), "data": str(form.path), "image_size": image_size}
+    if config["resume"] and (folder / "translator" / "config.json").is_file():
+        Run(folder, kind="fit", seed=config["seed"], config=identity, resume=True)  # the same settings
+        return load_translator(folder), image_size
+    data = image_data(form, image_size=image_size).to(device)
+    built = build_objective(name, channels=data.images.shape[1], seed=config["seed"], network=network, **objective)
+    run = Run(folder, kind="fit", seed=config["seed"], config=identity, resume=config["resume"])
+    fit_translator(built, data, settings, run=run, progress=progress)
+    return load_translator(folder), image_size
+
+
+def _fitted_size(folder: Path) -> int | None:
+    """`data.image_size` of the run that fitted the translator, where its folder says so."""
+    try:
+        config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+        return config.get("image_size") or config["data"].get("image_size")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # a translator without its run folder
+
+
+def _predict(folder: str | None, form: Form, device: torch.device) -> Any:
+    if folder is None:
+        return None
+    model, prepared, *_ = open_run(folder, device=device)
+    if prepared.train.class_names != form.class_names:
+        raise SettingsError(
+            f"the classifier in {folder} knows the classes {', '.join(prepared.train.class_names[:5])}..., the data "
+            f"{', '.join(form.class_names[:5])}...; give one that was trained on these classes"
+        )
+    return model
+
+
+def lines_of(summary: ExportSummary) -> list[str]:
+    """What an export did, for a terminal."""
+    new = sum(summary.after) - sum(summary.before)
+    lines = [f"{sum(summary.before)} originals, {new} new images, {summary.rejected} results rejected"]
+    lines += [
+        f"  {name}: {before} -> {after}"
+        for name, before, after in zip(summary.class_names, summary.before, summary.after, strict=True)
+        if after != before
+    ]
+    lines += [f"class {name!r} lacks {missing} images to the target" for name, missing in summary.short]
+    for what, found in (("left out", summary.ignored), ("NOT USABLE", summary.problems)):
+        lines += [f"{what}: {key}: {reason}" for key, reason in found[:_LISTED]]
+        if len(found) > _LISTED:
+            lines.append(f"{what}: {len(found) - _LISTED} more, see the manifest")
+    return [*lines, f"manifest: {summary.out / 'manifest.jsonl'}", f"preview: {summary.out / 'preview.html'}"]
+
+
+def check_complete(summary: ExportSummary) -> None:
+    """Raise `RunError` when images of the input could not be used, so that the exit code says so."""
+    if summary.problems:
+        key, reason = summary.problems[0]
+        raise RunError(
+            f"{len(summary.problems)} images could not be used and are not in {summary.out}, the first is {key}: "
+            f"{reason}; repair or remove them, the manifest lists all"
+        )
