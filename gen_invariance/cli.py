@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gen_invariance.cli_help import config_folder, usage, verb_help
+from gen_invariance.cli_help import config_folder, groups_of, usage, verb_help
 from gen_invariance.errors import GenInvarianceError, SettingsError
 from gen_invariance.settings import settings_of, typed
 
@@ -85,7 +85,7 @@ def _run_verb(verb: str, rest: list[str]) -> None:
 
         print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return
-    _check_plain(config)
+    _check_plain(verb, config)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {_printable(str(message))}", file=sys.stderr)
     _VERBS[verb](config)
 
@@ -97,27 +97,47 @@ def _compose(verb: str, overrides: list[str], *, missing_is_error: bool = True) 
         SettingsError: a misspelt key or choice, a value that cannot be read, or a missing one.
     """
     from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    # `translator=FOLDER` is a value where the verb has no such group; Hydra would look for a choice of that name.
+    own = dict(groups_of(verb))
+    values = [word for word in overrides if (name := word.split("=")[0]) not in own and _is_group(name)]
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            config = compose(config_name=verb, overrides=overrides)
+            config = compose(config_name=verb, overrides=[_opened(word) for word in overrides if word not in values])
+            for override in OverridesParser.create().parse_overrides(values):
+                config[override.key_or_group] = override.value()
             return OmegaConf.to_container(config, resolve=True, throw_on_missing=missing_is_error)
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingsError(_one_line(verb, error)) from error
 
 
+def _is_group(name: str) -> bool:
+    return name.isidentifier() and (config_folder() / name).is_dir()
+
+
+def _opened(word: str) -> str:
+    """`word` with a sign that lets it add keys, where it sets options whose names depend on another setting."""
+    return f"++{word}" if re.match(r"(\w+\.)*\w+_options(\.\w+)*=", word) else word
+
+
 def _one_line(verb: str, error: Exception) -> str:
     """What Hydra says on several lines, on one."""
     text = str(error)
+    unreadable = getattr(error, "override", None)
+    if unreadable is not None:
+        return f"cannot read {unreadable}; write KEY=VALUE, a list as [a,b], a mapping as '{{a: 1}}' with its quotes"
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{verb} needs {missing[1]}=...; see gen-invariance {verb} --help"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return f"{verb} has no setting {unknown[1]!r}{_nearest(verb, unknown[1])}; see gen-invariance {verb} --help"
+        key, inner = unknown[1], re.search(r"Key '([^']+)' is not in struct", text)
+        key = key if inner is None or key.split(".")[-1] == inner[1] else f"{key}.{inner[1]}"  # one of a mapping's
+        return f"{verb} has no setting {key!r}{_nearest(verb, key)}; see gen-invariance {verb} --help"
     choice = re.search(r"Could not find '([^']+)'", text)
     if choice:
         group, _, name = choice[1].partition("/")
@@ -126,22 +146,26 @@ def _one_line(verb: str, error: Exception) -> str:
     return f"cannot read the settings: {text.splitlines()[0]}; write KEY=VALUE, lists as [a,b]"
 
 
+def _keys(config: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        yield before + name
+        if isinstance(value, dict):
+            yield from _keys(value, f"{before}{name}.")
+
+
 def _nearest(verb: str, key: str) -> str:
     """A hint at the setting that was probably meant."""
     config = _compose(verb, [], missing_is_error=False)
-    known = [
-        *config,
-        *(f"{group}.{name}" for group, value in config.items() if isinstance(value, dict) for name in value),
-    ]
-    near = difflib.get_close_matches(key, known, n=1)
+    near = difflib.get_close_matches(key, list(_keys(config)), n=1)
     return f", did you mean {near[0]}" if near else ""
 
 
-def _check_plain(config: dict[str, Any]) -> None:
+def _check_plain(verb: str, config: dict[str, Any]) -> None:
     """Give the settings that belong to no group their kind, in place."""
     for name, value in config.items():
-        if name in _PLAIN and not (name == "translator" and isinstance(value, dict)):  # that is fit's group
-            config[name] = typed(value, _PLAIN[name], name)
+        hint = _PLAIN.get(f"{verb} {name}", _PLAIN.get(name))
+        if hint is not None and not (name == "translator" and isinstance(value, dict)):  # that is fit's group
+            config[name] = typed(value, hint, name)
 
 
 def _device(name: str) -> Any:
@@ -151,10 +175,12 @@ def _device(name: str) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(f"device must be auto, cpu or cuda, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("device=cuda, but torch finds no CUDA device; use device=cpu or device=auto")
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"device must be auto, cpu or cuda, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"torch finds no CUDA device for device={name}; use device=cpu or device=auto")
     return device
 
 
@@ -216,6 +242,7 @@ def _fit(config: dict[str, Any]) -> None:
 
 
 def _train(config: dict[str, Any]) -> None:
+    from gen_invariance.benchmark.measuring import require_channels
     from gen_invariance.benchmark.suite import (
         ClassifierSettings,
         StageSettings,
@@ -233,6 +260,8 @@ def _train(config: dict[str, Any]) -> None:
     stage_settings = settings_of(StageSettings, given, "stage")
     translator = load_translator(folder) if folder else None
     task, prepared = _prepared(config, seed=config["seed"], need_test=True)
+    if translator is not None:
+        require_channels(translator, prepared, folder)
     stage = build_stage(stage_settings, prepared, translator=translator)
     identity = {
         "data": task.identity(),
@@ -315,20 +344,31 @@ def _inspect(config: dict[str, Any]) -> None:
     print(f"page: {page}")
 
 
+def _augment(config: dict[str, Any]) -> None:
+    from gen_invariance.benchmark.augmenting import augment_set, check_complete, lines_of
+
+    progress = sys.stderr.isatty() if config["progress"] is None else config["progress"]
+    summary = augment_set(config, device=_device(config["device"]), progress=progress)
+    print("\n".join(_printable(line) for line in lines_of(summary)))
+    check_complete(summary)
+
+
 _PLAIN: dict[str, Any] = {
     **dict.fromkeys(("seed", "draws", "batch_size"), int),
     **dict.fromkeys(("out", "device", "augmentation", "run", "nuisance", "split", "title"), str),
-    **dict.fromkeys(("method", "baseline", "translator"), str | None),
+    **dict.fromkeys(("method", "baseline", "translator", "inspect out"), str | None),
     "resume": bool,
     "progress": bool | None,
     "nuisance_options": dict,
     "records": str | list[str],
     "references": list[str],
 }
-"""What the settings that belong to no group are, in every verb that has them."""
+"""What the settings that belong to no group are, in every verb that has them, or in one ("VERB NAME")."""
 
 _GOES_ON = {
-    **dict.fromkeys(("fit", "train"), "; the same command with resume=true goes on from the last checkpoint"),
+    **dict.fromkeys(
+        ("fit", "train", "augment"), "; the same command with resume=true goes on from the last checkpoint"
+    ),
     "augment": "; the same command with resume=true goes on with what is left",
     "demo": "; the same command goes on with what is left",
 }
@@ -336,6 +376,7 @@ _GOES_ON = {
 
 _VERBS: dict[str, Callable[[dict[str, Any]], None]] = {
     "fit": _fit,
+    "augment": _augment,
     "train": _train,
     "measure": _measure,
     "report": _report,

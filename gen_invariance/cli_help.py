@@ -38,11 +38,17 @@ def _header(verb: str) -> str:
     return "\n".join(line.removeprefix("# ").removeprefix("#") for line in lines if line.startswith("#"))
 
 
+def groups_of(verb: str) -> list[tuple[str, str]]:
+    """The verb's groups of settings, each with its default choice."""
+    text = (config_folder() / f"{verb}.yaml").read_text(encoding="utf-8")
+    return re.findall(r"^  - (\w+): (\w+)$", text, flags=re.MULTILINE)
+
+
 def verb_help(verb: str) -> str:
     """What a verb does, its choices and all its settings."""
     folder = config_folder()
     text = (folder / f"{verb}.yaml").read_text(encoding="utf-8")
-    groups = re.findall(r"^  - (\w+): (\w+)$", text, flags=re.MULTILINE)
+    groups = groups_of(verb)
     chunks = [f"gen-invariance {verb}: {_header(verb)}\n"]
     if groups:
         chunks.append("choices (the first is the default):")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from gen_invariance.errors import SettingsError
@@ -32,6 +33,21 @@ def settings_of(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
     return kind(**{name: typed(value, hints[name], f"{where}.{name}") for name, value in values.items()})
 
 
+def options_of(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`options`, if `function` takes arguments of these names and kinds; lists become tuples.
+
+    Raises:
+        SettingsError: an unknown name, a value of another type, or a number that is not finite.
+    """
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    known = [name for name in inspect.signature(function).parameters if name in hints]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise SettingsError(f"{where} has no option {unknown[0]!r}; choose of {', '.join(known) or 'none'}")
+    checked = {name: typed(value, hints[name], f"{where}: {name}") for name, value in options.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in checked.items()}
+
+
 def typed(value: Any, hint: Any, where: str) -> Any:
     """`value`, if it is what `hint` says; a whole number where text is expected is taken as text (a folder 2024).
 
@@ -39,7 +55,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         SettingsError: it is not, or it is a number that is not finite.
     """
     if _fits(value, hint):
-        return value
+        return float(value) if hint is float else value  # so that 1 and 1.0 are the same settings
     if type(value) is int and _fits(str(value), hint):
         return str(value)
     raise SettingsError(f"{where} must be {_in_words(hint)}, got {value!r}")
@@ -54,6 +70,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (int, float):  # true and false are no numbers here
         return type(value) in (int, origin) and math.isfinite(value)
     if origin is tuple:
+        if inner[-1:] == (Ellipsis,):
+            inner = inner[:1] * len(value) if isinstance(value, list | tuple) else inner
         return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
     if origin is list:
         return isinstance(value, list) and all(_fits(entry, inner[0]) for entry in value)
@@ -65,5 +83,7 @@ def _in_words(hint: Any) -> str:
     if origin in (types.UnionType, typing.Union):
         return " or ".join(map(_in_words, inner))
     if origin in (tuple, list):
-        return "a list such as [a, b]" if origin is list else f"a list of {len(inner)} values"
+        return (
+            f"a list of {len(inner)} values" if origin is tuple and Ellipsis not in inner else "a list such as [a, b]"
+        )
     return _WORDS.get(origin, "a mapping such as {key: value}")

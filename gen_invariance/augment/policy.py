@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gen_invariance.errors import SettingsError
+from gen_invariance.settings import options_of
 
 
 def linear_ramp(counts: Tensor, *, threshold: float, maximum: float = 1.0) -> Tensor:
@@ -94,10 +95,10 @@ def build_policy(name: str, counts: Tensor, **options: float) -> Tensor:
     policies = {"linear_ramp": linear_ramp, "hard_cutoff": hard_cutoff, "auto": auto, "everywhere": _everywhere}
     if name not in policies:
         raise SettingsError(f"unknown policy {name!r}; choose one of {', '.join(policies)}")
-    try:
-        return policies[name](counts, **options)
-    except TypeError as error:
-        raise SettingsError(f"policy {name}: {error}") from error
+    required = {"linear_ramp": "threshold", "hard_cutoff": "cutoff"}.get(name)
+    if required is not None and required not in options:
+        raise SettingsError(f"policy {name} needs {required}: a number of training images")
+    return policies[name](counts, **options_of(policies[name], options, f"policy {name}"))
 
 
 def _everywhere(counts: Tensor, *, probability: float = 0.5) -> Tensor:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -23,6 +23,11 @@ from gen_invariance.measure.invariance import InvarianceScores, measure_invarian
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, config_digest, named_generator, write_json
+from gen_invariance.settings import settings_of
+
+if TYPE_CHECKING:
+    from gen_invariance.translator.munit import MunitTranslator
+    from gen_invariance.translator.spatial import SpatialTranslator
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,15 @@ def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple
             f"{folder} holds a '{kind}' run, not a trained classifier; give a folder that train wrote"
         )
     run = Run(folder, kind="train", seed=seed, config=config, resume=True)
-    task = Task(**config["data"])
+    try:
+        task = settings_of(Task, config["data"], "data")
+        classifier = settings_of(ClassifierSettings, config["classifier"], "classifier")
+    except (KeyError, TypeError, AttributeError, SettingsError) as error:
+        raise CheckpointError(
+            f"{about_path} does not hold the settings of a training run of this version ({error}); train again"
+        ) from error
     prepared = prepare(task, seed=seed).to(device)
-    model = build_model(ClassifierSettings(**config["classifier"]), prepared.train, seed=seed)
+    model = build_model(classifier, prepared.train, seed=seed)
     state = run.load_latest()
     if state is None:
         raise CheckpointError(
@@ -116,6 +127,8 @@ def measure_run(
     """
     if split not in ("test", "validation"):
         raise SettingsError(f"split must be test or validation, got {split!r}")
+    if draws < 1 or batch_size < 1:
+        raise SettingsError(f"draws and batch_size must be at least 1, got {draws} and {batch_size}")
     started = time.perf_counter()
     model, prepared, task, run = open_run(folder, device=device)
     chosen = _nuisance(nuisance, nuisance_options or {}, translator, prepared, device)
@@ -152,7 +165,19 @@ def _nuisance(
         raise SettingsError("nuisance=translator needs translator=FOLDER, a folder that fit wrote")
     from gen_invariance.translator.load import load_translator
 
-    return load_translator(translator).to(device)
+    loaded = load_translator(translator)
+    require_channels(loaded, prepared, translator)
+    return loaded.to(device)
+
+
+def require_channels(translator: MunitTranslator | SpatialTranslator, prepared: Prepared, folder: Path | str) -> None:
+    """Raise `CheckpointError` unless the translator of `folder` takes images of as many channels as the data's."""
+    got, expected = translator.config.channels, prepared.train.images.shape[1]
+    if got != expected:
+        raise CheckpointError(
+            f"the translator in {folder} was fitted on images of {got} channel(s), the data has {expected}; "
+            "fit one on this data"
+        )
 
 
 def _write(
@@ -217,6 +242,13 @@ def table_of(measured: Measured) -> list[str]:
     return lines
 
 
+def _records_in(folder: Path) -> pd.DataFrame:
+    frame = load_records(folder / "records" if (folder / "records").is_dir() else folder)
+    if frame.empty:
+        raise DataNotFoundError(f"no records in {folder}; run: gen-invariance measure run={folder}")
+    return frame
+
+
 def report_of(
     folders: Sequence[Path | str], out: Path | str, *, title: str, baseline: str | None, references: Collection[str]
 ) -> Path:
@@ -230,8 +262,7 @@ def report_of(
     from gen_invariance.benchmark.drawing import method_styles
     from gen_invariance.benchmark.report import Figure, write_report
 
-    sources = [Path(folder) / "records" if (Path(folder) / "records").is_dir() else Path(folder) for folder in folders]
-    frame = pd.concat([load_records(source) for source in sources], ignore_index=True)
+    frame = pd.concat([_records_in(Path(folder)) for folder in folders], ignore_index=True)
     figures = []
     styles = method_styles(frame["method"].unique())
     for benchmark, rows in frame.groupby("benchmark", sort=False):

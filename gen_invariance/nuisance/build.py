@@ -11,6 +11,7 @@ from gen_invariance.nuisance.geometry import CropFlip, Rotation
 from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.nuisance.thickness import Thickness
+from gen_invariance.settings import options_of
 
 
 def _mix(*, degrees: float = 45.0) -> Compose:
@@ -37,8 +38,4 @@ def build_nuisance(name: str, **options: Any) -> Nuisance:
     """
     if name not in NUISANCES:
         raise SettingsError(f"unknown nuisance {name!r}; choose one of {', '.join(sorted(NUISANCES))}")
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-    try:
-        return NUISANCES[name](**options)
-    except TypeError as error:
-        raise SettingsError(f"nuisance {name}: {error}") from error
+    return NUISANCES[name](**options_of(NUISANCES[name], options, f"nuisance {name}"))
