@@ -116,12 +116,13 @@ def crossed_bootstrap(
             pair_variance = (side_variance[label, later] + side_variance[later, label]) / 4  # (p, s)
             scores[:, block, columns] = pair_right.permute(1, 2, 0).numpy()
             variance[block, columns] = pair_variance.T.numpy()
-            table = (resampled[label, later] + resampled[later, label]).mul_(0.5)  # (p, s, B)
-            draws[:, block, columns] = table[..., : len(draws)].permute(2, 1, 0).numpy()
-            spread = table.std(dim=2, correction=0, keepdim=True)
-            spread[spread < 1e-7] = torch.inf  # a cell that never varies is never the largest deviation
-            table.sub_(pair_right.mean(dim=1)[..., None]).abs_().div_(spread)
-            largest = torch.maximum(largest, table.amax(dim=(0, 1)))
+            table = resampled[label, later] + resampled[later, label]  # (p, s, B), twice the pair's accuracy
+            draws[:, block, columns] = table[..., : len(draws)].permute(2, 1, 0).numpy() / 2
+            table.sub_(2 * pair_right.mean(dim=1)[..., None])
+            spread = torch.linalg.vector_norm(table, dim=2, keepdim=True) / len(largest) ** 0.5
+            spread[spread < 1e-6] = torch.inf  # a cell that never varies is never the largest deviation
+            low, high = table.div_(spread).flatten(0, 1).aminmax(dim=0)
+            largest = torch.maximum(largest, torch.maximum(high, -low))
     sizes = np.array([len(row) for row in rows], dtype=float)
     freedom = np.maximum(sizes[pairs[:, 0]] + sizes[pairs[:, 1]] - 2, 1)
     return Resamples(scores, variance, freedom, largest.numpy(), draws)

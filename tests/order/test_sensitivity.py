@@ -50,11 +50,13 @@ def test_edge_frequency_counts_draws():
 
 
 def test_persistence_is_a_share_of_thresholds():
-    estimate = np.array([[0.7, 0.7, 0.9], [0.8, 0.8, 0.8]])
+    estimate = np.array([[0.75, 0.75, 0.9], [0.8, 0.8, 0.8]])
     bounds = CellBounds(estimate, estimate, estimate, 0.05, "none", 5)
     sweep = sweep_threshold(bounds, low=0.605, high=0.995, steps=40)
     above = (sweep.thresholds > 0.8) & (sweep.thresholds <= 0.9)
     assert sweep.persistence[0, 1] == pytest.approx(1 - above.mean())
+    between = (sweep.thresholds > 0.75) & (sweep.thresholds <= 0.8)
+    assert sweep.persistence[1, 0] == pytest.approx(1 - between.mean())
     assert sweep.classes[0] == 1
     assert sweep.edges[np.argmax(above)] == 1
     assert np.array_equal(sweep.persistence, sweep.certain_persistence)
