@@ -16,7 +16,7 @@ from gen_invariance.errors import ShapeError
 
 
 def check_side(images: Tensor, *, levels: int, where: str) -> None:
-    """Raise `ShapeError` where `images` cannot be halved `levels` times: reflected borders need two pixels to reflect."""
+    """Raise `ShapeError` where `images` cannot be halved `levels` times with borders that reflect."""
     if min(images.shape[-2:]) < 2**levels:
         raise ShapeError(
             f"{where}: images must have at least {2**levels} pixels a side, got {tuple(images.shape[-2:])}; scale them "

@@ -177,6 +177,7 @@ def _look(
         return
     numbers = {name: float(value.detach()) for name, value in terms.items()}
     _stop_if_not_finite(numbers, step=done)
+    _stop_if_broken(objective, step=done)
     if not main:
         return
     if due(settings.log_every):
@@ -237,6 +238,16 @@ def _stop_if_not_finite(terms: Mapping[str, float], *, step: int) -> None:
             f"fitting stopped at step {step}: loss term {broken[0]!r} is {terms[broken[0]]}; "
             "lower the learning rate or check the images, the last checkpoint is kept"
         )
+
+
+def _stop_if_broken(objective: Objective, *, step: int) -> None:
+    """Terms may be finite although the update after them was not; such weights must not reach a checkpoint."""
+    for what in ("translator", "discriminator"):
+        if not all(bool(weight.isfinite().all()) for weight in getattr(objective, what).parameters()):
+            raise RunError(
+                f"fitting stopped at step {step}: a weight of the {what} is NaN or infinite; "
+                "lower the learning rate, the last checkpoint is kept"
+            )
 
 
 def _state(objective: Objective) -> dict[str, object]:

@@ -57,8 +57,10 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         start: float = 0.1,
     ) -> None:
         super().__init__()
-        if not operations or set(operations) - set(CAPS):
-            raise SettingsError(f"spatial translator: operations must be some of {', '.join(CAPS)}, got {operations}")
+        if not operations or set(operations) - set(CAPS) or len(set(operations)) < len(operations):
+            raise SettingsError(
+                f"spatial translator: operations must be some of {', '.join(CAPS)}, each once, got {operations}"
+            )
         self.width_shares = nn.Parameter(torch.full((len(operations),), float(start)))
         self.register_buffer("caps", torch.tensor([CAPS[name] for name in operations]))
 
