@@ -33,7 +33,7 @@ from gen_invariance.translator.quality_measures import (
 )
 from gen_invariance.translator.verdict import Figure, Verdict, judge_figures
 
-NEAR_COPY = 0.5
+NEAR_COPY = 0.33
 """A translation less than this far from another training image, in units of that image's own nearest neighbour."""
 
 

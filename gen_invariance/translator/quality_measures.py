@@ -254,7 +254,7 @@ def kolmogorov_distance(first: Tensor, second: Tensor) -> float:
     """Largest distance between the empirical distribution functions of two samples, in [0, 1]."""
     samples = [sample.flatten().double().cpu().sort().values for sample in (first, second)]
     points = torch.cat(samples)
-    shares = [torch.searchsorted(sample, points, right=True) / len(sample) for sample in samples]
+    shares = [torch.searchsorted(sample, points, right=True).double() / len(sample) for sample in samples]
     return float((shares[0] - shares[1]).abs().max())
 
 
@@ -266,15 +266,17 @@ def describe_change(before: Tensor, after: Tensor) -> Tensor:
     """What a translation did to each image in eight readable numbers (N, 8), see `CHANGES`.
 
     Differences of grey level, contrast, edge strength, centre and spread of the ink, and its orientation (the two
-    components of the doubled angle, weighted by how elongated it is), each in units of its standard deviation over
-    `before`. Works for any nuisance, since it looks only at images.
+    components of the doubled angle, weighted by how elongated it is). The unit of each is the
+    standard deviation of what `before` and the change show of it together. Works for any nuisance, since it looks only
+    at images.
 
     Args:
         before: float (N, C, H, W) in [0, 1].
         after: the same images translated.
     """
     start = _moments(before)
-    return (_moments(after) - start) / start.std(0).clamp_min(1e-6)
+    change = _moments(after) - start
+    return change / (start.var(0) + change.var(0)).sqrt().clamp_min(1e-6)
 
 
 def _moments(images: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ class Rule:
         fine: at this value or better the rule has nothing against the translator.
         limit: beyond it the translator is not to be used. Where `fine` is the smaller of the two, less is better.
         good, partly, bad: what is said in the three cases.
-        relative: bounds are shares of what untouched images get.
+        against: what the bounds are of: the figure "itself", its "share" of what untouched images get, or its "excess"
+            over that.
     """
 
     figure: str
@@ -51,7 +52,7 @@ class Rule:
     good: str
     partly: str
     bad: str
-    relative: bool = False
+    against: str = "itself"
 
 
 RULES = (
@@ -70,7 +71,7 @@ RULES = (
         good="Translated images look like real ones",
         partly="Some translated images do not look like real ones",
         bad="Translated images do not look like real ones",
-        relative=True,
+        against="share",
     ),
     Rule(
         "coverage",
@@ -79,7 +80,7 @@ RULES = (
         good="Translated images cover the variety of real ones",
         partly="Translated images miss part of the variety of real ones",
         bad="Translated images miss most of the variety of real ones",
-        relative=True,
+        against="share",
     ),
     Rule(
         "diversity",
@@ -96,11 +97,12 @@ RULES = (
         good="Translations are not copies of training images",
         partly="Some translations are copies of training images",
         bad="Translations are copies of training images",
+        against="excess",
     ),
     Rule(
         "class_share",
-        fine=0.2,
-        limit=0.5,
+        fine=0.1,
+        limit=0.3,
         good="The nuisance acts alike on all classes",
         partly="The nuisance acts somewhat differently on different classes",
         bad="The nuisance acts differently on different classes",
@@ -153,12 +155,14 @@ def judge_figures(figures: Mapping[str, Figure], *, chance: float, rules: Sequen
 
 def _apply(rule: Rule, figure: Figure) -> tuple[str, str]:
     """What one rule says, and in which words."""
-    estimate, unit = figure.estimate, figure.floor if rule.relative else 1.0
-    if not math.isfinite(estimate.value) or not unit > 0:
-        return LOWER, f"{rule.figure} is not defined for these images, so it cannot speak for the translator"
-    value, low, high = (each / unit for each in (estimate.value, estimate.low, estimate.high))
+    estimate, floor = figure.estimate, figure.floor
+    unit = floor if rule.against == "share" else 1.0
+    if not math.isfinite(estimate.value) or not math.isfinite(floor) or not unit > 0:
+        return LOWER, f"{rule.figure} is not defined for these images, so it cannot speak for the translator."
+    start = floor if rule.against == "excess" else 0.0
+    value, low, high = ((each - start) / unit for each in (estimate.value, estimate.low, estimate.high))
     sign = 1.0 if rule.fine >= rule.limit else -1.0
-    of = " of what untouched images get" if rule.relative else ""
+    of = {"itself": "", "share": " of what untouched images get", "excess": " more than untouched images"}[rule.against]
     numbers = (
         f"{rule.figure} {value:.2f} [{low:.2f}, {high:.2f}]{of}; "
         f"fine {'from' if sign > 0 else 'up to'} {rule.fine:g}, not beyond {rule.limit:g}"
