@@ -102,6 +102,12 @@ class TrainSettings:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"training.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if len(self.milestones) != 2 or not 0 <= self.milestones[0] <= self.milestones[1]:
+            raise SettingsError(
+                f"training.milestones must be two epochs, the earlier one first, got {list(self.milestones)}"
+            )
+        if self.second_phase is not None and self.second_phase < 0:
+            raise SettingsError(f"training.second_phase must be epoch 0 or later, got {self.second_phase}")
         if self.consistency and self.mixing != "none":
             raise SettingsError(
                 f"training.consistency compares x with Tx and cannot do so after mixing={self.mixing}; drop one of them"

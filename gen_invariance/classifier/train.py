@@ -68,7 +68,7 @@ def fit_classifier(
         progress: show a progress bar; None shows one on a terminal only.
 
     Raises:
-        RunError: the loss became NaN or infinite; names the epoch.
+        RunError: the loss or a weight became NaN or infinite; names the epoch.
         SettingsError: settings that do not fit the model, the stage or the number of processes.
         CheckpointError: the run's checkpoint is of another model.
     """
@@ -239,6 +239,12 @@ def _end_epoch(epoch: int, mean_loss: Tensor, state: _State, evaluate: Evaluate 
     if not math.isfinite(value):
         raise RunError(
             f"training stopped in epoch {epoch}: the loss is {value}; lower training.learning_rate, "
+            "the last checkpoint is kept"
+        )
+    # A step's loss may be finite although the update after it was not; such weights must not reach a checkpoint.
+    if not all(bool(weight.isfinite().all()) for weight in state.model.parameters()):
+        raise RunError(
+            f"training stopped in epoch {epoch}: a weight is NaN or infinite; lower training.learning_rate, "
             "the last checkpoint is kept"
         )
     if not state.accelerator.is_main_process:
