@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,8 @@ def _one_line(verb: str, error: Exception) -> str:
         return f"{verb} needs {missing[1]}=...; see gen-invariance {verb} --help"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        key, inner = unknown[1], re.search(r"Key '([^']+)' is not in struct", text)
-        key = key if inner is None or key.split(".")[-1] == inner[1] else f"{key}.{inner[1]}"  # one of a mapping's
+        full = re.search(r"full_key: (\S+)", str(error.__cause__))
+        key = full[1] if full else unknown[1]
         return f"{verb} has no setting {key!r}{_nearest(verb, key)}; see gen-invariance {verb} --help"
     choice = re.search(r"Could not find '([^']+)'", text)
     if choice:
@@ -162,9 +162,10 @@ def _nearest(verb: str, key: str) -> str:
 
 def _check_plain(verb: str, config: dict[str, Any]) -> None:
     """Give the settings that belong to no group their kind, in place."""
+    groups = dict(groups_of(verb))
     for name, value in config.items():
         hint = _PLAIN.get(f"{verb} {name}", _PLAIN.get(name))
-        if hint is not None and not (name == "translator" and isinstance(value, dict)):  # that is fit's group
+        if hint is not None and name not in groups:
             config[name] = typed(value, hint, name)
 
 
@@ -204,37 +205,59 @@ def _new_run(config: Mapping[str, Any], kind: str, identity: Mapping[str, Any], 
 
     folder = Path(config["out"])
     was_there, was_run = folder.is_dir(), (folder / "run.json").exists()
-    run = Run(folder, kind=kind, seed=config["seed"], config=identity, resume=config["resume"])
+    with _first_process_first(config):
+        run = Run(folder, kind=kind, seed=config["seed"], config=identity, resume=config["resume"] or not _is_first())
+        if _is_first():
+            save_split(run.path / "split.npz", split)
     try:
-        save_split(run.path / "split.npz", split)
         yield run
     except GenInvarianceError as error:
-        if error.exit_code == 2 and not was_run and {e.name for e in folder.iterdir()} <= {"run.json", "split.npz"}:
+        if (
+            error.exit_code == 2
+            and not was_run
+            and _is_first()
+            and {e.name for e in folder.iterdir()} <= {"run.json", "split.npz"}
+        ):
             for name in ("run.json", "split.npz"):
                 (folder / name).unlink(missing_ok=True)
             None if was_there else folder.rmdir()
         raise
 
 
+def _is_first() -> bool:
+    """Whether this is the first, or only, process of a launcher such as `accelerate launch` or `torchrun`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _first_process_first(config: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Let the first process of several make the run folder before the others look at it."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()
+    from accelerate import PartialState
+
+    return PartialState(cpu=_device(config["device"]).type == "cpu").main_process_first()
+
+
 def _fit(config: dict[str, Any]) -> None:
-    from gen_invariance.translator.build import build_objective
-    from gen_invariance.translator.fit import FitSettings, fit_translator
+    from gen_invariance.translator.by_name import fit_by_name
+    from gen_invariance.translator.fit import FitSettings
 
     task, prepared = _prepared(config, seed=config["seed"], need_test=False)
     loop = config["fit"]
     loop["flip"] = prepared.flip_safe if loop["flip"] is None else loop["flip"]
     settings = settings_of(FitSettings, loop, "fit")
     chosen = config["translator"]
-    objective = build_objective(
-        chosen["name"],
-        channels=prepared.train.images.shape[1],
-        seed=config["seed"],
-        network=chosen["network"],
-        **chosen["objective"],
-    )
     identity = {"data": task.identity(), "translator": chosen, "fit": settings.identity()}
     with _new_run(config, "fit", identity, prepared.split) as run:
-        translator = fit_translator(objective, prepared.train, settings, run=run, progress=config["progress"])
+        translator = fit_by_name(
+            chosen["name"],
+            prepared.train,
+            settings,
+            run=run,
+            network=chosen["network"],
+            objective=chosen["objective"],
+            progress=config["progress"],
+        )
     print(f"translator: {run.path / 'translator'}")
     print(f"sample grid: {run.path / 'samples' / f'step-{settings.steps:08d}.png'}")
     if hasattr(translator, "describe"):
@@ -251,10 +274,12 @@ def _train(config: dict[str, Any]) -> None:
         train_classifier,
     )
     from gen_invariance.classifier.train import TrainSettings
+    from gen_invariance.classifier.transfer import TransferPlan
     from gen_invariance.translator.load import load_translator
 
     classifier = settings_of(ClassifierSettings, config["classifier"], "classifier")
     training = settings_of(TrainSettings, config["training"], "training")
+    plan = None if config["transfer"]["mode"] == "none" else settings_of(TransferPlan, config["transfer"], "transfer")
     given = dict(config["stage"])
     folder = given.pop("translator")
     stage_settings = settings_of(StageSettings, given, "stage")
@@ -268,13 +293,25 @@ def _train(config: dict[str, Any]) -> None:
         "classifier": config["classifier"],
         "training": training.identity(),
         "stage": {**config["stage"], "translator": str(folder) if folder else None},
+        "transfer": config["transfer"],
         "augmentation": config["augmentation"],
     }
     base = build_augmentation(config["augmentation"], flip=prepared.flip_safe)
     with _new_run(config, "train", identity, prepared.split) as run:
-        train_classifier(prepared, classifier, training, stage=stage, run=run, base=base, progress=config["progress"])
-    print(f"classifier: {run.path}")
-    print(f"next: gen-invariance measure run={run.path}")
+        train_classifier(
+            prepared,
+            classifier,
+            training,
+            stage=stage,
+            run=run,
+            base=base,
+            plan=plan,
+            progress=config["progress"],
+            say=lambda text: print(text) if _is_first() else None,
+        )
+    if _is_first():
+        print(f"classifier: {run.path}")
+        print(f"next: gen-invariance measure run={run.path}")
 
 
 def _measure(config: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple
             f"{about_path} does not hold the settings of a training run of this version ({error}); train again"
         ) from error
     prepared = prepare(task, seed=seed).to(device)
-    model = build_model(classifier, prepared.train, seed=seed)
+    model = build_model(replace(classifier, weights=None), prepared.train, seed=seed)  # the checkpoint has its own
     state = run.load_latest()
     if state is None:
         raise CheckpointError(

@@ -7,7 +7,7 @@ and again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,12 +163,18 @@ def train_classifier(
     base: Nuisance | None = None,
     plan: TransferPlan | None = None,
     progress: bool | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Classifier:
-    """Build the classifier and its loss for the prepared data, and train it; an "auto" plan is resolved first."""
+    """Build the classifier and its loss for the prepared data, and train it; an "auto" plan is resolved first.
+
+    `say` is told what a transfer plan trains, and why.
+    """
     train = prepared.train
     model = build_model(classifier, train, seed=run.seed)
     loss, second = build_losses(classifier, train)
     plan = resolve_plan(plan, model, train)
+    if plan is not None:
+        say(plan.describe(model))
     return fit_classifier(
         model, train, training, loss=loss, second_loss=second, run=run, plan=plan, stage=stage, base=base,
         progress=progress,

@@ -54,16 +54,27 @@ def correct_head(
 
     Reference: Kang et al. 2020, section 4.2; Menon et al. 2021, equation 9.
     """
+    check_correction(model, kind, options)
+    correction, _ = _KINDS[kind]
+    model.head = correction(model, train, run=run, stage=stage, **(options or {})).requires_grad_(True)
+    return model.eval()
+
+
+def check_correction(model: Classifier, kind: str, options: Mapping[str, Any] | None = None) -> None:
+    """Raise what `correct_head` would, before hours of training rather than after them."""
     if kind not in _KINDS:
         raise SettingsError(f"no head correction {kind!r}; choose {', '.join(_KINDS)}")
-    correction, known = _KINDS[kind]
+    known = _KINDS[kind][1]
     unknown = [name for name in options or {} if name not in known]
     if unknown:
         raise SettingsError(f"head correction {kind} has no option {unknown[0]!r}; it takes {', '.join(known)}")
     if not isinstance(model.head, nn.Linear):
-        raise SettingsError(f"head correction {kind} needs a linear head, got {type(model.head).__name__}")
-    model.head = correction(model, train, run=run, stage=stage, **(options or {})).requires_grad_(True)
-    return model.eval()
+        raise SettingsError(
+            f"head correction {kind} needs a linear head, got {type(model.head).__name__}; use head='linear'"
+        )
+    tau = (options or {}).get("tau", 1.0)
+    if not 0 <= tau <= 1 and kind == "tau_norm":
+        raise SettingsError(f"tau must lie in [0, 1], got {tau}; choose it on validation images")
 
 
 def _tau_norm(model: Classifier, train: ImageData, *, run: Run, stage: Any, tau: float = 1.0) -> nn.Linear:

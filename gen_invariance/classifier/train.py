@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.classifier.batches import Batches, Mix
-from gen_invariance.classifier.correction import correct_head
+from gen_invariance.classifier.correction import check_correction, correct_head
 from gen_invariance.classifier.objective import Pull, backward
 from gen_invariance.classifier.robust import hardest
 from gen_invariance.classifier.settings import TrainSettings
@@ -129,6 +129,8 @@ class _State:
             raise SettingsError(
                 "a plan that thaws stages later trains on one process; use head_epochs=0 or one process"
             )
+        if settings.head_correction != "none":
+            check_correction(model, settings.head_correction, settings.head_correction_options)
         self.model, self.settings, self.run, self.plan, self.accelerator = model, settings, run, plan, accelerator
         self.optimizer = torch.optim.SGD(_groups(model, settings, plan), momentum=settings.momentum, fused=True)
         # The pull is to where the model came from, so it is made before a checkpoint is loaded.
