@@ -269,18 +269,17 @@ def _do(out: str, settings: DemoSettings, job: _Job) -> str:
 
 
 def _fit(folder: Path, settings: DemoSettings, job: _Job, task: Task, train: ImageData) -> str:
-    from gen_invariance.translator.build import build_objective
-    from gen_invariance.translator.fit import FitSettings, fit_translator
+    from gen_invariance.translator.by_name import fit_by_name
+    from gen_invariance.translator.fit import FitSettings
 
     how = settings.fit_settings(job.name)
     loop = FitSettings(**how["loop"], sample_every=10**9, log_every=25)
     started = perf_counter()
     config = {"task": task.identity(), "translator": job.name, **how}
     run = Run(folder, kind="fit", seed=job.seed, config=config, resume=(folder / "run.json").exists())
-    objective = build_objective(
-        job.name, channels=train.images.shape[1], seed=job.seed, network=how["network"], **how["objective"]
+    translator = fit_by_name(
+        job.name, train, loop, run=run, network=how["network"], objective=how["objective"], progress=False
     )
-    translator = fit_translator(objective, train, loop, run=run, progress=False)
     seconds = perf_counter() - started
     write_json(folder / "seconds.json", {"seconds": seconds})
     learned = ""
