@@ -1,0 +1,165 @@
+"""The command line used as it should be: help, settings, a whole pass from fit to report, Ctrl-C, closed pipes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from gen_invariance.cli import _VERBS, run
+
+DATA = ["data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
+
+
+@pytest.fixture(autouse=True)
+def _warnings_as_before(monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command line sets its own
+
+
+def printed(arguments, capsys):
+    capsys.readouterr()
+    assert run([str(argument) for argument in arguments]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_help_and_version(capsys):
+    everything = printed(["--help"], capsys)
+    assert printed([], capsys) == everything
+    assert all(f"\n  {verb} " in everything for verb in _VERBS)
+    assert printed(["--version"], capsys) == f"gen_invariance {version('gen_invariance')}\n"
+    assert max(map(len, everything.splitlines())) <= 140
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_help_of_a_verb(verb, capsys):
+    text = printed([verb, "--help"], capsys)
+    assert text.startswith(f"gen-invariance {verb}: ")
+    assert f"  gen-invariance {verb} " in text  # an example
+    assert "settings:\n" in text
+    assert printed([verb, "seed=3", "-h"], capsys) == text
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_job_prints_the_settings_and_does_nothing(verb, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = yaml.safe_load(
+        printed([verb, "--cfg", "job", "run=there" if verb == "measure" else "out=there"], capsys)
+    )
+    assert "there" in settings.values()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_named_by_another_setting(capsys):
+    for word in ("data.nuisance_options={degrees: 30}", "data.nuisance_options.degrees=30"):
+        settings = yaml.safe_load(printed(["fit", "--cfg", "job", word], capsys))
+        assert settings["data"]["nuisance_options"] == {"degrees": 30}
+
+
+def test_a_folder_where_other_verbs_have_a_group(capsys):
+    settings = yaml.safe_load(printed(["measure", "--cfg", "job", "run=a", "translator=runs/fit"], capsys))
+    assert settings["translator"] == "runs/fit"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "plain"
+    assert run(["train", "data=digits_rotation", *DATA, "training.epochs=8", f"out={out}"]) == 0
+    return out
+
+
+def test_identity_measures_zero_and_one(trained, capsys):
+    lines = printed(["measure", f"run={trained}", "nuisance=identity", "draws=2"], capsys).splitlines()
+    rows = [line.split() for line in lines[1:11]]
+    assert sorted(row[0] for row in rows) == list("0123456789")
+    assert {tuple(row[-2:]) for row in rows} == {("0.0000", "1.0000")}
+    figures = json.loads((trained / "measures" / "identity" / "figures.json").read_text())
+    assert figures["mean_ekld"] == 0.0
+    assert "mean eKLD 0.0000 nats" in lines[-2]
+
+
+def test_from_fit_to_report(trained, tmp_path, capsys):
+    fit, learned, page = tmp_path / "fit", tmp_path / "learned", tmp_path / "page"
+    small = ["data=digits_rotation", *DATA]
+    text = printed(["fit", *small, "fit.steps=3", "fit.batch_size=8", "fit.sample_every=2", f"out={fit}"], capsys)
+    assert f"translator: {fit / 'translator'}\n" in text
+    assert re.search(r"rotation: uniform in \[-[\d.]+, [\d.]+\] degrees", text)
+    grids = sorted((fit / "samples").iterdir())
+    assert [grid.name for grid in grids] == ["step-00000002.png", "step-00000003.png"]
+    assert str(grids[-1]) in text
+    with Image.open(grids[-1]) as grid:
+        assert len(np.unique(np.asarray(grid))) > 50
+
+    stage = ["stage=translator", f"stage.translator={fit}", "stage.policy=everywhere"]
+    assert f"measure run={learned}" in printed(
+        ["train", *small, *stage, "training.epochs=2", "training.warmup=0", f"out={learned}"], capsys
+    )
+    for folder in (trained, learned):
+        table = printed(["measure", f"run={folder}", "draws=2"], capsys)
+        assert "balanced accuracy" in table
+    against = printed(["measure", f"run={learned}", "nuisance=translator", f"translator={fit}", "draws=1"], capsys)
+    assert "against translator" in against
+    text = printed(["report", f"records=[{trained},{learned}]", "baseline=none", f"out={page}"], capsys)
+    assert text == f"report: {page / 'report.html'}\n"
+    assert "translator" in (page / "report.html").read_text()
+
+
+def started(*arguments):
+    line = [sys.executable, "-m", "gen_invariance.cli", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        **options,
+    )
+
+
+def wait_for(condition, process, *, seconds=180):
+    """Poll until `condition`; fails if the process ends first."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_ctrl_c_leaves_one_line(tmp_path):
+    out = tmp_path / "out"
+    process = started("train", "data=digits_rotation", "training.epochs=5000", f"out={out}")
+    wait_for((out / "metrics.jsonl").exists, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "gen-invariance: stopped; the same command with resume=true goes on from the last checkpoint\n"
+
+
+def test_reader_that_goes_away():
+    process = started("fit", "--help")
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_of_the_demo(tmp_path):
+    out = tmp_path / "out"
+    process = started("demo", "demo.seeds=1", "demo.munit_steps=100000", f"out={out}")
+    wait_for(lambda: list(out.glob("fits/*/run.json")), process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "gen-invariance: stopped; the same command goes on with what is left\n"
