@@ -121,7 +121,8 @@ def to_uint8(images: Tensor) -> Tensor:
             f"images must lie in [0, 1], got [{images.min().item():.3g}, {images.max().item():.3g}]; "
             "divide 8-bit pixels by 255"
         )
-    return images.clamp(0, 1).mul(255).add(0.5).to(torch.uint8)
+    # In float32: bfloat16 holds 255.5 as 256, which would wrap around from white to black.
+    return images.float().clamp(0, 1).mul(255).add(0.5).to(torch.uint8)
 
 
 def check_images(images: Tensor, *, channels: int | None = None, where: str = "images") -> None:

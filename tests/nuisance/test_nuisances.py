@@ -9,9 +9,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance import Background, Compose, Identity, Lighting, Nuisance, Rotation, Thickness, select_rows
+from gen_invariance.nuisance import (
+    Background,
+    Compose,
+    CropFlip,
+    Identity,
+    Lighting,
+    Nuisance,
+    Rotation,
+    Thickness,
+    select_rows,
+)
 from gen_invariance.nuisance.build import NUISANCES, build_nuisance
+from gen_invariance.nuisance.once import transform_once
 from gen_invariance.nuisance.thickness import dilate, erode
 
 
@@ -149,9 +161,80 @@ def test_identity_returns_a_copy():
         ("background", {"levels": 0}),
         ("lighting", {"gamma": 0.5}),
         ("thickness", {"dilate_sides": ()}),
+        ("crop_flip", {"padding": -1}),
+        ("crop_flip", {"pading": 2}),
         ("fog", {}),
     ],
 )
 def test_bad_settings_are_named(name, options):
     with pytest.raises(SettingsError, match=name):
         build_nuisance(name, **options)
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 12, 17)])
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_crop_flip_equals_slicing_each_image(channels, height, width, padding):
+    images = torch.rand(40, channels, height, width, generator=torch.Generator().manual_seed(0))
+    nuisance = CropFlip(padding)
+    draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(1))
+    moved = nuisance.apply(images, draw)
+    for row, image in enumerate(images.numpy()):
+        padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)))
+        top, left = draw["corner"][row].tolist()
+        crop = padded[:, top : top + height, left : left + width]
+        expected = crop[:, :, ::-1] if draw["mirror"][row] else crop
+        np.testing.assert_array_equal(moved[row].numpy(), expected)
+
+
+def test_crop_flip_draws_every_corner_and_mirrors_half(generator):
+    draw = CropFlip(2).sample((4000, 1, 8, 8), generator=generator)
+    assert {tuple(corner) for corner in draw["corner"].tolist()} == {(y, x) for y in range(5) for x in range(5)}
+    assert abs(draw["mirror"].float().mean() - 0.5) < 5 * (0.25 / 4000) ** 0.5
+    assert not CropFlip(2, flip=False).sample((1000, 1, 8, 8), generator=generator)["mirror"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("rotation", {"degrees": 30}, {"degrees": 30, "mode": "bicubic"}),
+        ("crop_flip", {"padding": 2, "flip": False}, {"padding": 2, "flip": False}),
+        ("thickness", {"dilate_sides": [2, 3]}, {"dilate_sides": (2, 3), "erode_sides": (1, 2)}),
+    ],
+)
+def test_options_reach_the_nuisance(name, options, expected):
+    built = vars(build_nuisance(name, **options))
+    assert {key: built[key] for key in expected} == expected
+
+
+def stored_digits(count):
+    return ImageData(to_uint8(real_digits(count)), torch.arange(count) % 10, tuple("0123456789"), name="digits")
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_transform_once_moves_each_image_by_its_own_draw(name, chunk):
+    data, nuisance = stored_digits(20), build_nuisance(name)
+    before = data.images.clone()
+    moved, draw = transform_once(data, nuisance, generator=torch.Generator().manual_seed(2), chunk=chunk)
+    assert torch.equal(data.images, before)
+    assert torch.equal(moved.labels, data.labels)
+    assert (moved.class_names, moved.name) == (data.class_names, data.name)
+    for row in range(20):
+        one = torch.tensor([row])
+        alone = nuisance.apply(data.float_images(one), select_rows(draw, one))
+        # Rounding to 8 bits may fall either way where float rounding differs.
+        assert (moved.images[one].int() - to_uint8(alone).int()).abs().max() <= 1
+
+
+def test_transform_once_with_identity_gives_the_same_pixels():
+    data = stored_digits(20)
+    moved, _ = transform_once(data, Identity(), generator=torch.Generator())
+    assert moved.digest == data.digest
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_transform_once_of_an_empty_set(name):
+    empty = stored_digits(3).subset(torch.zeros(0, dtype=torch.int64))
+    moved, draw = transform_once(empty, build_nuisance(name), generator=torch.Generator().manual_seed(0))
+    assert moved.images.shape == (0, 1, 28, 28)
+    assert all(len(value) == 0 for value in draw.values())
