@@ -11,7 +11,7 @@ import pandas as pd
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.order.accuracy import AccuracyRelation, accuracy_relation
-from gen_invariance.order.bootstrap import CellBounds, cell_bounds, crossed_bootstrap
+from gen_invariance.order.bootstrap import SIMULTANEOUS, CellBounds, cell_bounds, crossed_bootstrap
 from gen_invariance.order.chains import (
     ChainFit,
     CoverGain,
@@ -116,6 +116,7 @@ class AnalysisSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "heldout_classes", tuple(self.heldout_classes))  # a config gives a list
         if not 0.5 < self.threshold <= 1:
             raise SettingsError(f"separation threshold is {self.threshold}, expected above 0.5 (chance) and at most 1")
         if self.relative_margin is not None and not 0 <= self.relative_margin < 0.5:
@@ -124,6 +125,15 @@ class AnalysisSettings:
             raise SettingsError("one held-out class has no pair; hold out two classes or more")
         if self.predictor_shots < 2:
             raise SettingsError(f"predictor_shots is {self.predictor_shots}, expected at least 2")
+        # Checked here, too, so that it does not come up after hours of training.
+        if not 0 < self.alpha < 0.5:
+            raise SettingsError(f"alpha is {self.alpha}, expected between 0 and 0.5; 0.05 is usual")
+        if self.simultaneous not in SIMULTANEOUS:
+            raise SettingsError(f"simultaneous is {self.simultaneous!r}, expected one of {', '.join(SIMULTANEOUS)}")
+        if self.resamples < 100:
+            raise SettingsError(f"resamples is {self.resamples}, expected at least 100; 2000 is usual")
+        if self.ways < 2 or self.shots < 1:
+            raise SettingsError(f"ways and shots are {self.ways} and {self.shots}, expected at least 2 and 1")
 
 
 def analyse(
@@ -217,7 +227,7 @@ def _threshold(
     if absent:
         raise SettingsError(
             f"a relative threshold needs every pair among the sources, {len(absent)} are not (first: {absent[0]}); "
-            "use subsets=pairs or an absolute threshold"
+            "choose=pairs, or use an absolute threshold"
         )
     own = [estimate[measured.subsets.index(tuple(pair)), column] for column, pair in enumerate(pairs.tolist())]
     return np.maximum(np.array(own) - settings.relative_margin, 0.501)  # chance is never a separation

@@ -92,7 +92,7 @@ def subsets_of_size(num_classes: int, size: int) -> tuple[Subset, ...]:
         raise SettingsError(f"subset size is {size}, expected 2 to {num_classes}")
     count = math.comb(num_classes, size)
     if count > _ENUMERATED:
-        raise SettingsError(f"{count} subsets of size {size} are too many to measure; draw some with subsets=random")
+        raise SettingsError(f"{count} subsets of size {size} are too many to measure; draw some with choose=random")
     return tuple(itertools.combinations(range(num_classes), size))
 
 
@@ -101,7 +101,7 @@ def all_subsets(num_classes: int) -> tuple[Subset, ...]:
     if num_classes > _LATTICE_CLASSES:
         raise SettingsError(
             f"the full lattice of {num_classes} classes has 2^{num_classes} subsets; use at most "
-            f"{_LATTICE_CLASSES} classes, or draw subsets with subsets=random"
+            f"{_LATTICE_CLASSES} classes, or draw subsets with choose=random"
         )
     return tuple(s for size in range(2, num_classes + 1) for s in subsets_of_size(num_classes, size))
 

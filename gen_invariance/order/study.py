@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gen_invariance.order.analysis import AnalysisSettings, OrderStudy, analyse
 from gen_invariance.order.backbone import MODES, SourceSettings, SourceTrainer
 from gen_invariance.order.curriculum import Curriculum, climb
 from gen_invariance.order.diagram import write_diagram
+from gen_invariance.order.identity import cell_settings
 from gen_invariance.order.measure import FitBackbone, Plan, measure_cells
 from gen_invariance.order.page import write_page
 from gen_invariance.order.separability import HEADS
@@ -85,6 +86,9 @@ class OrderSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("sizes", "seeds"):  # a config gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "subsets", tuple(tuple(subset) for subset in self.subsets))
         for name, value, allowed in (
             ("choose", self.choose, CHOICES),
             ("mode", self.mode, MODES),
@@ -172,7 +176,7 @@ def run_order(
     # An "own" decision does not exist for the start, which has no head.
     subsets = sources if settings.head == "own" else (START, *sources)
     trainer = SourceTrainer(train, settings.source, pool=settings.pool, data_seed=settings.seed, device=device)
-    config = _measured_config(settings, nuisance) | {"train": train.digest, "test": test.digest}
+    config = cell_settings(settings, nuisance) | {"train": train.digest, "test": test.digest}
     run = _shared_run(Path(folder), settings.seed, config, resume=resume)
     plan = Plan(
         mode=settings.mode,
@@ -240,23 +244,6 @@ def _shared_run(folder: Path, seed: int, config: dict[str, Any], *, resume: bool
         run = Run(folder, kind="order", seed=seed, config=config, resume=resume)
     state.wait_for_everyone()
     return run if state.is_main_process else Run(folder, kind="order", seed=seed, config=config, resume=True)
-
-
-def _measured_config(settings: OrderSettings, nuisance: Nuisance | None) -> dict[str, Any]:
-    """What the cells depend on. Cells are kept by (subset, seed), so a run may be resumed with more subsets or seeds,
-    or read again with another threshold or head.
-    """
-    config = _jsonable(asdict(settings)) | {"nuisance": type(nuisance).__name__ if nuisance is not None else None}
-    reading = {"analysis", "curriculum", "fewest_seeds", "device"}
-    if settings.mode == "frozen":
-        reading |= {"head", "choose", "subsets", "size", "count", "smallest", "largest", "sizes", "seeds"}
-    return {key: value for key, value in config.items() if key not in reading}
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(part) for key, part in value.items()}
-    return [_jsonable(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _targets(sources: tuple[Subset, ...], num_classes: int, head: str) -> tuple[Subset, ...]:

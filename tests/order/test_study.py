@@ -118,6 +118,17 @@ def test_another_threshold_or_more_seeds_reuse_the_cells_and_other_training_does
         study(tmp_path)
 
 
+def test_another_nuisance_is_noticed(tmp_path):
+    options = {"choose": "list", "subsets": ((0, 1), (2, 3)), "seeds": (0,), "draws": 1, "invariance_images": 2}
+    study(tmp_path, nuisance=Rotation(30), **options)
+    before = (tmp_path / "run" / "order.json").read_bytes()
+    for other in (Rotation(60), None):
+        with pytest.raises(SettingsError, match="settings differ from the run's in nuisance"):
+            study(tmp_path, nuisance=other, resume=True, **options)
+    study(tmp_path, nuisance=Rotation(30.0), resume=True, **options)
+    assert (tmp_path / "run" / "order.json").read_bytes() == before
+
+
 def test_diverged_runs_are_missing_and_never_zero(tmp_path):
     def fit(subset, seed):
         if subset == (0, 1) and seed == 1:
@@ -242,7 +253,18 @@ def test_bad_settings_are_refused(bad):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"threshold": 0.5}, {"relative_margin": 0.7}, {"heldout_classes": (1,)}, {"predictor_shots": 1}]
+    "bad",
+    [
+        {"threshold": 0.5},
+        {"relative_margin": 0.7},
+        {"heldout_classes": (1,)},
+        {"predictor_shots": 1},
+        {"alpha": 0.5},
+        {"simultaneous": "some"},
+        {"resamples": 99},
+        {"ways": 1},
+        {"shots": 0},
+    ],
 )
 def test_bad_analysis_is_refused(bad):
     with pytest.raises(SettingsError):
