@@ -1,0 +1,218 @@
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+
+from gen_invariance.augment.policy import auto
+from gen_invariance.benchmark.inspect import (
+    InspectSettings,
+    differences_from_fit,
+    head_classes,
+    inspect_translator,
+    learned_parameters,
+    output_folder,
+    policy_from_verdict,
+    scaled_options,
+    write_inspection,
+)
+from gen_invariance.benchmark.task import Task, prepare
+from gen_invariance.cli import run
+from gen_invariance.errors import CheckpointError, DataError, SettingsError
+from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
+from gen_invariance.translator.fit import save_translator
+from gen_invariance.translator.spatial import SpatialTranslator
+from gen_invariance.translator.verdict import DO_NOT, LOWER, USE, read_verdict, weights_digest
+
+TASK = Task(
+    largest=110, imbalance=22, rest_is_test=True, nuisance="rotation", many_above=44, few_below=20, shuffle_order=False
+)
+SETTINGS = InspectSettings(judge_epochs=25)
+EVIL = "<script>alert(1)</script>"
+
+
+class Noise:
+    def sample(self, shape, *, generator):
+        return {"noise": torch.rand(tuple(shape), generator=generator)}
+
+    def apply(self, images, draw):
+        return draw["noise"].to(images)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return prepare(TASK, seed=0)
+
+
+@pytest.fixture(scope="module")
+def good(prepared):
+    said = []
+    return inspect_translator(Rotation(180), prepared, SETTINGS, say=said.append), said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run folder with a translator in it that turns by every angle."""
+    path = tmp_path_factory.mktemp("run")
+    translator = SpatialTranslator(operations=("rotation",), start=1.0)
+    save_translator(translator.eval(), path / "translator")
+    about = {"kind": "fit", "seed": 0, "config": {"data": TASK.identity()}}
+    (path / "run.json").write_text(json.dumps(about))
+    return path
+
+
+def test_the_true_rotation_may_be_used(good):
+    found, said = good
+    assert found.quality.verdict.word == USE, found.quality.verdict
+    assert found.oracle.verdict.word == USE
+    assert found.quality.figures["accuracy"].floor > 0.6  # the judge learned something
+    assert len(said) == 3
+    assert "judge" in said[0]
+
+
+def test_noise_must_not_be_used(prepared):
+    found = inspect_translator(Noise(), prepared, dataclasses.replace(SETTINGS, judge_epochs=4), oracle=False)
+    assert found.quality.verdict.word == DO_NOT
+    assert found.oracle is None
+
+
+def test_judge_and_translations_share_no_image(good, prepared):
+    found, _ = good
+    head = found.head
+    assert set(head.counts.tolist()) <= set(prepared.train.counts[prepared.train.counts >= 20].tolist())
+    assert len(found.held_out.unique()) == len(found.held_out) == int(found.quality.count_by_class.sum())
+    assert abs(len(found.held_out) - len(head) / 2) < head.num_classes
+    assert found.examples.shape[:2] == (head.num_classes, 9)
+    assert torch.equal(head.float_images(found.held_out)[0], found.examples[:, 0][int(head.labels[found.held_out][0])])
+
+
+def test_the_same_seed_gives_the_same_figures(prepared):
+    short = dataclasses.replace(SETTINGS, judge_epochs=2)
+    found = [inspect_translator(Rotation(180), prepared, short, seed=seed, oracle=False) for seed in (0, 0, 1)]
+    first, again, other = (each.quality.to_json() for each in found)
+    assert first == again
+    assert first != other
+
+
+def test_head_classes_are_renumbered(prepared):
+    head = head_classes(prepared.train, head_from=50)
+    assert head.counts.tolist() == prepared.train.counts[prepared.train.counts >= 50].tolist()
+    assert head.class_names == tuple("0123")[: head.num_classes]
+    rows = torch.isin(prepared.train.labels, torch.arange(head.num_classes)).nonzero()[:, 0]
+    assert torch.equal(head.images, prepared.train.images[rows])
+    with pytest.raises(DataError, match="a judge needs two"):
+        head_classes(prepared.train, head_from=110)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"held_out": 1.0}, {"draws": 1}, {"head_from": 1}, {"judge_epochs": 0}, {"max_images": 5}, {"failures": -1}],
+)
+def test_settings_out_of_range_are_named(changes):
+    with pytest.raises(SettingsError, match=f"inspect.{next(iter(changes))}"):
+        InspectSettings(**changes)
+
+
+def test_parameters_are_compared_with_the_truth(prepared):
+    images = prepared.train.float_images(torch.arange(200))
+    narrow, same = (learned_parameters(which, images, truth=Rotation(90))[0] for which in (Rotation(45), Rotation(90)))
+    assert narrow.name == "rotation"
+    assert narrow.drawn.shape == (16, 200)
+    assert narrow.distance[0] == pytest.approx(0.25, abs=0.03)  # of uniform on +-45 from uniform on +-90
+    assert same.distance[0] < 2 * same.distance[1]
+    assert narrow.resultant.value == pytest.approx(0.90, abs=0.01)  # sin(a) / a at 45 degrees
+    names = [each.name for each in learned_parameters(Compose([Rotation(9), Lighting()]), images)]
+    assert names == ["rotation", "brightness", "contrast", "gamma"]
+    assert learned_parameters(Noise(), images) == ()
+    assert learned_parameters(Identity(), images, truth=Rotation(9)) == ()
+
+
+def test_a_learned_translator_shows_its_parameters(prepared):
+    translator = SpatialTranslator(operations=("rotation", "gain"), start=0.25)
+    found = learned_parameters(translator, prepared.train.float_images(torch.arange(50)), truth=Rotation(180))
+    assert [each.name for each in found] == ["rotation", "gain"]
+    assert found[0].drawn.abs().max() <= 45
+    assert found[0].distance[0] == pytest.approx(0.375, abs=0.04)
+    assert found[1].true is None
+    assert found[1].resultant is None
+
+
+def test_the_page_holds_everything_and_escapes_names(good, folder, tmp_path):
+    found, _ = good
+    names = (EVIL, *found.head.class_names[1:])
+    evil = dataclasses.replace(found, head=dataclasses.replace(found.head, class_names=names))
+    page = write_inspection(evil, tmp_path, translator=folder, task=TASK, settings=SETTINGS, seed=0).read_text()
+    assert EVIL not in page
+    assert "&lt;script&gt;" in page
+    assert "//" not in re.sub(r"data:image/png;base64,[^\"]+", "", page)
+    for figure in found.quality.figures.values():
+        assert f"{figure.estimate.value:.3f}" in page
+    for reason in found.quality.verdict.reasons:
+        assert reason.split(" (")[0] in page
+    assert page.count("<img ") == 3 == len(re.findall(r'alt="[^"]{20,}"', page))
+
+    about = json.loads((tmp_path / "quality.json").read_text())
+    assert about["verdict"] == "use"
+    assert about["oracle"]["verdict"] == "use"
+    assert about["parameters"]["rotation"]["kolmogorov_distance"] < 0.1
+    assert about["figures"]["precision"]["untouched"] > 0.9
+
+
+def test_the_policy_follows_the_verdict(folder):
+    counts = torch.tensor([100, 40, 5])
+    assert torch.equal(policy_from_verdict(counts, folder), auto(counts))
+    assert torch.equal(policy_from_verdict(counts, None), auto(counts))
+    path = output_folder(folder / "translator") / "quality.json"
+    for word, factor in ((USE, 1), (LOWER, 0.5), (DO_NOT, 0)):
+        about = {"verdict": word, "reasons": [], "translator_digest": weights_digest(folder)}
+        path.write_text(json.dumps(about))
+        assert read_verdict(folder / "translator").word == word
+        assert torch.allclose(policy_from_verdict(counts, folder), auto(counts) * factor)
+        assert scaled_options("auto", {}, folder).get("maximum", 0.5) == 0.5 * factor
+        assert scaled_options("auto", {"maximum": 0.8}, folder)["maximum"] == 0.8 * factor
+        assert scaled_options("everywhere", {"probability": 0.8}, folder) == {"probability": 0.8}
+    path.unlink()
+
+
+def test_other_data_than_the_fit_are_named(folder, tmp_path):
+    assert differences_from_fit(folder, TASK, seed=0) == []
+    other = dataclasses.replace(TASK, nuisance="identity")
+    assert differences_from_fit(folder, other, seed=2) == ["data.nuisance=rotation", "seed=0"]
+    assert differences_from_fit(folder / "translator", other, seed=0) == ["data.nuisance=rotation"]
+    assert differences_from_fit(tmp_path, TASK, seed=0) == []
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="damaged"):
+        differences_from_fit(tmp_path, TASK, seed=0)
+
+
+def test_the_command(folder, capsys):
+    given = [f"translator={folder}", "data=digits_rotation", "data.shuffle_order=false", "inspect.judge_epochs=5"]
+    assert run(["inspect", *given, "seed=1"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "fitted with seed=0" in out
+    assert out.splitlines()[-1] == f"page: {folder / 'inspect.html'}"
+    assert read_verdict(folder).word in out.splitlines()
+    (folder / "quality.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (["translator=nowhere"], "no translator in nowhere"),
+        ([], "translator"),
+        (["inspect.draws=1"], "inspect.draws must be at least 2"),
+        (["inspect.drawz=1"], "drawz"),
+        (["inspect.head_from=500"], "a judge needs two"),
+        (["inspect.judge=resnet9000"], "resnet9000"),
+    ],
+)
+def test_bad_input_is_one_line(given, match, folder, capsys):
+    if given and not given[0].startswith("translator"):
+        given = [f"translator={folder}", *given]
+    assert run(["inspect", *given]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert match in err
+    assert not (folder / "quality.json").exists()
