@@ -265,6 +265,7 @@ def _fit(config: dict[str, Any]) -> None:
 
 
 def _train(config: dict[str, Any]) -> None:
+    from gen_invariance.benchmark.inspect import obey_verdict
     from gen_invariance.benchmark.measuring import require_channels
     from gen_invariance.benchmark.suite import (
         ClassifierSettings,
@@ -276,6 +277,7 @@ def _train(config: dict[str, Any]) -> None:
     from gen_invariance.classifier.train import TrainSettings
     from gen_invariance.classifier.transfer import TransferPlan
     from gen_invariance.translator.load import load_translator
+    from gen_invariance.translator.verdict import read_verdict
 
     classifier = settings_of(ClassifierSettings, config["classifier"], "classifier")
     training = settings_of(TrainSettings, config["training"], "training")
@@ -284,6 +286,11 @@ def _train(config: dict[str, Any]) -> None:
     folder = given.pop("translator")
     stage_settings = settings_of(StageSettings, given, "stage")
     translator = load_translator(folder) if folder else None
+    if folder:
+        given, stage_settings = stage_settings, obey_verdict(stage_settings, folder)
+        if stage_settings != given:
+            print(f"note: inspect says '{read_verdict(folder).word}', so the policy auto is weaker")
+            config["stage"]["policy_options"] = dict(stage_settings.policy_options)
     task, prepared = _prepared(config, seed=config["seed"], need_test=True)
     if translator is not None:
         require_channels(translator, prepared, folder)

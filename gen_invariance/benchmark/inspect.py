@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_invariance.augment.policy import auto
-from gen_invariance.benchmark.suite import ClassifierSettings, build_model
+from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings, build_model
 from gen_invariance.benchmark.task import Prepared, Task
 from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
@@ -27,6 +27,7 @@ from gen_invariance.translator.quality_measures import Estimate, bootstrap_ratio
 from gen_invariance.translator.verdict import QUALITY_FILE, read_verdict, translator_folder, weights_digest
 
 PAGE = "inspect.html"
+AUTO_MAXIMUM = 0.5  # of `augment.policy.auto`, unless told otherwise
 _SAME = {"degrees": "rotation"}  # what hand-written nuisances call a parameter -> what learned ones call it
 _ANGLES = frozenset({"rotation"})
 
@@ -321,7 +322,7 @@ def differences_from_fit(translator: Path | str, task: Task, *, seed: int) -> li
     return [f"{name if name == 'seed' else f'data.{name}'}={fitted[name]}" for name in names]
 
 
-def policy_from_verdict(counts: Tensor, translator: Path | str | None, *, maximum: float = 0.5) -> Tensor:
+def policy_from_verdict(counts: Tensor, translator: Path | str | None, *, maximum: float = AUTO_MAXIMUM) -> Tensor:
     """`augment.policy.auto`, scaled by what `inspect` said of the translator; unscaled where it said nothing.
 
     "use" keeps the probabilities, "use with lower strength" halves them, "do not use" sets them to 0.
@@ -335,9 +336,13 @@ def policy_from_verdict(counts: Tensor, translator: Path | str | None, *, maximu
     return auto(counts, maximum=maximum * (1.0 if verdict is None else verdict.strength))
 
 
-def scaled_options(policy: str, options: Mapping[str, Any], translator: Path | str | None) -> dict[str, Any]:
-    """`options` of a stage's policy as `policy_from_verdict` would scale them; other policies stay as they are."""
-    verdict = read_verdict(translator) if policy == "auto" and translator is not None else None
+def obey_verdict(stage: StageSettings, translator: Path | str) -> StageSettings:
+    """`stage` with its policy `auto` scaled as `policy_from_verdict` does; other policies and nuisances stay."""
+    names = [name.strip() for name in stage.nuisance.split("+")]
+    if stage.policy != "auto" or "translator" not in names:
+        return stage
+    verdict = read_verdict(translator)
     if verdict is None or verdict.strength == 1.0:
-        return dict(options)
-    return {**options, "maximum": options.get("maximum", 0.5) * verdict.strength}
+        return stage
+    maximum = stage.policy_options.get("maximum", AUTO_MAXIMUM) * verdict.strength
+    return replace(stage, policy_options={**stage.policy_options, "maximum": maximum})

@@ -12,11 +12,12 @@ from gen_invariance.benchmark.inspect import (
     head_classes,
     inspect_translator,
     learned_parameters,
+    obey_verdict,
     output_folder,
     policy_from_verdict,
-    scaled_options,
     write_inspection,
 )
+from gen_invariance.benchmark.suite import StageSettings
 from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.cli import run
 from gen_invariance.errors import CheckpointError, DataError, SettingsError
@@ -169,9 +170,13 @@ def test_the_policy_follows_the_verdict(folder):
         path.write_text(json.dumps(about))
         assert read_verdict(folder / "translator").word == word
         assert torch.allclose(policy_from_verdict(counts, folder), auto(counts) * factor)
-        assert scaled_options("auto", {}, folder).get("maximum", 0.5) == 0.5 * factor
-        assert scaled_options("auto", {"maximum": 0.8}, folder)["maximum"] == 0.8 * factor
-        assert scaled_options("everywhere", {"probability": 0.8}, folder) == {"probability": 0.8}
+        stage = StageSettings(nuisance="translator+randaugment")
+        assert obey_verdict(stage, folder).policy_options.get("maximum", 0.5) == 0.5 * factor
+        stage = dataclasses.replace(stage, policy_options={"maximum": 0.8})
+        assert obey_verdict(stage, folder).policy_options == {"maximum": 0.8 * factor}
+        for other in ({"nuisance": "true"}, {"policy": "everywhere"}):
+            stage = dataclasses.replace(StageSettings(nuisance="translator"), **other)
+            assert obey_verdict(stage, folder) == stage
     path.unlink()
 
 
@@ -194,6 +199,17 @@ def test_the_command(folder, capsys):
     assert "fitted with seed=0" in out
     assert out.splitlines()[-1] == f"page: {folder / 'inspect.html'}"
     assert read_verdict(folder).word in out.splitlines()
+    (folder / "quality.json").unlink()
+
+
+def test_train_obeys_the_verdict(folder, tmp_path, capsys):
+    about = {"verdict": LOWER, "reasons": [], "translator_digest": weights_digest(folder)}
+    (folder / "quality.json").write_text(json.dumps(about))
+    given = ["stage=translator", f"stage.translator={folder}", "training.epochs=1", f"out={tmp_path / 'train'}"]
+    assert run(["train", *given]) == 0
+    assert "use with lower strength" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "train" / "run.json").read_text())["config"]
+    assert settings["stage"]["policy_options"] == {"maximum": 0.25}
     (folder / "quality.json").unlink()
 
 
