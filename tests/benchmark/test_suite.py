@@ -1,0 +1,222 @@
+"""Benchmark cells: the stage a method asks for, and records that say what was measured on what."""
+
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from oracles import slow_accuracy, slow_invariance
+
+from gen_invariance.augment.policy import auto, hard_cutoff
+from gen_invariance.benchmark.suite import (
+    ClassifierSettings,
+    Method,
+    StageSettings,
+    build_augmentation,
+    build_model,
+    build_stage,
+    cell_digest,
+    run_cell,
+)
+from gen_invariance.benchmark.task import Task, prepare
+from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance import Compose, CropFlip, Identity, Lighting
+from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
+from gen_invariance.run import Run, named_generator
+
+TASK = Task(
+    nuisance="rotation",
+    nuisance_options={"degrees": 60},
+    largest=30,
+    imbalance=10.0,
+    rest_is_test=True,
+    many_above=20,
+    few_below=8,
+)
+TRAINING = TrainSettings(epochs=2, batch_size=32, learning_rate=0.02, warmup=0, milestones=(1, 2))
+CLASSIFIER = ClassifierSettings(backbone="small_conv")
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    whole = prepare(TASK, seed=0)
+    few = torch.arange(0, len(whole.test), 15)  # few test images, for the slow oracle
+    return replace(whole, test=whole.test.subset(few))
+
+
+def method(name="drs", nuisance="true", **changes):
+    return Method(
+        **{"name": name, "stage": StageSettings(nuisance), "training": TRAINING, "classifier": CLASSIFIER, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def cell(prepared, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cells") / "drs"
+    return folder, run_cell(TASK, prepared, method(), seed=0, folder=folder, draws=2, fit_seconds=1.5)
+
+
+# ---- stages
+
+
+def test_no_stage(prepared):
+    assert build_stage(StageSettings("none"), prepared) is None
+
+
+def test_the_stage_gives_what_was_asked_for(prepared):
+    fitted = Lighting()
+    expected = {
+        "identity": Identity,
+        "true": type(prepared.nuisance),
+        "translator": Lighting,
+        "randaugment": RandAugment,
+        "trivialaugment": TrivialAugment,
+    }
+    for name, kind in expected.items():
+        stage = build_stage(StageSettings(name), prepared, translator=fitted)
+        assert isinstance(stage.nuisance, kind), name
+        torch.testing.assert_close(stage.probability, auto(prepared.train.counts))
+    assert build_stage(StageSettings("translator"), prepared, translator=fitted).nuisance is fitted
+    assert build_stage(StageSettings("true"), prepared).nuisance is prepared.nuisance
+
+
+def test_several_are_composed_in_their_order(prepared):
+    stage = build_stage(StageSettings("translator + randaugment"), prepared, translator=Lighting())
+    assert isinstance(stage.nuisance, Compose)
+    assert [type(part) for part in stage.nuisance.nuisances] == [Lighting, RandAugment]
+
+
+def test_the_policy_is_built_from_training_counts(prepared):
+    settings = StageSettings("true", policy="hard_cutoff", policy_options={"cutoff": 10, "probability": 0.25})
+    table = build_stage(settings, prepared).probability
+    assert torch.equal(table, hard_cutoff(prepared.train.counts, cutoff=10, probability=0.25))
+    assert 0 < (table > 0).sum() < len(table)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (StageSettings("translator"), "needs stage.translator"),
+        (StageSettings("rotation"), "unknown stage nuisance 'rotation'"),
+        (StageSettings("true+munit"), "unknown stage nuisance 'munit'"),
+        (StageSettings("true", policy="ramp"), "unknown policy 'ramp'"),
+        (StageSettings("true", policy_options={"maximun": 1}), "maximun"),
+    ],
+)
+def test_bad_stages_are_named(settings, message, prepared):
+    with pytest.raises(SettingsError, match=message):
+        build_stage(settings, prepared)
+
+
+def test_plain_augmentation():
+    assert build_augmentation("none", flip=True) is None
+    assert isinstance(build_augmentation("crop_flip", flip=True), CropFlip)
+    assert build_augmentation("crop_flip", flip=True).flip
+    assert not build_augmentation("crop_flip", flip=False).flip
+    with pytest.raises(SettingsError, match="augmentation must be"):
+        build_augmentation("crop", flip=True)
+
+
+# ---- models
+
+
+def test_the_model_normalises_by_the_training_images_and_follows_its_seed(prepared):
+    model = build_model(CLASSIFIER, prepared.train, seed=1)
+    pixels = prepared.train.float_images()
+    torch.testing.assert_close(model.mean, pixels.mean((0, 2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.std, pixels.std((0, 2, 3)), atol=1e-4, rtol=0)
+    twin, other = (build_model(CLASSIFIER, prepared.train, seed=seed).state_dict() for seed in (1, 2))
+    assert all(torch.equal(value, twin[name]) for name, value in model.state_dict().items())
+    assert not torch.equal(model.state_dict()["head.weight"], other["head.weight"])
+
+
+# ---- cells
+
+
+def values(records, metric):
+    return {record.class_index: record.value for record in records if record.metric == metric}
+
+
+def test_records_are_what_the_loops_measure(cell, prepared):
+    folder, records = cell
+    model = build_model(CLASSIFIER, prepared.train, seed=0).eval()
+    model.load_state_dict(Run(folder, kind="train", config=config_of(method()), resume=True).load_latest()["model"])
+    images, labels = prepared.test.float_images(), prepared.test.labels
+    with torch.no_grad():
+        accuracy, _ = slow_accuracy(model(images), labels, 10)
+    ekld, agreement, _ = slow_invariance(
+        model,
+        images,
+        labels,
+        prepared.nuisance,
+        num_classes=10,
+        draws=2,
+        generator=named_generator(0, "evaluation"),
+    )
+    for metric, expected in {"accuracy": accuracy, "ekld": ekld, "agreement": agreement}.items():
+        found = values(records, metric)
+        assert list(found) == list(range(10))
+        assert list(found.values()) == pytest.approx(expected, abs=1e-4, nan_ok=True), metric
+
+    few = [label for label, count in enumerate(prepared.train.counts.tolist()) if count < 8]
+    assert 0 < len(few) < 10
+    assert values(records, "balanced_accuracy")[None] == pytest.approx(sum(accuracy) / 10)
+    assert values(records, "few_accuracy")[None] == pytest.approx(sum(accuracy[label] for label in few) / len(few))
+    assert values(records, "mean_ekld")[None] == pytest.approx(sum(ekld) / 10, abs=1e-4)
+    assert values(records, "few_ekld")[None] == pytest.approx(sum(ekld[label] for label in few) / len(few), abs=1e-4)
+
+
+def config_of(arm):
+    return {"task": TASK.identity(), "method": asdict(arm)}
+
+
+def test_records_say_where_they_come_from(cell, prepared):
+    _, records = cell
+    assert {record.benchmark for record in records} == {"digits-rotation"}
+    assert {(record.method, record.seed) for record in records} == {("drs", 0)}
+    assert {record.config_digest for record in records} == {cell_digest(TASK, method(), draws=2)}
+    assert {record.data_digest for record in records} == {prepared.train.digest}
+    assert values(records, "fit_seconds") == {None: 1.5}
+    assert values(records, "train_seconds")[None] > 0
+    counts = prepared.train.counts.tolist()
+    for record in records:
+        assert "torch" in record.versions
+        if record.class_index is None:
+            continue
+        assert record.class_count == counts[record.class_index]
+        assert record.class_name == prepared.train.class_names[record.class_index]
+        expected = "many" if record.class_count > 20 else "few" if record.class_count < 8 else "medium"
+        assert record.group == expected
+
+
+def test_a_cell_is_a_function_of_its_settings_and_can_be_run_again(cell, prepared, tmp_path):
+    folder, records = cell
+    fresh = run_cell(TASK, prepared, method(), seed=0, folder=tmp_path / "fresh", draws=2)
+    again = run_cell(TASK, prepared, method(), seed=0, folder=folder, draws=2)
+    other = run_cell(TASK, prepared, method(), seed=1, folder=tmp_path / "other", draws=2)
+    for metric in ("accuracy", "ekld", "agreement"):
+        assert values(fresh, metric) == pytest.approx(values(records, metric), nan_ok=True)
+        assert values(again, metric) == pytest.approx(values(records, metric), nan_ok=True)
+    assert values(other, "ekld") != values(records, "ekld")
+    assert not any(math.isnan(value) for value in values(fresh, "accuracy").values())
+
+
+def test_digests_tell_settings_apart_but_not_seeds():
+    arms = [
+        (TASK, method(), 2),
+        (TASK, method(), 3),
+        (TASK, method(name="other"), 2),
+        (TASK, method(nuisance="identity"), 2),
+        (TASK, method(training=TrainSettings(epochs=3)), 2),
+        (TASK, method(classifier=ClassifierSettings("small_conv", loss="balanced_softmax")), 2),
+        (Task(nuisance="rotation"), method(), 2),
+    ]
+    assert len({cell_digest(task, arm, draws=draws) for task, arm, draws in arms}) == len(arms)
+    assert cell_digest(TASK, method(), draws=2) == cell_digest(TASK, method(), draws=2)
+
+
+def test_a_folder_of_another_arm_is_refused(cell, prepared):
+    folder, _ = cell
+    with pytest.raises(SettingsError, match="settings differ"):
+        run_cell(TASK, prepared, method(nuisance="identity"), seed=0, folder=folder, draws=2)

@@ -1,0 +1,117 @@
+"""Tasks: the same images for the same (task, seed), the nuisance once on every image, nothing shared between parts."""
+
+import json
+
+import pytest
+import torch
+
+from gen_invariance.benchmark.task import Task, prepare
+from gen_invariance.data.images import ImageData, to_uint8
+from gen_invariance.errors import DataError, SettingsError
+from gen_invariance.nuisance import Identity, Rotation, select_rows
+
+SMALL = {"largest": 40, "imbalance": 8.0, "rest_is_test": True}
+PARTS = ("train", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def rotated():
+    task = Task(nuisance="rotation", nuisance_options={"degrees": 90}, validation_fraction=0.1, **SMALL)
+    return task, prepare(task, seed=1)
+
+
+def digests(prepared):
+    return [getattr(prepared, part).digest for part in PARTS]
+
+
+def test_a_function_of_task_and_seed(rotated):
+    task, prepared = rotated
+    state = torch.random.get_rng_state()
+    again, other = prepare(task, seed=1), prepare(task, seed=2)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert digests(prepared) == digests(again)
+    assert not set(digests(prepared)) & set(digests(other))
+
+
+def test_each_part_is_its_own_images_under_its_own_draws(rotated):
+    _, prepared = rotated
+    assert isinstance(prepared.nuisance, Rotation)
+    for part in PARTS:
+        before, after = getattr(prepared.split, part), getattr(prepared, part)
+        assert len(before) == len(after) > 0
+        assert torch.equal(before.labels, after.labels)
+        rows = torch.arange(0, len(before), 11)
+        moved = prepared.nuisance.apply(before.float_images(rows), select_rows(prepared.draws[part], rows))
+        assert (to_uint8(moved).int() - after.images[rows].int()).abs().max() <= 1
+    angles = [prepared.draws[part]["degrees"] for part in PARTS]
+    assert all(90 >= values.abs().max() > 60 for values in angles)
+    shortest = min(map(len, angles))
+    assert not torch.equal(angles[0][:shortest], angles[2][:shortest])
+
+
+def test_identity_leaves_every_part_as_the_split_has_it():
+    prepared = prepare(Task(**SMALL), seed=0)
+    assert isinstance(prepared.nuisance, Identity)
+    assert digests(prepared) == [getattr(prepared.split, part).digest for part in PARTS]
+
+
+def test_parts_share_no_image(rotated):
+    _, prepared = rotated
+    split = prepared.split
+    own = [set(getattr(split, f"{part}_indices").tolist()) for part in PARTS]
+    assert sum(map(len, own)) == len(set.union(*own))
+
+
+def test_sizes_and_groups():
+    task = Task(many_above=20, few_below=10, **SMALL)
+    prepared = prepare(task, seed=0)
+    counts = prepared.train.counts
+    assert sorted(counts.tolist(), reverse=True) == [40, 31, 25, 20, 15, 12, 10, 7, 6, 5]
+    assert torch.equal(prepared.groups["many"], counts > 20)
+    assert torch.equal(prepared.groups["few"], counts < 10)
+    assert torch.equal(prepared.groups["medium"], (counts <= 20) & (counts >= 10))
+
+
+def test_a_source_without_test_images():
+    """scikit-learn's digits have none: an error unless the rest serves, or nobody asks for them."""
+    options = {"largest": 40, "imbalance": 8.0}
+    with pytest.raises(DataError):
+        prepare(Task(**options), seed=0)
+    prepared = prepare(Task(**options), seed=0, need_test=False)
+    assert len(prepared.test) == 0
+    assert len(prepared.train) > 0
+
+
+def test_moving_to_a_device_moves_all_three_parts(rotated, monkeypatch):
+    _, prepared = rotated
+    asked = []
+    monkeypatch.setattr(ImageData, "to", lambda data, device: asked.append((data, device)) or data)
+    prepared.to("cuda")
+    assert [data for data, _ in asked] == [getattr(prepared, part) for part in PARTS]
+    assert {device for _, device in asked} == {"cuda"}
+
+
+def test_names_and_identity():
+    assert Task().name == "digits"
+    assert Task(nuisance="rotation").name == "digits-rotation"
+    task = Task(nuisance="rotation", nuisance_options={"degrees": 30})
+    assert json.loads(json.dumps(task.identity()))["nuisance_options"] == {"degrees": 30}
+    assert task.identity() != Task(nuisance="rotation").identity()
+    assert Task(**json.loads(json.dumps(task.identity()))) == task
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"few_below": 0}, "few_below must be positive"),
+        ({"few_below": 102}, "few_below must be positive and at most many_above"),
+        ({"source": "digit"}, "digit"),
+        ({"nuisance": "rotate"}, "unknown nuisance 'rotate'"),
+        ({"nuisance": "rotation", "nuisance_options": {"degres": 3}}, "degres"),
+        ({"profile": "expo"}, "expo"),
+        ({"imbalance": 0.5}, "imbalance"),
+    ],
+)
+def test_bad_tasks_are_named(options, message):
+    with pytest.raises(SettingsError, match=message):
+        prepare(Task(**{**SMALL, **options}), seed=0)
