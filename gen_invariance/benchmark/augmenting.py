@@ -46,7 +46,7 @@ def augment_set(config: Mapping[str, Any], *, device: torch.device, progress: bo
     keep_apart(form.path, out)
     check_output(out, os.listdir(out) if out.is_dir() else (), resume=config["resume"])  # before fitting for hours
     translator, size = _translator(config, form, task.image_size, fit=fit, device=device, progress=progress)
-    settings = dataclasses.replace(settings, image_size=task.image_size or size)
+    settings = dataclasses.replace(settings, image_size=size if task.image_size is None else task.image_size)
     return export(
         form,
         translator,

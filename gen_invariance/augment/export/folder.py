@@ -49,16 +49,16 @@ class FolderForm:
 
     def _part_entries(self, part: str, top: str) -> Iterator[Entry]:
         root = self.path / top
-        for file in sorted(entry.name for entry in os.scandir(root) if not entry.is_dir()):
+        for file in sorted(entry.name for entry in os.scandir(root) if not is_folder(entry)):
             if Path(file).suffix.lower() in SUFFIXES and not file.startswith("."):
                 yield _entry(Path(top, file), -1, part, "lies in no class folder")
         for name in _sub_folders(root):
             label = self.class_names.index(name) if name in self.class_names else -1
             with os.scandir(root / name) as found:
-                files = sorted((entry.name, entry.is_dir()) for entry in found if not entry.name.startswith("."))
-            for file, is_folder in files:
+                files = sorted((entry.name, is_folder(entry)) for entry in found if not entry.name.startswith("."))
+            for file, nested in files:
                 reason = "" if label >= 0 else "its class has no training image"
-                if is_folder:
+                if nested:
                     reason = "a folder inside a class folder"
                 elif Path(file).suffix.lower() not in SUFFIXES:
                     reason = "no image by its name"
@@ -112,6 +112,14 @@ def read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether a directory entry is a folder; a link in a circle is none, it is found out when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def short_stem(place: Path) -> str:
     """The file's name without its ending, cut so that room is left for what is added to it (255 bytes in all)."""
     return os.fsdecode(os.fsencode(place.stem)[:160])
@@ -127,4 +135,4 @@ def key_of(place: Path) -> str:
 
 
 def _sub_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(folder) if is_folder(entry) and not entry.name.startswith("."))

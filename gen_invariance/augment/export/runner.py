@@ -122,7 +122,9 @@ def export(
 
 def keep_apart(source: Path, out: Path) -> None:
     """Raise `OutputError` when the output lies in the input, or around it."""
-    read, written = (source if source.is_dir() else source.parent).resolve(), out.resolve()
+    read, written = source.resolve(), out.resolve()
+    if not source.is_dir():
+        return  # beside a table or an .npz file is a good place, and only a new or empty folder is written to
     if written == read or read in written.parents:
         raise OutputError(f"out={shown(out)} lies in the data that is read; choose a folder outside of {shown(read)}")
     if written in read.parents:

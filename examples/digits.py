@@ -1,0 +1,34 @@
+"""Long-tailed real digits and a quickly fitted translator, shared by the examples."""
+
+from pathlib import Path
+
+import torch
+
+from gen_invariance import ImageData, load_source, make_long_tailed
+from gen_invariance.run import Run
+from gen_invariance.translator.build import build_objective
+from gen_invariance.translator.fit import FitSettings, fit_translator
+
+
+def long_tailed_digits() -> tuple[ImageData, ImageData]:
+    """Training and test images, 16 x 16, grey, 60 down to 3 images a class."""
+    split = make_long_tailed(load_source("digits"), largest=60, imbalance=20, rest_is_test=True)
+    return split.train, split.test
+
+
+def quick_translator(folder: Path, train: ImageData, *, steps: int = 20) -> Path:
+    """Fit a small translator on the classes with enough images; returns its folder."""
+    run = Run(folder, kind="fit")
+    settings = FitSettings(steps=steps, batch_size=32, sample_every=steps, checkpoint_every=steps)
+    fit_translator(build_objective("spatial", channels=1), train, settings, run=run, progress=False)
+    return folder / "translator"
+
+
+def small_classifier(num_classes: int = 10) -> torch.nn.Module:
+    """Enough for digits."""
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 3, stride=2),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(16 * 7 * 7, num_classes),
+    )

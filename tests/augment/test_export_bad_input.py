@@ -1,0 +1,282 @@
+"""Every kind of bad file, folder and argument through the real command: one line, its exit code, nothing lost."""
+
+import gzip
+import io
+import json
+import os
+import shutil
+import tarfile
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from gen_invariance import SpatialTranslator
+from gen_invariance.cli import run
+
+
+@pytest.fixture(autouse=True)
+def _warnings_as_before(monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command line sets its own
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("translator") / "t"
+    SpatialTranslator(1, start=0.3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name, count in (("cat", 6), ("dog", 2)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.random.default_rng(number).integers(0, 255, (12, 12), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def tree(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def command(capsys, *words):
+    capsys.readouterr()
+    code = run(["augment", "progress=false", "off_distribution=null", *map(str, words)])
+    out, err = capsys.readouterr()
+    return code, out, err.splitlines()
+
+
+SETTINGS = {
+    "no translator": ([], "translator=FOLDER"),
+    "translator and fit": (["translator=T", "fit=true"], "one of translator"),
+    "missing translator": (["translator=/no/where"], "no translator in /no/where"),
+    "translator is no translator": (["translator=DATA"], "no translator in"),
+    "misspelt key": (["translator=T", "targt=max"], "did you mean target"),
+    "target of words": (["translator=T", "target=mean"], "target must be median, max"),
+    "target zero": (["translator=T", "target=0"], "target must be"),
+    "ratio above 1": (["translator=T", "target=1.5"], "target must be"),
+    "originals": (["translator=T", "originals=move"], "copy, link, reference"),
+    "no processes": (["translator=T", "processes=0"], "processes must be"),
+    "broken processes": (["translator=T", "processes=two"], "processes"),
+    "near_copy": (["translator=T", "near_copy=2"], "near_copy must lie in"),
+    "batch of none": (["translator=T", "batch_size=0"], "batch_size must be"),
+    "size of none": (["translator=T", "data.image_size=0"], "image_size must be"),
+    "digits have no files": (["translator=T", "data=digits"], "augment cannot read data=digits"),
+    "a profile": (["translator=T", "data.profile=exponential"], "takes the data as they are"),
+    "no classifier there": (["translator=T", "classifier=/no/where"], "/no/where"),
+    "device": (["translator=T", "device=tpu"], "device must be"),
+    "unknown learner": (["fit=true", "data.image_size=12", "learn.translator=gan"], "unknown translator 'gan'"),
+    "learning nothing": (["fit=true", "data.image_size=12", "learn.steps=0"], "steps must be at least 1"),
+    "no head class": (["fit=true", "data.image_size=12"], "no class has 20 images"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_wrong_settings(name, photos, translator, tmp_path, capsys):
+    words, text = SETTINGS[name]
+    words = [word.replace("=T", f"={translator}").replace("=DATA", f"={photos}") for word in words]
+    before = tree(photos)
+    code, out, err = command(capsys, f"data.path={photos}", f"out={tmp_path / 'out'}", *words)
+    assert code == 2
+    assert len(err) == 1, err
+    assert text in err[0]
+    assert not out
+    assert tree(photos) == before
+    assert not (tmp_path / "out").exists()
+
+
+def hugging_face(path):
+    path.mkdir()
+    (path / "dataset_info.json").write_text("{}")
+
+
+def tarball(path, *members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def half(path, source):
+    path.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+
+
+def save_npz(path, **arrays):
+    np.savez(path, **arrays)
+
+
+def png():
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+INPUTS = {
+    "nothing there": ("folder", lambda p: None, "does not exist"),
+    "a file": ("folder", lambda p: p.write_text("x"), "is a file, not a folder"),
+    "empty folder": ("folder", lambda p: p.mkdir(), "has no sub-folders"),
+    "empty classes": ("folder", lambda p: (p / "cat").mkdir(parents=True), "no image that can be used"),
+    "datasets folder": ("folder", hugging_face, "Hugging Face data set"),
+    "tar folder": ("folder", lambda p: (p.mkdir(), tarball(p / "a.tar")), "use data=webdataset"),
+    "no table": ("table", lambda p: None, "does not exist"),
+    "wrong ending": ("table", lambda p: p.write_text("path,label\n"), "must end in .csv"),
+    "no such column": ("table.csv", lambda p: p.write_text("file,label\na.png,1\n"), "no column 'path'"),
+    "no label": ("table.csv", lambda p: p.write_text("path,label\na.png,cat\nb.png,\n"), "row 2 has no label"),
+    "no rows": ("table.csv", lambda p: p.write_text("path,label\n"), "has no rows"),
+    "empty table": ("table.csv", lambda p: p.write_text(""), "cannot be read as a table"),
+    "torn table": ("table.csv", lambda p: p.write_text('path,label\n"a.png,cat\n'), "cannot be read as a table"),
+    "no parquet": ("table.parquet", lambda p: p.write_bytes(b"PAR1junk"), "cannot be read as a table"),
+    "nested": (
+        "table.parquet",
+        lambda p: pd.DataFrame({"path": [{"bytes": b"x"}], "label": [1]}).to_parquet(p),
+        "nested values",
+    ),
+    "files that are not there": ("table.csv", lambda p: p.write_text("path,label\na.png,cat\n"), "no image that can"),
+    "no npz": ("npz", lambda p: p.write_bytes(b"junk"), "no .npz file"),
+    "npz without labels": ("npz", lambda p: save_npz(p, train_images=np.zeros((2, 8, 8), np.uint8)), "train_labels"),
+    "no shards": ("webdataset", lambda p: p.mkdir(), "holds no .tar shard"),
+    "no shard file": ("webdataset", lambda p: None, "does not exist"),
+    "packed shard": (
+        "webdataset",
+        lambda p: (p.mkdir(), (p / "a.tar.gz").write_bytes(gzip.compress(b""))),
+        "must be unpacked",
+    ),
+    "shard of junk": ("webdataset", lambda p: (p.mkdir(), (p / "a.tar").write_bytes(b"junk" * 300)), "no plain tar"),
+    "no labels": ("webdataset", lambda p: (p.mkdir(), tarball(p / "a.tar", ("a.png", png()))), "an image and a label"),
+    "label of bytes": (
+        "webdataset",
+        lambda p: (p.mkdir(), tarball(p / "a.tar", ("a.png", png()), ("a.cls", b"\xff\xfe"))),
+        "is no label",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_wrong_inputs(name, translator, tmp_path, capsys):
+    kind, make, text = INPUTS[name]
+    form, _, suffix = kind.partition(".")
+    path = tmp_path / ("in.npz" if form == "npz" and name == "no npz" else f"in.{suffix}" if suffix else "in")
+    path = path.with_suffix(".npz") if form == "npz" else path
+    make(path)
+    words = [f"data={form}", f"data.path={path}", f"out={tmp_path / 'out'}", f"translator={translator}"]
+    code, out, err = command(capsys, *words)
+    assert code == 2
+    assert len(err) == 1, err
+    assert text in err[0]
+    assert str(path) in err[0] or name == "label of bytes"
+    assert not out
+
+
+OUTPUTS = {
+    "in the data": (lambda photos: photos / "more", "lies in the data"),
+    "the data": (lambda photos: photos, "lies in the data"),
+    "around the data": (lambda photos: photos.parent, "holds the data"),
+    "a link to the data": (lambda photos: link(photos), "lies in the data"),
+    "foreign files": (lambda photos: foreign(photos), "holds no export (found 'mine.txt')"),
+    "a file": (lambda photos: foreign(photos) / "mine.txt", "mine.txt"),
+    "a damaged export": (lambda photos: damaged(photos), "is damaged"),
+}
+
+
+def link(photos):
+    (photos.parent / "link").symlink_to(photos)
+    return photos.parent / "link"
+
+
+def foreign(photos):
+    (photos.parent / "other").mkdir()
+    (photos.parent / "other" / "mine.txt").write_text("precious")
+    return photos.parent / "other"
+
+
+def damaged(photos):
+    (photos.parent / "other").mkdir()
+    (photos.parent / "other" / ".gen_invariance.json").write_text("{")
+    return photos.parent / "other"
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_wrong_outputs(name, photos, translator, capsys):
+    make, text = OUTPUTS[name]
+    out = make(photos)
+    before = tree(photos.parent)
+    words = [f"data.path={photos}", f"out={out}", f"translator={translator}", "resume=true"]
+    code, _, err = command(capsys, *words)
+    assert code == 2
+    assert len(err) == 1, err
+    assert text in err[0]
+    assert tree(photos.parent) == before
+
+
+def bomb(path):
+    content = bytearray(png())
+    content[16:24] = (60000).to_bytes(4, "big") * 2  # width and height; the checksum no longer fits either
+    path.write_bytes(content)
+
+
+def animated(path):
+    frames = [Image.new("L", (8, 8), level) for level in (0, 99)]
+    frames[0].save(path.with_suffix(".gif"), save_all=True, append_images=frames[1:])
+
+
+FILES = {
+    "empty": lambda p: p.write_bytes(b""),
+    "text": lambda p: p.write_text("hello"),
+    "cut off": lambda p: half(p, p.parent / "0.png"),
+    "only a header": lambda p: p.write_bytes(png()[:40]),
+    "bomb": bomb,
+    "animated": animated,
+    "a pipe": os.mkfifo,
+    "a dangling link": lambda p: p.symlink_to("nowhere"),
+    "a link to itself": lambda p: p.symlink_to(p.name),
+    "floating point": lambda p: Image.new("F", (8, 8), 0.5).save(p.with_suffix(".tif")),
+    "colour for a grey translator": lambda p: Image.new("RGB", (12, 12), "red").save(p),
+    "html": lambda p: p.with_suffix(".jpg").write_text("<html>404</html>"),
+    "numpy": lambda p: np.save(p.open("wb"), np.zeros((8, 8), np.uint8)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_files_are_listed_and_the_rest_is_written(name, photos, translator, tmp_path, capsys):
+    FILES[name](photos / "dog" / "bad.png")
+    words = [f"data.path={photos}", f"out={tmp_path / 'out'}", f"translator={translator}", "target=max"]
+    code, out, err = command(capsys, *words)
+    assert code == 1
+    assert len(err) == 1, err
+    assert "1 images could not be used" in err[0]
+    assert "dog/bad." in err[0]
+    assert "NOT USABLE: dog/bad." in out
+    assert "dog: 2 -> 6" in out
+    rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert [row["source"].split(".")[0] for row in rows if row["status"] == "unusable"] == ["dog/bad"]
+    assert sum(row["status"] == "kept" for row in rows) == 12
+
+
+def test_a_good_run_then_the_same_again(photos, translator, tmp_path, capsys):
+    words = [f"data.path={photos}", f"out={tmp_path / 'out'}", f"translator={translator}", "target=max"]
+    code, out, err = command(capsys, *words)
+    assert (code, err) == (0, [])
+    assert "8 originals, 4 new images" in out
+    code, _, err = command(capsys, *words)
+    assert code == 2
+    assert "add resume=true" in err[0]
+    assert command(capsys, *words, "resume=true")[0] == 0
+    shutil.rmtree(photos / "dog")
+    code, _, err = command(capsys, *words, "resume=true")
+    assert code == 2
+    assert "data (images were added, removed or renamed)" in err[0]
+
+
+def test_fitting_first(photos, tmp_path, capsys):
+    words = ["fit=true", "data.image_size=12", "learn.classes=all", "learn.steps=3", "learn.batch_size=4"]
+    words += [f"data.path={photos}", f"out={tmp_path / 'out'}", "target=max", "near_copy=0"]
+    code, out, err = command(capsys, *words)
+    assert (code, err) == (0, [])
+    assert "8 originals, 4 new images" in out
+    assert (tmp_path / "out-translator" / "translator" / "config.json").is_file()
+    assert command(capsys, *words, "resume=true")[0] == 0
