@@ -397,10 +397,18 @@ def _augment(config: dict[str, Any]) -> None:
     check_complete(summary)
 
 
+def _order(config: dict[str, Any]) -> None:
+    from gen_invariance.benchmark.ordering import order_subsets
+
+    progress = sys.stderr.isatty() if config["progress"] is None else config["progress"]
+    lines = order_subsets(config, device=_device(config["device"]), progress=progress)
+    print("\n".join(_printable(line) for line in lines), end="\n" * bool(lines))
+
+
 _PLAIN: dict[str, Any] = {
     **dict.fromkeys(("seed", "draws", "batch_size"), int),
     **dict.fromkeys(("out", "device", "augmentation", "run", "nuisance", "split", "title"), str),
-    **dict.fromkeys(("method", "baseline", "translator", "inspect out"), str | None),
+    **dict.fromkeys(("method", "baseline", "translator", "inspect out", "order nuisance"), str | None),
     "resume": bool,
     "progress": bool | None,
     "nuisance_options": dict,
@@ -413,7 +421,7 @@ _GOES_ON = {
     **dict.fromkeys(
         ("fit", "train", "augment"), "; the same command with resume=true goes on from the last checkpoint"
     ),
-    "augment": "; the same command with resume=true goes on with what is left",
+    **dict.fromkeys(("augment", "order"), "; the same command with resume=true goes on with what is left"),
     "demo": "; the same command goes on with what is left",
 }
 """What can be done after Ctrl-C."""
@@ -425,6 +433,7 @@ _VERBS: dict[str, Callable[[dict[str, Any]], None]] = {
     "measure": _measure,
     "report": _report,
     "inspect": _inspect,
+    "order": _order,
     "demo": _demo,
 }
 

@@ -131,7 +131,7 @@ def measure_run(
         raise SettingsError(f"draws and batch_size must be at least 1, got {draws} and {batch_size}")
     started = time.perf_counter()
     model, prepared, task, run = open_run(folder, device=device)
-    chosen = _nuisance(nuisance, nuisance_options or {}, translator, prepared, device)
+    chosen = chosen_nuisance(nuisance, nuisance_options or {}, translator, prepared, device)
     data: ImageData = getattr(prepared, split)
     if not len(data):
         raise DataError(
@@ -154,9 +154,15 @@ def measure_run(
     return measured
 
 
-def _nuisance(
+def chosen_nuisance(
     name: str, options: Mapping[str, Any], translator: Path | str | None, prepared: Prepared, device: torch.device | str
 ) -> Nuisance:
+    """What to measure invariance against: "data", "translator" (of that folder), or a hand-written one by name.
+
+    Raises:
+        SettingsError: an unknown name or option, or "translator" without a folder.
+        CheckpointError: a folder that holds no translator for these images.
+    """
     if name == "data":
         return prepared.nuisance
     if name != "translator":
