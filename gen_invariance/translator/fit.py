@@ -121,8 +121,9 @@ def fit_translator(
         )
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     members = class_members(data, settings)
-    start = _restore(objective, run)
-    optimizers = objective.optimizers
+    start = _restore(objective, run, accelerator)
+    # Under fp16 the wrapped optimisers undo the loss scale and skip steps whose gradients overflowed.
+    optimizers = {name: accelerator.prepare_optimizer(each) for name, each in objective.optimizers.items()}
 
     bar = tqdm(total=settings.steps, initial=start, desc="fit", disable=None if progress is None else not progress)
     for step in range(start, settings.steps):
@@ -147,7 +148,7 @@ def fit_translator(
 
         bar.update()
         terms = {**discriminator_terms, **translator_terms}
-        _look(step + 1, terms, objective, data, members, settings, run, bar, main=accelerator.is_main_process)
+        _look(step + 1, terms, objective, data, members, settings, run, bar, accelerator=accelerator)
     bar.close()
     translator.eval()
     if accelerator.is_main_process:
@@ -166,7 +167,7 @@ def _look(
     run: Run,
     bar: tqdm,
     *,
-    main: bool,
+    accelerator: Accelerator,
 ) -> None:
     """What is written after `done` steps: a metrics line, a sample grid, a checkpoint, each at its own pace."""
 
@@ -178,7 +179,7 @@ def _look(
     numbers = {name: float(value.detach()) for name, value in terms.items()}
     _stop_if_not_finite(numbers, step=done)
     _stop_if_broken(objective, step=done)
-    if not main:
+    if not accelerator.is_main_process:
         return
     if due(settings.log_every):
         bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items()}, refresh=False)
@@ -186,7 +187,7 @@ def _look(
     if due(settings.sample_every):
         write_grid(run.path / "samples" / f"step-{done:08d}.png", objective.translator, data, members, run)
     if due(settings.checkpoint_every):
-        run.save(done, _state(objective))
+        run.save(done, _state(objective, accelerator))
 
 
 def _update(
@@ -250,15 +251,17 @@ def _stop_if_broken(objective: Objective, *, step: int) -> None:
             )
 
 
-def _state(objective: Objective) -> dict[str, object]:
+def _state(objective: Objective, accelerator: Accelerator) -> dict[str, object]:
+    scale = {} if accelerator.scaler is None else {"scaler": accelerator.scaler.state_dict()}
     return {
+        **scale,
         "translator": objective.translator.state_dict(),
         "discriminator": objective.discriminator.state_dict(),
         "optimizers": {name: optimizer.state_dict() for name, optimizer in objective.optimizers.items()},
     }
 
 
-def _restore(objective: Objective, run: Run) -> int:
+def _restore(objective: Objective, run: Run, accelerator: Accelerator) -> int:
     """Load the newest checkpoint, if any; returns the number of steps already done."""
     state = run.load_latest()
     if state is None:
@@ -268,6 +271,8 @@ def _restore(objective: Objective, run: Run) -> int:
         objective.discriminator.load_state_dict(state["discriminator"])
         for name, optimizer in objective.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint in {run.path} does not fit this translator ({str(error).splitlines()[0]}); "

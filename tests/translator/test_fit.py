@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -286,6 +287,25 @@ def test_unknown_translator_and_setting():
         build_objective("gan", channels=1)
     with pytest.raises(SettingsError, match="widht"):
         build_objective("munit", channels=1, network={"widht": 3})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="half precision fits on a GPU only")
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_every_precision_fits_about_alike_on_a_gpu(name, precision, tmp_path):
+    """Without unscaling, fp16 gradients would be 65536 times too large for the weight decay, or overflow."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    found = {}
+    for kind in dict.fromkeys(("no", precision)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        run = Run(tmp_path / kind, kind="fit")
+        how = settings(steps=20, mixed_precision=kind)
+        fit_translator(objective(name), digits().to("cuda"), how, run=run, progress=False)
+        found[kind] = torch.cat([value.flatten() for value in weights(run.path).values()])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert found[precision].isfinite().all()
+    torch.testing.assert_close(found[precision], found["no"], atol=5e-3, rtol=0.05)
 
 
 PROGRAM = """
