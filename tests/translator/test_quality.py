@@ -113,6 +113,8 @@ def test_copy_ratio_equals_a_slow_loop():
     bank, own = normal(12, 4), torch.tensor([3, -1, 0, 7, 5])
     fake = normal(5, 4, seed=1)
     fake[4] = bank[2]  # a copy of another image
+    bank[7] = bank[9] + 0.01
+    fake[3] = bank[9] + 0.2  # near the twin of its own source, so the twin's nearest is the source
 
     expected = []
     for point, source in zip(fake, own.tolist(), strict=True):
@@ -366,6 +368,15 @@ def test_the_worst_translations_are_those_least_likely_of_their_class(good):
     chance = judge(found.worst_images).softmax(1)[torch.arange(5), labels[found.worst]]
     assert (chance.diff() >= -1e-6).all()
     assert len(looked_at(Noise(), failures=0).worst) == 0
+
+
+def test_an_image_that_the_judge_gets_wrong_is_no_failure_of_the_translator():
+    images, labels = dots(60)
+    wrong = labels.clone()
+    wrong[:40] = (labels[:40] + 1) % 3
+    facts = {"judge": judge, "features": features, "bank": images, "bank_rows": torch.arange(60), "num_classes": 3}
+    found = assess(Noise(), images, wrong, generator=seeded(), failures=60, **facts)
+    assert set(found.worst.tolist()) == set(range(40, 60))
 
 
 def test_the_same_seed_gives_the_same_figures_whatever_the_batch(good):
