@@ -126,6 +126,15 @@ def test_rows_do_not_depend_on_their_batch():
     torch.testing.assert_close(alone, whole[rows], atol=1e-5, rtol=0)
 
 
+def test_sizes_between_are_padded_at_the_far_ends_and_cut_back():
+    """30 x 27 is what 32 x 28 gives, cut: the picture may not shift."""
+    translator, images = build().eval(), some_images(2, 1, 30, 27)
+    draw = translator.sample(images.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = translator.apply(F.pad(images, (0, 1, 0, 2), mode="reflect"), draw)
+        torch.testing.assert_close(translator.apply(images, draw), whole[..., :30, :27])
+
+
 def test_draws_are_standard_normal_and_repeatable():
     draws = [build().sample((4000, 1, 8, 8), generator=torch.Generator().manual_seed(1))["style"] for _ in range(2)]
     assert torch.equal(*draws)
@@ -187,6 +196,8 @@ def slow_terms(translator, discriminator, images, drawn, weights):
 @pytest.mark.parametrize("weights", [MunitWeights(), MunitWeights(0.5, 2.0, 3.0, 4.0)])
 def test_loss_terms_equal_the_plain_computation(weights):
     whole, images = objective(weights=weights), some_images()
+    for layer in (*whole.discriminator.layers, whole.discriminator.judge):
+        layer.weight.data *= 10  # at its initial scale it scores every picture 0
     draw = whole.sample(images.shape, generator=torch.Generator().manual_seed(1))
     out = whole.forward(images, draw)
     got = {**whole.discriminator_terms(out), **whole.translator_terms(out)}
