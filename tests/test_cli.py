@@ -124,8 +124,15 @@ def started(*arguments):
         text=True,
         env=environment,
         start_new_session=True,
-        **options,
     )
+
+
+def group_is_alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_for(condition, process, *, seconds=180):
@@ -158,8 +165,12 @@ def test_reader_that_goes_away():
 def test_ctrl_c_stops_the_workers_of_the_demo(tmp_path):
     out = tmp_path / "out"
     process = started("demo", "demo.seeds=1", "demo.munit_steps=100000", f"out={out}")
-    wait_for(lambda: list(out.glob("fits/*/run.json")), process)
+    wait_for(lambda: list(out.glob("fits/*munit*/metrics.jsonl")), process)
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
+    end = time.monotonic() + 20
+    while group_is_alive(process.pid):
+        assert time.monotonic() < end
+        time.sleep(0.1)
     assert process.returncode == 130
     assert error == "gen-invariance: stopped; the same command goes on with what is left\n"

@@ -8,15 +8,18 @@ A control without any rotation shows what a fit reports when there is nothing to
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from threading import RLock
 from time import perf_counter
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from gen_invariance.benchmark.records import RecordWriter, finished_cells, load_records
 from gen_invariance.benchmark.suite import (
@@ -212,7 +215,7 @@ def _work(out: Path, settings: DemoSettings, fits: list[_Job], cells: list[_Job]
     def ready(cell: _Job) -> bool:
         return needs[cell.name] is None or replace(cell, kind="fit", name=needs[cell.name]) not in waiting
 
-    with ProcessPoolExecutor(settings.processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(settings.processes, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
         running = {pool.submit(_do, str(out), settings, job): job for job in fits}
         left = cells
         try:
@@ -228,11 +231,15 @@ def _work(out: Path, settings: DemoSettings, fits: list[_Job], cells: list[_Job]
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, Exception):
                 raise RunError(f"a demo process failed: {error}; run the same command again to go on") from error
+            for worker in active_children():  # Ctrl-C: what they were doing is done again next time
+                worker.terminate()
             raise
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which stops the workers
+    tqdm.set_lock(RLock())  # its own would be a semaphore of the system, which a stopped worker leaves behind
 
 
 def _do(out: str, settings: DemoSettings, job: _Job) -> str:
