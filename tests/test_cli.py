@@ -15,7 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from gen_invariance.cli import _VERBS, run
+from gen_invariance.cli import run
+from gen_invariance.verbs import VERBS
 
 DATA = ["data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
 
@@ -36,12 +37,12 @@ def printed(arguments, capsys):
 def test_help_and_version(capsys):
     everything = printed(["--help"], capsys)
     assert printed([], capsys) == everything
-    assert all(f"\n  {verb} " in everything for verb in _VERBS)
+    assert all(f"\n  {verb} " in everything for verb in VERBS)
     assert printed(["--version"], capsys) == f"gen_invariance {version('gen_invariance')}\n"
     assert max(map(len, everything.splitlines())) <= 140
 
 
-@pytest.mark.parametrize("verb", _VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb(verb, capsys):
     text = printed([verb, "--help"], capsys)
     assert text.startswith(f"gen-invariance {verb}: ")
@@ -50,7 +51,7 @@ def test_help_of_a_verb(verb, capsys):
     assert printed([verb, "seed=3", "-h"], capsys) == text
 
 
-@pytest.mark.parametrize("verb", _VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_job_prints_the_settings_and_does_nothing(verb, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = yaml.safe_load(

@@ -11,18 +11,19 @@ from gen_invariance.benchmark.demo import DemoSettings
 from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings
 from gen_invariance.benchmark.task import Task
 from gen_invariance.classifier.train import TrainSettings
-from gen_invariance.cli import _PLAIN, _VERBS, _compose
+from gen_invariance.cli import _PLAIN, _compose
 from gen_invariance.cli_help import config_folder, groups_of, verb_help
 from gen_invariance.settings import options_of, settings_of
 from gen_invariance.translator.build import TRANSLATORS
 from gen_invariance.translator.fit import FitSettings
+from gen_invariance.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = config_folder()
 KINDS = {"data": Task, "classifier": ClassifierSettings, "training": TrainSettings, "stage": StageSettings}
 CHOICES = [
     (verb, group, path.stem)
-    for verb in _VERBS
+    for verb in VERBS
     for group, _ in groups_of(verb)
     for path in sorted((CONFIGS / group).glob("*.yaml"))
 ]
@@ -84,7 +85,7 @@ def test_every_plain_setting_of_a_verb_has_a_kind(verb):
     assert {name for name in plain if name not in _PLAIN and f"{verb} {name}" not in _PLAIN} == set()
 
 
-@pytest.mark.parametrize("verb", _VERBS)
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_names_every_setting(verb):
     text = verb_help(verb)
     config = _compose(verb, [], missing_is_error=False)
@@ -120,7 +121,7 @@ def test_commands_were_found():
 
 @pytest.mark.parametrize(("verb", "words"), COMMANDS)
 def test_documented_command_composes(verb, words):
-    assert verb in _VERBS
+    assert verb in VERBS
     assert _compose(verb, [word for word in words if not word.startswith("--")])
 
 
