@@ -172,6 +172,8 @@ def test_classes_are_drawn_evenly_and_tail_classes_not_at_all(tmp_path):
     )
     shares = shares_of_classes(data, watch.seen)
     assert shares[2] == 0
+    pixels = {image.numpy().tobytes() for image in to_uint8(torch.cat(watch.seen))}
+    assert len(pixels) == 50, "and each image of a class has its turn"
     assert abs(shares[0] - 0.5) < 5 * (0.25 / 600) ** 0.5
 
     watch.seen.clear()
