@@ -205,6 +205,18 @@ def test_every_image_once_an_epoch_and_another_order_in_the_next(tmp_path):
     assert first != second
 
 
+def test_every_step_of_every_epoch_has_draws_of_its_own(tmp_path):
+    angles = []
+
+    class Noted(Rotation):
+        def apply(self, images, draw):
+            angles.extend(draw["degrees"].tolist())
+            return super().apply(images, draw)
+
+    train(tmp_path, settings(epochs=3), base=Noted())
+    assert len(set(angles)) == len(angles) == 3 * 36
+
+
 def test_the_stage_sees_tail_rows_only(tmp_path):
     data, watch = digits(), Watch()
     stage = TailAugment(watch, torch.tensor([0.0, 0.0, 1.0]))
