@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gen_invariance.classifier.backbones import Classifier, build_head
+from gen_invariance.classifier.losses import CrossEntropy
 from gen_invariance.errors import SettingsError
 
 
@@ -60,6 +62,28 @@ class TaskView(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K_task) of `images`, float (B, C, H, W) in [0, 1]."""
         return self.model.head(self.model.features(images), self.task)
+
+
+class TaskLoss(CrossEntropy):
+    """Cross-entropy of several tasks under one linear head whose classes are theirs side by side.
+
+    A row competes with the classes of its own task only, so the head is as many heads as there are tasks, and joint
+    training is ordinary training on the union of their images. Labels are hard.
+
+    Args:
+        counts: training images of each class, (K,).
+        task_of: task number of each class, int64 (K,).
+    """
+
+    def __init__(self, counts: Tensor, *, task_of: Tensor, **options: Any) -> None:
+        super().__init__(counts, **options)
+        if task_of.shape != (self.num_classes,):
+            raise SettingsError(f"task_of must name the task of {self.num_classes} classes, got {tuple(task_of.shape)}")
+        self.register_buffer("task_of", task_of, persistent=False)
+
+    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        other = self.task_of[labels][:, None] != self.task_of[None]
+        return super()._rows(logits.masked_fill(other, -torch.inf), labels, weights)
 
 
 def joint_losses(

@@ -1,0 +1,465 @@
+"""Options of the loop: parts of a batch, averages, worst of k, consistency, mixing, plans, correction of the head."""
+
+import copy
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_train import Interrupted, digits, interrupt_at, network, same_weights, settings, train
+from torch import nn
+
+from gen_invariance.augment.stage import TailAugment
+from gen_invariance.classifier.backbones import Backbone, Classifier, CosineHead, build_head
+from gen_invariance.classifier.batches import Batches
+from gen_invariance.classifier.correction import correct_head
+from gen_invariance.classifier.losses import build_loss
+from gen_invariance.classifier.objective import consistency_term, row_losses
+from gen_invariance.classifier.posthoc import adjust_logits, tau_normalised
+from gen_invariance.classifier.robust import hardest
+from gen_invariance.classifier.transfer import TransferPlan
+from gen_invariance.data.sampling import epoch_indices
+from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance import Rotation
+from gen_invariance.run import Run, named_generator
+
+
+def plain(classes=3, seed=0):
+    """A classifier without batch norm: a batch in parts, or on several processes, gives the same gradient."""
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(seed)
+        first = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.Tanh())
+        second = nn.Sequential(nn.Conv2d(8, 8, 3, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    module = nn.Sequential()
+    module.add_module("one", first)
+    module.add_module("two", second)
+    head = build_head("linear", 32, classes, generator=named_generator(seed, "head"))
+    return Classifier(Backbone(module, 32, 1, {"one": ("one",), "two": ("two",)}), head)
+
+
+def stage(probability=0.7, degrees=90.0):
+    return TailAugment(Rotation(degrees), torch.full((3,), probability))
+
+
+def batches(folder, how, *, data=None, **options):
+    data = data or digits()
+    return Batches(data, how, Run(folder, kind="train"), **options)
+
+
+# ---- parts of a batch
+
+
+@pytest.mark.parametrize("parts", [2, 3, 64])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(parts, tmp_path):
+    counts = digits().counts
+    results = []
+    for accumulate in (1, parts):
+        how = settings(epochs=2, accumulate=accumulate, consistency=0.5)
+        loss = build_loss("cross_entropy", counts=counts, weights="inverse")
+        results.append(train(tmp_path / str(accumulate), how, model=plain(), loss=loss, stage=stage()))
+    for one, other in zip(results[0].parameters(), results[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-5)
+    assert not same_weights(results[0], plain())
+
+
+def test_the_weighted_mean_is_that_of_torch(tmp_path):
+    """One step by hand, with weighted rows: the sum over parts must be torch's weighted mean."""
+    data = digits((4, 3, 2))
+    how = settings(epochs=1, batch_size=9, accumulate=4, momentum=0.0, weight_decay=0.0, learning_rate=1.0)
+    loss = build_loss("cross_entropy", counts=data.counts, weights="inverse")
+    trained = train(tmp_path / "run", how, data=data, model=plain(), loss=loss)
+
+    model = plain()
+    weights = 1 / data.counts.float()
+    F.cross_entropy(model(data.float_images()), data.labels, weight=weights).backward()
+    for before, after in zip(model.parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(after, before - before.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_row_weights_of_soft_labels_are_their_mean():
+    loss = build_loss("cross_entropy", counts=[9, 1], weights={"1": 4.0})
+    soft = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    torch.testing.assert_close(loss.row_weights(soft), torch.tensor([0.25 + 3.0, 1.0]))
+    logits = torch.randn(2, 2)
+    expected = row_losses(loss, logits, soft).sum() / loss.row_weights(soft).sum()
+    torch.testing.assert_close(loss(logits, soft), expected)
+
+
+# ---- worst of k and consistency
+
+
+def test_hardest_against_a_loop(generator):
+    model, loss = network(), build_loss("cross_entropy", counts=[3, 2, 1])
+    images = torch.rand(6, 1, 16, 16, generator=generator)
+    labels, rows = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([1, 2, 5])
+    candidates = [images, *(images.clone() for _ in range(3))]
+    for candidate in candidates[1:]:
+        candidate[rows] = torch.rand(3, 1, 16, 16, generator=generator)
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    found = hardest(model, loss, candidates, labels, rows)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+    model.eval()
+    winners = set()
+    for row in range(6):
+        if row not in rows.tolist():
+            assert torch.equal(found[row], images[row])
+            continue
+        with torch.no_grad():
+            losses = [float(F.cross_entropy(model(one[row : row + 1]), labels[row : row + 1])) for one in candidates]
+        winner = max(range(4), key=losses.__getitem__)
+        winners.add(winner)
+        assert torch.equal(found[row], candidates[winner][row])
+    assert winners - {0}
+
+
+def test_worst_of_draws_differ_in_gated_rows_only(tmp_path):
+    seen = []
+
+    def choose(candidates, labels, rows):
+        seen.append((candidates, rows))
+        return candidates[-1]
+
+    how = settings(worst_of=3)
+    batch = batches(tmp_path / "run", how, stage=stage(0.5)).at(0, hardest=choose)
+    (candidates, rows), others = seen[0], None
+    others = torch.ones(8, dtype=torch.bool)
+    others[rows] = False
+    assert len(candidates) == 3
+    assert 0 < len(rows) < 8
+    assert torch.equal(candidates[0][others], candidates[2][others])
+    assert not torch.equal(candidates[0][rows], candidates[1][rows])
+    assert torch.equal(batch.images, candidates[-1])
+    first = batches(tmp_path / "other", settings(), stage=stage(0.5)).at(0)
+    assert torch.equal(first.images, candidates[0])  # the first of k draws is the only one of one
+
+
+def test_consistency_term_against_its_formula(generator):
+    clean, moved = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    p, q = clean.softmax(1), moved.softmax(1)
+    expected = sum(float(p[i, c] * (p[i, c] / q[i, c]).log()) for i in range(5) for c in range(4))
+    assert float(consistency_term(clean, moved)) == pytest.approx(expected, rel=1e-5)
+    assert float(consistency_term(clean, clean)) == pytest.approx(0, abs=1e-6)
+    clean.requires_grad_(True)
+    moved.requires_grad_(True)
+    consistency_term(clean, moved).backward()
+    assert clean.grad is None
+    assert moved.grad is not None
+
+
+@pytest.mark.parametrize("source", ["batch", "balanced"])
+def test_consistency_pairs_a_row_with_itself(source, tmp_path):
+    how = settings(consistency=1.0, stage_source=source)
+    same = TailAugment(Rotation(0.0), torch.full((3,), 0.6))
+    batch = batches(tmp_path / "run", how, stage=same).at(1)
+    assert 0 < len(batch.clean_rows) < 8
+    torch.testing.assert_close(batch.clean, batch.images[batch.clean_rows], atol=1e-5, rtol=0)
+    pieces = batch.split(3)
+    assert torch.equal(torch.cat([piece.clean for piece in pieces]), batch.clean)
+    for piece in pieces:
+        torch.testing.assert_close(piece.clean, piece.images[piece.clean_rows], atol=1e-5, rtol=0)
+
+
+class Nothing(nn.Module):
+    def forward(self, logits, labels):
+        return 0 * logits.sum()
+
+
+def test_consistency_alone_makes_answers_steadier(tmp_path):
+    images = digits().float_images()
+    moved = Rotation(90.0).apply(images, Rotation(90.0).sample(images.shape, generator=named_generator(5)))
+
+    def drift(model):
+        with torch.no_grad():
+            return float(consistency_term(model(images), model(moved)))
+
+    how = settings(epochs=15, consistency=30.0, weight_decay=0.0)
+    trained = train(tmp_path / "run", how, model=plain(), loss=Nothing(), stage=stage(1.0))
+    assert drift(trained) < 0.5 * drift(plain())
+
+
+# ---- mixing
+
+
+def test_cmo_takes_its_foreground_from_balanced_classes(tmp_path):
+    data = digits((40, 10, 2))
+    loader = batches(tmp_path / "run", settings(mixing="cmo", batch_size=52), data=data)
+    batch = loader.at(0)
+    assert batch.labels.shape == (52, 3)
+    torch.testing.assert_close(batch.labels.sum(1), torch.ones(52))
+    rows = epoch_indices(data.labels, rule="class_balanced", epoch=0, seed=0, num_epochs=4, stream="foreground")
+    kept = 1 - (batch.labels * F.one_hot(data.labels[loader.rows.indices(0)], 3)).sum(1)
+    given = batch.labels.gather(1, data.labels[rows][:, None])[:, 0]
+    differs = data.labels[rows] != data.labels[loader.rows.indices(0)]
+    assert differs.sum() > 20
+    torch.testing.assert_close(given[differs], kept[differs], atol=1e-6, rtol=0)
+
+
+def test_mixing_probability(tmp_path):
+    mixed = []
+    loader = batches(tmp_path / "run", settings(epochs=40, mixing="mixup", mixing_probability=0.3))
+    for step in range(200):
+        mixed.append(loader.at(step).labels.ndim == 2)
+    assert 35 < sum(mixed) < 90  # 60 expected, 3.9 standard deviations
+
+
+# ---- a second loss
+
+
+def test_the_second_loss_starts_with_the_second_phase(tmp_path):
+    calls = []
+
+    class Spy(nn.Module):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def forward(self, logits, labels):
+            calls.append(self.name)
+            return F.cross_entropy(logits, labels)
+
+    how = settings(epochs=4, second_phase=3)
+    train(tmp_path / "run", how, loss=Spy("first"), second_loss=Spy("second"))
+    assert calls == ["first"] * 15 + ["second"] * 5
+
+
+# ---- averages
+
+
+def test_the_average_is_that_of_the_weights_after_each_step(tmp_path):
+    model, seen = plain(), []
+    model.register_forward_pre_hook(lambda *_: seen.append(model.head.weight.detach().clone()))
+    how = settings(epochs=1, average_decay=0.9)
+    folder = tmp_path / "run"
+    returned = train(folder, how, model=model)
+    state = Run(folder, kind="train", resume=True).load_latest()
+    steps = [*seen[1:], state["trained"]["head.weight"]]
+    average = steps[0]
+    for weight in steps[1:]:
+        average = 0.9 * average + 0.1 * weight
+    torch.testing.assert_close(returned.head.weight, average)
+    assert torch.equal(state["model"]["head.weight"], returned.head.weight)
+
+
+# ---- transfer plans
+
+
+def test_frozen_training_leaves_the_backbone_bit_equal(tmp_path):
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    plan = TransferPlan("frozen", lr=0.05, weight_decay=0.1)
+    train(tmp_path / "run", settings(weight_decay=0.1), model=model, plan=plan, stage=stage())
+    backbone = [name for name in before if name.startswith("backbone.")]
+    assert any("running_mean" in name for name in backbone)
+    assert all(torch.equal(before[name], model.state_dict()[name]) for name in backbone)
+    assert not torch.equal(before["head.weight"], model.state_dict()["head.weight"])
+
+
+def test_group_rates_follow_the_schedule(tmp_path):
+    model, how = network(), settings(epochs=4, schedule="cosine")
+    plan = TransferPlan("full", lr=0.2, backbone_lr_scale=0.5, layer_decay=0.5)
+    train(tmp_path / "run", how, model=model, plan=plan)
+    groups = Run(tmp_path / "run", kind="train", resume=True).load_latest()["optimizer"]["param_groups"]
+    factor = how.schedule_at(19 / 5)  # the last of 20 steps, 5 an epoch
+    assert 0 < factor < 0.1
+    assert [group["name"] for group in groups] == ["conv1", "conv2", "conv3", "head"]
+    assert [group["lr"] for group in groups] == pytest.approx([r * factor for r in (0.0125, 0.025, 0.05, 0.2)])
+    assert [group["initial_lr"] for group in groups] == pytest.approx([0.0125, 0.025, 0.05, 0.2])
+
+
+PLANS = {
+    "thawing": TransferPlan("full", lr=0.02, head_epochs=1, epochs_per_stage=1),
+    "pulled": TransferPlan("full", lr=0.02, pull_to_start=0.1),
+    "partial": TransferPlan("partial", last_stages=1, lr=0.02, batch_norm="eval"),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plans_resume_to_the_bit(name, tmp_path):
+    straight = train(tmp_path / "straight", plan=PLANS[name])
+    with pytest.raises(Interrupted):
+        train(tmp_path / "halted", plan=PLANS[name], evaluate=interrupt_at(3))
+    model = network()
+    assert same_weights(straight, train(tmp_path / "halted", plan=PLANS[name], model=model, resume=True))
+
+
+def test_thawing_trains_the_stages_one_after_the_other(tmp_path):
+    model, changed = network(), []
+    last = {"weights": copy.deepcopy(model.state_dict())}
+
+    def look(current):
+        now = copy.deepcopy(current.state_dict())
+        moved = {name.split(".")[1] for name in now if name.startswith("backbone") and "weight" in name
+                 and not torch.equal(now[name], last["weights"][name])}  # fmt: skip
+        changed.append(moved)
+        last["weights"] = now
+        return {}
+
+    train(tmp_path / "run", model=model, plan=PLANS["thawing"], evaluate=look)
+    assert changed == [set(), {"conv3"}, {"conv2", "conv3"}, {"conv1", "conv2", "conv3"}]
+
+
+def test_the_pull_keeps_weights_near_their_start(tmp_path):
+    def distance(strength):
+        plan = TransferPlan("full", lr=0.02, pull_to_start=strength)
+        model = train(tmp_path / str(strength), plan=plan, model=network())
+        pairs = zip(model.backbone.parameters(), network().backbone.parameters(), strict=True)
+        return sum(float((one - other).detach().square().sum()) for one, other in pairs)
+
+    assert distance(5.0) < 0.5 * distance(0.0)
+
+
+# ---- corrections of the head
+
+
+def corrected(folder, kind, options=None, *, data=None, model=None, **rest):
+    data, model = data or digits(), model or network().eval()
+    return correct_head(model, data, kind, run=Run(folder, kind="train"), options=options, **rest)
+
+
+def test_closed_corrections_equal_their_formulas(tmp_path, generator):
+    data, images = digits(), torch.rand(5, 1, 16, 16, generator=generator)
+    model = network().eval()
+    nn.init.normal_(model.head.bias, generator=generator)
+    expected = adjust_logits(model(images), counts=data.counts, tau=0.8)
+    found = corrected(tmp_path / "a", "logit_adjustment", {"tau": 0.8}, model=copy.deepcopy(model))(images)
+    torch.testing.assert_close(found, expected)
+    expected = tau_normalised(model.head, tau=0.5)(model.features(images))
+    found = corrected(tmp_path / "b", "tau_norm", {"tau": 0.5}, model=copy.deepcopy(model))(images)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["crt", "lws"])
+@pytest.mark.parametrize("staged", [False, True])
+def test_trained_corrections_move_the_head_only(kind, staged, tmp_path):
+    options = {"epochs": 4, "batch_size": 8, "views": 2} if staged else {"epochs": 4, "batch_size": 8}
+    extra = {"stage": stage()} if staged else {}
+    model = network().eval()
+    before = copy.deepcopy(model.state_dict())
+    once = corrected(tmp_path / "one", kind, options, model=model, **extra)
+    again = corrected(tmp_path / "two", kind, options, **extra)
+    assert same_weights(once, again)
+    assert isinstance(once.head, nn.Linear)
+    after = once.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head."))
+    ratio = after["head.weight"] / before["head.weight"]
+    assert not torch.allclose(ratio, torch.ones_like(ratio))
+    if kind == "lws":
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=1e-4, rtol=1e-4)
+
+
+def test_re_training_learns_on_balanced_classes(tmp_path):
+    data = digits((60, 20, 6))
+    model = corrected(tmp_path / "run", "crt", {"epochs": 60, "learning_rate": 0.02}, data=data)
+    right = model(data.float_images()).argmax(1) == data.labels
+    assert min(float(right[data.labels == label].float().mean()) for label in range(3)) > 0.5  # the features are random
+
+
+def test_a_correction_is_saved_and_not_repeated(tmp_path):
+    how = settings(epochs=2, head_correction="logit_adjustment")
+    first = train(tmp_path / "run", how)
+    again = train(tmp_path / "run", how, resume=True)
+    assert same_weights(first, again)
+    uncorrected = train(tmp_path / "other", settings(epochs=2))
+    assert not torch.equal(first.head.bias, uncorrected.head.bias)
+    assert torch.equal(first.head.weight, uncorrected.head.weight)
+
+
+def test_a_run_stopped_before_its_correction_is_corrected_later(tmp_path, monkeypatch):
+    import gen_invariance.classifier.train as module
+
+    how = settings(epochs=2, head_correction="crt", head_correction_options={"epochs": 2})
+    straight = train(tmp_path / "straight", how)
+
+    def stop(*_, **__):
+        raise Interrupted
+
+    monkeypatch.setattr(module, "correct_head", stop)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "halted", how)
+    monkeypatch.undo()
+    assert same_weights(straight, train(tmp_path / "halted", how, resume=True))
+
+
+# ---- bad settings
+
+
+def test_bad_settings_are_named_before_training(tmp_path):
+    for change, words in (
+        ({"worst_of": 2}, "worst_of works on what the stage does"),
+        ({"consistency": 0.1}, "consistency works on what the stage does"),
+        ({"mixing": "mixup", "mixing_options": {"beta": 1}}, "mixup has no option 'beta'"),
+        ({"head_correction": "crt", "head_correction_options": {"tau": 1}}, "crt has no option 'tau'"),
+        ({"head_correction": "tau_norm", "head_correction_options": {"tau": 2}}, "tau must lie in"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            train(tmp_path / words[:8], settings(**change))
+    for change, words in (
+        ({"average_decay": 1.0}, r"average_decay must be in \[0, 1\)"),
+        ({"accumulate": 0}, "accumulate must be at least 1"),
+        ({"mixing": "blend"}, "mixing must be one of"),
+        ({"mixing": "mixup", "consistency": 1.0}, "drop one of them"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            settings(**change)
+    model = network()
+    model.head = CosineHead(128, 3)
+    with pytest.raises(SettingsError, match="needs a linear head, got CosineHead"):
+        train(tmp_path / "cosine", settings(head_correction="lws"), model=model)
+
+
+# ---- several processes
+
+PROGRAM = """
+import os, sys, torch
+sys.path[:0] = {paths!r}
+torch.set_num_threads(1)
+from test_train_options import one_or_several
+one_or_several(sys.argv[1] + os.environ["RANK"], int(sys.argv[2]))
+torch.distributed.destroy_process_group()
+"""
+
+HOW = [
+    # 36 images in batches of 5: the last batch of an epoch has one image, so one of two processes has none.
+    {"batch_size": 5, "mixing": "cutmix", "mixing_probability": 0.5, "accumulate": 2, "average_decay": 0.8},
+    {"batch_size": 5, "consistency": 0.5, "worst_of": 2, "stage_source": "balanced"},
+]
+
+
+def one_or_several(path, number):
+    model, data = plain(), digits()
+    loss = build_loss("cross_entropy", counts=data.counts, weights="inverse")
+    train(path, settings(epochs=3, **HOW[number]), model=model, data=data, loss=loss, stage=stage(0.5))
+    rows = Run(path, kind="train", resume=True).metrics()
+    torch.save({"model": model.state_dict(), "loss": [row["loss"] for row in rows]}, path + ".pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(HOW)))
+def test_two_processes_train_as_one(number, tmp_path):
+    one_or_several(str(tmp_path / "one"), number)
+    program = textwrap.dedent(PROGRAM).format(paths=[os.path.dirname(__file__)])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    common["MASTER_PORT"] = str(20000 + (os.getpid() * 3 + number) % 20000)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "rank"), str(number)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    one, *ranks = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "rank0", "rank1")]
+    assert one["loss"] == pytest.approx(ranks[0]["loss"], rel=1e-4)
+    for rank in ranks:
+        for name, value in one["model"].items():
+            torch.testing.assert_close(rank["model"][name], value, atol=1e-5, rtol=1e-4)
