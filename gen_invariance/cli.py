@@ -70,7 +70,7 @@ def _run_verb(verb: str, rest: list[str]) -> None:
     if dashed:
         raise SettingsError(f"{verb} knows no option {dashed[0]}; settings have no dashes: seed=1 out=FOLDER")
     if wanted["help"]:
-        print(verb_help(verb), end="")
+        print(verb_help(verb, overrides), end="")
         return
     config = _compose(verb, overrides, missing_is_error=not wanted["cfg"])
     if wanted["cfg"]:
@@ -129,7 +129,7 @@ def _one_line(verb: str, error: Exception) -> str:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         full = re.search(r"full_key: (\S+)", str(error.__cause__))
-        key = full[1] if full else unknown[1]
+        key = max(unknown[1], full[1] if full else "", key=len)  # Hydra names the start or the whole of it
         return f"{verb} has no setting {key!r}{_nearest(verb, key)}; see gen-invariance {verb} --help"
     choice = re.search(r"Could not find '([^']+)'", text)
     if choice:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 _USAGE = """gen-invariance: learn a nuisance where data is plenty, give it to tail classes, measure invariance.
 
@@ -44,8 +45,8 @@ def groups_of(verb: str) -> list[tuple[str, str]]:
     return re.findall(r"^  - (\w+): (\w+)$", text, flags=re.MULTILINE)
 
 
-def verb_help(verb: str) -> str:
-    """What a verb does, its choices and all its settings."""
+def verb_help(verb: str, words: Iterable[str] = ()) -> str:
+    """What a verb does, its choices and all its settings; those of the groups as chosen in `words` (GROUP=CHOICE)."""
     folder = config_folder()
     text = (folder / f"{verb}.yaml").read_text(encoding="utf-8")
     groups = groups_of(verb)
@@ -56,21 +57,58 @@ def verb_help(verb: str) -> str:
             names = sorted(path.stem for path in (folder / group).glob("*.yaml"))
             chunks.append(f"  {group}={' | '.join([default, *(name for name in names if name != default)])}")
         chunks.append("")
-    body = [line for line in text.splitlines() if not line.startswith(("#", "defaults:", "  - "))]
-    chunks += ["settings:", *(f"  {line}" for line in body), ""]
+    chunks += ["settings:", *_listed(_settings_in(text)), ""]
     for group, default in groups:
-        chunks += [f"settings of {group} (here {default}):", *_group_lines(folder / group / f"{default}.yaml"), ""]
+        named = next((word.partition("=")[2] for word in words if word.startswith(f"{group}=")), default)
+        chosen = named if (folder / group / f"{named}.yaml").is_file() else default
+        path = folder / group / f"{chosen}.yaml"
+        everywhere = "@package _global_" in path.read_text(encoding="utf-8")  # its settings are those of other groups
+        lines = _listed(_group_settings(path), before="" if everywhere else f"{group}.")
+        chunks += [f"settings of {group} (here {chosen}):", *lines, ""] if lines else []
     return "\n".join(chunks)
 
 
-def _group_lines(path: Path) -> list[str]:
-    """The settings of one group file, those it inherits first."""
+def _group_settings(path: Path) -> dict[str, tuple[str, str]]:
+    """Settings of one group file over those it inherits."""
     text = path.read_text(encoding="utf-8")
     inherited = re.search(r"^defaults: \[(\w+), _self_\]$", text, flags=re.MULTILINE)
-    lines = [line for line in text.splitlines() if line and not line.startswith(("#", "defaults:"))]
-    own = [f"  {path.parent.name}.{line}" if not line.startswith(" ") else f"  {line}" for line in lines]
-    if inherited is None:
-        return own
-    names = {line.split(":")[0] for line in own}
-    base = [line for line in _group_lines(path.with_name(f"{inherited[1]}.yaml")) if line.split(":")[0] not in names]
-    return base + own
+    base = _group_settings(path.with_name(f"{inherited[1]}.yaml")) if inherited else {}
+    return base | _settings_in(text)
+
+
+def _settings_in(text: str) -> dict[str, tuple[str, str]]:
+    """Value and comment of each setting of a config file, by the dotted name a command line uses."""
+    import yaml
+
+    found: dict[str, tuple[str, str]] = {}
+    parents: list[str] = []
+    for line in text.splitlines():
+        if not line.strip() or line.startswith(("#", "defaults:", "  - ")):
+            continue
+        setting, _, comment = line.strip().partition(" #")
+        name, _, value = setting.partition(":")
+        parents = [*parents[: (len(line) - len(line.lstrip())) // 2], name]
+        if value.strip():
+            shown = _leaves(".".join(parents), yaml.safe_load(value)) if value.strip().startswith("{") else {}
+            found |= {
+                key: (text, comment.strip()) for key, text in (shown or {".".join(parents): value.strip()}).items()
+            }
+    return found
+
+
+def _leaves(name: str, value: Any) -> dict[str, str]:
+    """The settings of a mapping written on one line; options whose names depend on another setting stay together."""
+    import yaml
+
+    if isinstance(value, dict) and value and not name.endswith("_options"):
+        return {key: text for inner in value for key, text in _leaves(f"{name}.{inner}", value[inner]).items()}
+    return {name: yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()}
+
+
+def _listed(settings: Mapping[str, tuple[str, str]], *, before: str = "") -> list[str]:
+    """The settings, one a line, comments in a column."""
+    lines = []
+    for name, (value, comment) in settings.items():
+        shown = f"{before}{name}: {'(must be given)' if value == '???' else value}"
+        lines.append(f"  {shown:38}  # {comment}" if comment else f"  {shown}")
+    return lines

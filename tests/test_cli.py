@@ -51,6 +51,14 @@ def test_help_of_a_verb(verb, capsys):
     assert printed([verb, "seed=3", "-h"], capsys) == text
 
 
+def test_help_on_another_choice(capsys):
+    text = printed(["fit", "translator=munit_small", "--help"], capsys)
+    assert "\nsettings of translator (here munit_small):\n" in text
+    assert "\n  translator.network.width: 16\n" in text  # its own, over the one of munit
+    assert "\n  translator.network.style_dim: 8\n" in text
+    assert printed(["fit", "translator=../../setup", "--help"], capsys) == printed(["fit", "--help"], capsys)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_job_prints_the_settings_and_does_nothing(verb, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -514,7 +514,7 @@ def command(*arguments, **options):
         pytest.param(FIT, 1_000, marks=pytest.mark.slow),
         (FIT, 20_000),
         pytest.param(TRAIN, 20_000, marks=pytest.mark.slow),
-        (TRAIN, 1_000),
+        pytest.param(TRAIN, 1_000, marks=pytest.mark.slow),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else str(value),
 )

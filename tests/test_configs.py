@@ -11,7 +11,7 @@ from gen_invariance.benchmark.demo import DemoSettings
 from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings
 from gen_invariance.benchmark.task import Task
 from gen_invariance.classifier.train import TrainSettings
-from gen_invariance.cli import _PLAIN, _compose
+from gen_invariance.cli import _PLAIN, _compose, _keys
 from gen_invariance.cli_help import config_folder, groups_of, verb_help
 from gen_invariance.settings import options_of, settings_of
 from gen_invariance.translator.build import TRANSLATORS
@@ -21,12 +21,9 @@ from gen_invariance.verbs import VERBS
 ROOT = Path(__file__).parent.parent
 CONFIGS = config_folder()
 KINDS = {"data": Task, "classifier": ClassifierSettings, "training": TrainSettings, "stage": StageSettings}
-CHOICES = [
-    (verb, group, path.stem)
-    for verb in VERBS
-    for group, _ in groups_of(verb)
-    for path in sorted((CONFIGS / group).glob("*.yaml"))
-]
+VERB_OF = {group: verb for verb in reversed(VERBS) for group, _ in groups_of(verb)}
+"""A verb that takes the group; what a choice holds does not depend on the verb."""
+CHOICES = [(VERB_OF[group], group, path.stem) for group in VERB_OF for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
 
 def bind(group, values):
@@ -90,13 +87,32 @@ def test_help_names_every_setting(verb):
     text = verb_help(verb)
     config = _compose(verb, [], missing_is_error=False)
     groups = {group for group, _ in groups_of(verb)}
-    for name, value in config.items():
-        assert re.search(rf"^ +{name}[:=]|settings of {name} ", text, flags=re.MULTILINE), name
-        for inner in value if isinstance(value, dict) else ():
-            assert re.search(rf"^ +({name}\.)?{inner}:", text, flags=re.MULTILINE), f"{name}.{inner}"
+    for name in _keys(config):
+        assert re.search(rf"^  {re.escape(name)}[:.]|^settings of {name} |^  {name}=", text, flags=re.MULTILINE), name
     for group in groups:
         for path in (CONFIGS / group).glob("*.yaml"):
             assert path.stem in text
+
+
+@pytest.mark.parametrize(("verb", "group", "choice"), CHOICES)
+def test_help_shows_the_values_of_the_choice(verb, group, choice):
+    text = verb_help(verb, [f"{group}={choice}"])
+    part = re.search(rf"^settings of {group} \(here {choice}\):\n((?:  .*\n)+)", text, flags=re.MULTILINE)
+    shown = dict(re.findall(r"^  ([\w.]+): (.*?)(?:  +#.*)?$", part[1], flags=re.MULTILINE)) if part else {}
+    config = dict(_leaves(_compose(verb, [f"{group}={choice}"], missing_is_error=False)))
+    own = {name for name in config if name.startswith(f"{group}.")}
+    assert own <= set(shown) or not part
+    for name, value in shown.items():
+        if "must be given" not in value:
+            assert dict(_leaves({name: yaml.safe_load(value)})).items() <= config.items()
+
+
+def _leaves(values, before=""):
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{before}{name}.")
+        else:
+            yield before + name, value
 
 
 def documented_commands():
