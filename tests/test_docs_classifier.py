@@ -1,0 +1,74 @@
+"""Every code block of the pages on methods and transfer runs; the figures they quote are those of the records."""
+
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import gen_invariance.torchvision_guard  # noqa: F401
+from gen_invariance.cli import run
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command line sets its own
+
+
+@pytest.mark.parametrize("page", ["transfer.md", "long-tail-methods.md"])
+def test_code_blocks_run(page):
+    found = re.findall(r"^```(python|bash)\n(.*?)^```", (DOCS / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert len(found) >= 2
+    names = {}
+    for language, code in found:
+        if language == "python":
+            exec(compile(code, page, "exec"), names)
+            continue
+        for line in code.strip().splitlines():
+            program, *words = shlex.split(line)
+            assert program == "gen-invariance"
+            assert run(words) == 0
+
+
+def test_the_plan_that_is_shown_is_the_plan(capsys):
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (DOCS / "transfer.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    exec(blocks[0][1], {})
+    assert capsys.readouterr().out == blocks[1][1]
+
+
+def quoted(page, first):
+    """The table of `page` whose header starts with `first`: its columns and rows of numbers."""
+    lines = (DOCS / page).read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip(" *") for cell in line.strip("|").split("|")])
+    return rows[0][1:], rows[2:]
+
+
+@pytest.mark.parametrize(
+    ("first", "benchmark"),
+    [
+        ("target images a class", "Letters, 16 classes to 10 others, {} images a class"),
+        ("images a class", "CIFAR-10, ImageNet features, {} images a class"),
+    ],
+)
+def test_quoted_transfer_figures(first, benchmark):
+    frame = pd.read_csv(DOCS / "results" / "transfer" / "records.csv")
+    frame = frame[frame["metric"] == "balanced_accuracy"]
+    columns, rows = quoted("transfer.md", first)
+    names = {"partial (1)": "partial", "nearest mean": "nearest_mean", "k nearest": "knn"}
+    assert len(rows) == 3
+    for size, *values in rows:
+        for column, value in zip(columns, values, strict=True):
+            chosen = (frame["benchmark"] == benchmark.format(size)) & (frame["method"] == names.get(column, column))
+            found = frame[chosen]["value"]
+            assert len(found) == 3
+            assert float(value) == pytest.approx(100 * found.mean(), abs=0.051)
