@@ -142,7 +142,9 @@ class CrossEntropy(nn.Module):
         """What each row of `labels` counts in the mean, float32 (B,); a batch split into parts divides by their sum."""
         if self.class_weights is None:
             return torch.ones(len(labels), device=labels.device)
-        return labels.to(self.class_weights) @ self.class_weights if labels.is_floating_point() else self.class_weights[labels]
+        if labels.is_floating_point():
+            return labels.to(self.class_weights) @ self.class_weights
+        return self.class_weights[labels]
 
     def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         """Weighted loss of each row, (B,)."""
