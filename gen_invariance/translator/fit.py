@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import CheckpointError, RunError, SettingsError
+from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
 from gen_invariance.run import Run, atomic_write, cannot_write
 
@@ -289,6 +290,8 @@ def save_translator(translator: nn.Module, folder: Path) -> None:
         translator.save_pretrained(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
+    except SafetensorError as error:  # its writer's own kind for a full disk
+        raise OutputError(f"cannot write {folder}: {error}; free some space or choose another folder") from error
     except OSError as error:
         raise cannot_write(folder, error) from error
 

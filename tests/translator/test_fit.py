@@ -350,3 +350,19 @@ def test_two_processes_fit_what_one_does(name, tmp_path):
     for key, value in one.items():
         assert torch.equal(ranks[0][key], ranks[1][key]), key
         torch.testing.assert_close(ranks[0][key], value, atol=1e-4, rtol=1e-3)
+
+
+def test_a_full_disk_while_weights_are_written_is_one_error(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from gen_invariance.errors import OutputError
+    from gen_invariance.translator.fit import save_translator
+    from gen_invariance.translator.spatial import SpatialTranslator
+
+    def full(self, *_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(SpatialTranslator, "save_pretrained", full)
+    with pytest.raises(OutputError, match="No space left"):
+        save_translator(SpatialTranslator(1), tmp_path / "translator")
+    assert not (tmp_path / "translator").exists()
