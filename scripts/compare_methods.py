@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gen_invariance.benchmark.methods import Comparison, in_order, run_comparison, with_stage
+from gen_invariance.benchmark.methods import Comparison, in_order, run_comparison, stage_table, with_stage
 from gen_invariance.benchmark.records import measured, write_csv
 from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings
 from gen_invariance.benchmark.summary import summarise
@@ -89,6 +89,7 @@ def main() -> None:
     baseline = BASELINE if BASELINE in given.methods else None
     summary = summarise(frame, baseline=baseline)
     table = to_markdown(method_tables(frame, summary, baseline=baseline, references=[f"{BASELINE} + true nuisance"]))
+    table += f"\n## Without → with the stage\n\n{stage_table(frame)}"
     print(table)
     write_text(given.out / "table.md", table)
     write_csv(summary, given.out / "summary.csv")

@@ -14,11 +14,13 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from gen_invariance.benchmark.metrics import metric_info
 from gen_invariance.benchmark.records import RecordWriter, finished_cells, load_records
 from gen_invariance.benchmark.suite import ClassifierSettings, Method, StageSettings, cell_digest, run_cell
 from gen_invariance.benchmark.task import Prepared, Task, prepare
 from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.errors import SettingsError
+from gen_invariance.measure.statistics import paired_difference
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
 from gen_invariance.settings import settings_of
@@ -155,6 +157,30 @@ def in_order(frame: pd.DataFrame, methods: Iterable[Method]) -> pd.DataFrame:
     """Records with the methods in the order of `methods`, whatever order they were measured in."""
     place = {method.name: number for number, method in enumerate(methods)}
     return frame.iloc[frame["method"].map(place).argsort(kind="stable")].reset_index(drop=True)
+
+
+def stage_table(frame: pd.DataFrame) -> str:
+    """Each method without -> with the stage, as Markdown: means over seeds, and the paired difference with interval."""
+    names = ("balanced_accuracy", "few_accuracy", "mean_ekld", "train_seconds")
+    totals = frame[frame["class_index"].isna() & frame["metric"].isin(names)]
+    values = totals.set_index(["method", "metric", "seed"])["value"].unstack()
+    head = [
+        part for name in names for part in (metric_info(name).title, *(["difference"] if name != names[-1] else []))
+    ]
+    lines = [f"| Method | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+    for method in dict.fromkeys(frame["method"]):
+        if (method + LEARNED, names[0]) not in values.index:
+            continue
+        cells = [method.replace("_", r"\_")]
+        for name in names:
+            info, plain, staged = metric_info(name), values.loc[(method, name)], values.loc[(method + LEARNED, name)]
+            cells.append(f"{info.show(plain.mean())} → {info.show(staged.mean())}")
+            if name != names[-1]:
+                gap = paired_difference(staged, plain)
+                shown = f"{gap.mean * info.scale:+.{info.decimals}f} ± {gap.half_width * info.scale:.{info.decimals}f}"
+                cells.append(shown.replace("-", "−"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def with_stage(

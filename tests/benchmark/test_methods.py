@@ -7,7 +7,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from gen_invariance.benchmark import methods as module
-from gen_invariance.benchmark.methods import Comparison, build_method, in_order, read_method, run_comparison, with_stage
+from gen_invariance.benchmark.methods import (
+    Comparison,
+    build_method,
+    in_order,
+    read_method,
+    run_comparison,
+    stage_table,
+    with_stage,
+)
 from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings, build_losses, build_model
 from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.benchmark.transferring import SCRATCH, UNTOUCHED, TransferComparison, effects, run_transfer
@@ -94,6 +102,10 @@ def test_a_comparison_measures_what_is_missing(tmp_path, monkeypatch):
     assert list(dict.fromkeys(frame["method"])) == ["randaugment", "randaugment + stage", "lws", "lws + stage"]
     values = frame[frame["metric"] == "balanced_accuracy"]["value"]
     assert len(values) == 4
+    lines = stage_table(frame).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["randaugment", "lws"]
+    plain, staged = (100 * values.iloc[number] for number in (0, 1))
+    assert lines[2].split("|")[2].strip() == f"{plain:.1f} → {staged:.1f}"
     assert values.between(0, 1).all()
 
 
