@@ -92,9 +92,11 @@ def main() -> None:
     table += f"\n## Without → with the stage\n\n{stage_table(frame)}"
     print(table)
     write_text(given.out / "table.md", table)
-    write_csv(summary, given.out / "summary.csv")
+    classes = ["class_index", "class_name", "class_count", "group"]
+    write_csv(summary[summary["class_index"].isna()].drop(columns=classes), given.out / "summary.csv")
     totals = measured(frame)
-    write_csv(totals[totals["class_index"].isna()].drop(columns=["versions"]), given.out / "records.csv")
+    totals = totals[totals["class_index"].isna()].drop(columns=[*classes, "versions"])
+    write_csv(totals, given.out / "records.csv")
 
 
 if __name__ == "__main__":

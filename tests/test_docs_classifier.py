@@ -72,3 +72,19 @@ def test_quoted_transfer_figures(first, benchmark):
             found = frame[chosen]["value"]
             assert len(found) == 3
             assert float(value) == pytest.approx(100 * found.mean(), abs=0.051)
+
+
+@pytest.mark.parametrize("folder", ["methods", "methods/all_letters"])
+def test_the_method_tables_are_those_of_the_records(folder):
+    page = (DOCS / "long-tail-methods.md").read_text()
+    table = (DOCS / "results" / folder / "table.md").read_text().partition("## Without → with the stage\n\n")[2].strip()
+    assert table
+    assert table in page
+    frame = pd.read_csv(DOCS / "results" / folder / "records.csv")
+    means = frame[frame["metric"] == "balanced_accuracy"].groupby("method")["value"].agg(["mean", "count"])
+    assert (means["count"] == 3).all()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert len(rows) >= 7
+    for name, shown, *_ in rows:
+        plain, staged = (means.loc[name.replace("\\", "") + ending, "mean"] for ending in ("", " + stage"))
+        assert shown == f"{100 * plain:.1f} → {100 * staged:.1f}"
