@@ -19,7 +19,7 @@ import torch
 
 from gen_invariance.benchmark.demo import DemoSettings
 from gen_invariance.benchmark.measuring import report_of
-from gen_invariance.benchmark.records import RecordWriter, finished_cells
+from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells
 from gen_invariance.benchmark.suite import Method, StageSettings, cell_digest, run_cell
 from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.run import Run, write_json
@@ -78,7 +78,7 @@ def main(out: Path, seeds: int, only: str) -> None:
             done = finished_cells(task_out / "records") if (task_out / "records").is_dir() else set()
             for method in methods():
                 digest = cell_digest(task, method, draws=DRAWS)
-                if (only and name not in only.split(",")) or (task.name, digest, method.name, seed) in done:
+                if (only and name not in only.split(",")) or Cell(task.name, digest, method.name, seed) in done:
                     continue
                 folder = fitted(out, name, method.translator, task, seed) if method.translator else None
                 seconds = json.loads((folder / "seconds.json").read_text())["seconds"] if folder else None

@@ -24,7 +24,7 @@ from gen_invariance.benchmark.drawing import (
     png_bytes,
 )
 from gen_invariance.benchmark.metrics import Metric, metric_info
-from gen_invariance.benchmark.records import measured
+from gen_invariance.benchmark.summary import repetitions
 from gen_invariance.errors import DataError, ShapeError
 from gen_invariance.measure.statistics import MeanInterval, class_size_association, mean_interval
 from gen_invariance.run import named_generator
@@ -132,7 +132,7 @@ def _per_class(
     frame: pd.DataFrame, metric: str, styles: Mapping[str, MethodStyle] | None
 ) -> tuple[pd.DataFrame, Mapping[str, MethodStyle]]:
     """Per-class records of `metric`, and the styles to draw their methods in."""
-    frame = measured(frame)
+    frame = repetitions(frame)
     chosen = frame[(frame["metric"] == metric) & frame["class_index"].notna() & frame["class_count"].notna()].copy()
     if chosen.empty:
         raise DataError(f"no record of {metric!r} with class_index and class_count to draw; measure it by class first")

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from gen_invariance.benchmark.records import RecordWriter, finished_cells, load_records
+from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.benchmark.suite import (
     ClassifierSettings,
     Method,
@@ -203,7 +203,7 @@ def _missing_cells(out: Path, settings: DemoSettings) -> Iterator[_Job]:
         for method in _methods(settings, task_name):
             digest = cell_digest(task, method, draws=settings.draws)
             for seed in range(settings.seeds):
-                if (task.name, digest, method.name, seed) not in done:
+                if Cell(task.name, digest, method.name, seed) not in done:
                     yield _Job("cell", task_name, method.name, seed)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from gen_invariance.benchmark.metrics import metric_info
-from gen_invariance.benchmark.records import RecordWriter, finished_cells, load_records
+from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.benchmark.suite import ClassifierSettings, Method, StageSettings, cell_digest, run_cell
 from gen_invariance.benchmark.task import Prepared, Task, prepare
 from gen_invariance.classifier.train import TrainSettings
@@ -105,7 +105,7 @@ class Comparison:
             left = [
                 method
                 for method in self.methods
-                if (self.task.name, cell_digest(self.task, method, draws=self.draws), method.name, seed) not in done
+                if Cell(self.task.name, cell_digest(self.task, method, draws=self.draws), method.name, seed) not in done
             ]
             if left:
                 yield seed, left

@@ -1,12 +1,12 @@
 """Measured results as append-only JSON lines.
 
-A *cell* is one (benchmark, configuration, method, seed); it gives one record for each metric and class. Writers never
-share a file: each process appends to a `records-*.jsonl` of its own in one folder, by a single `write` of whole
-lines on an `O_APPEND` descriptor. That needs no lock and holds on network file systems, where appends of several
-machines to one file may overwrite each other. A process that is killed in the middle of a line leaves it at the end
-of a file that nobody appends to again, and readers pass over it. A cell ends with a marker line written in the same
-call after its records and saying how many they are, so a cell that was cut short or damaged is known as unfinished and
-can be run again; where cells are measured twice the later record counts.
+A *cell* is one (benchmark, configuration, method, seed, class order); it gives one record for each metric and class.
+Writers never share a file: each process appends to a `records-*.jsonl` of its own in one folder, by a single `write`
+of whole lines on an `O_APPEND` descriptor. That needs no lock and holds on network file systems, where appends of
+several machines to one file may overwrite each other. A process that is killed in the middle of a line leaves it at
+the end of a file that nobody appends to again, and readers pass over it. A cell ends with a marker line written in the
+same call after its records and saying how many they are, so a cell that was cut short or damaged is known as
+unfinished and can be run again; where cells are measured twice the later record counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -33,8 +33,15 @@ from gen_invariance.run import cannot_write, package_versions, source_commit, wr
 FINISHED, FAILED = "finished", "failed"
 """Metrics of marker records: the last line of a cell, and a cell that ended with an error."""
 
-Cell: TypeAlias = tuple[str, str, str, int]
-"""benchmark, config_digest, method, seed."""
+
+class Cell(NamedTuple):
+    """What is measured in one go; `order` is None where the seed decides the class order, too."""
+
+    benchmark: str
+    config_digest: str
+    method: str
+    seed: int
+    order: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,8 @@ class Record:
     Attributes:
         benchmark: name of the data set and protocol.
         method: name of the arm.
-        seed: data-set seed (class order included); methods are paired by it.
+        seed: of everything random, or, where there is an `order`, of the training alone; methods are paired by it.
+        order: number of the class order (and with it of the images and of their draws), where it is numbered apart.
         metric: a key of `metrics.METRICS`, or any other name.
         value: the figure; NaN where it cannot be known (a class without test images).
         class_name: set on per-class figures.
@@ -52,7 +60,7 @@ class Record:
         class_count: its training images.
         group: "many", "medium", "few", or another set of classes.
         config_digest: `run.config_digest` of the settings without the seed.
-        data_digest: digest of the data that the figure was measured on.
+        data_digest: digest of the long-tailed training images. Test images follow from the same settings and seed.
         command: what was typed.
         versions: of the libraries the figure depends on.
         commit: of the source.
@@ -67,6 +75,7 @@ class Record:
     seed: int
     metric: str
     value: float
+    order: int | None = None
     class_name: str | None = None
     class_index: int | None = None
     class_count: int | None = None
@@ -93,7 +102,7 @@ class Record:
     @property
     def cell(self) -> Cell:
         """What this record is a part of."""
-        return self.benchmark, self.config_digest, self.method, self.seed
+        return Cell(self.benchmark, self.config_digest, self.method, self.seed, self.order)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -102,8 +111,9 @@ class Record:
 
 
 _COLUMNS = [entry.name for entry in fields(Record)]
-_CELL = ["benchmark", "config_digest", "method", "seed"]
+_CELL = list(Cell._fields)
 _KEY = [*_CELL, "metric", "class_index", "class_name", "group"]
+_NO_ORDER = -1
 _REQUIRED = {"benchmark", "method", "seed", "metric", "value", "config_digest"}
 
 
@@ -244,7 +254,11 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a key, the last one kept, with stable column types."""
     text = ["class_name", "group", "commit"]
     frame[text] = frame[text].astype(object).where(frame[text].notna(), None)
-    kinds = {"value": "float64", "seed": "int64", "class_index": "Int64", "class_count": "Int64", "seconds": "float64"}
+    kinds = {
+        **dict.fromkeys(("value", "seconds"), "float64"),
+        **dict.fromkeys(("order", "class_index", "class_count"), "Int64"),
+        "seed": "int64",
+    }
     return frame.astype(kinds).drop_duplicates(_KEY, keep="last").reset_index(drop=True)
 
 
@@ -262,10 +276,14 @@ def finished_cells(source: Path | str | pd.DataFrame) -> set[Cell]:
         if not Path(source).exists():
             return set()
         source = load_records(source)
+    source = source.assign(order=source["order"].fillna(_NO_ORDER))  # missing values are not equal to each other
     present = measured(source).groupby(_CELL).size()
     ended = source[source["metric"] == FINISHED].set_index(_CELL)["value"]
     complete = ended[present.reindex(ended.index, fill_value=0) >= ended]
-    return {(benchmark, digest, method, int(seed)) for benchmark, digest, method, seed in complete.index}
+    return {
+        Cell(benchmark, digest, method, int(seed), None if order == _NO_ORDER else int(order))
+        for benchmark, digest, method, seed, order in complete.index
+    }
 
 
 def write_csv(frame: pd.DataFrame, path: Path | str) -> None:

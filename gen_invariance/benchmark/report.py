@@ -14,7 +14,7 @@ import jinja2
 import pandas as pd
 
 from gen_invariance.benchmark.metrics import PUBLISHED, Published
-from gen_invariance.benchmark.records import FAILED, finished_cells, measured, write_csv
+from gen_invariance.benchmark.records import FAILED, Cell, finished_cells, measured, write_csv
 from gen_invariance.benchmark.summary import summarise
 from gen_invariance.benchmark.tables import class_tables, method_tables, to_latex, to_markdown
 from gen_invariance.errors import DataError
@@ -167,19 +167,20 @@ def _facts(frame: pd.DataFrame, command: str) -> list[tuple[str, list[str]]]:
             seen.add(id(entry))
             for name, version in entry.items():
                 versions.setdefault(name, set()).add(str(version))
-    cells = measured(frame).drop_duplicates(["benchmark", "config_digest", "method", "seed"])
+    cells = measured(frame).drop_duplicates(list(Cell._fields))
     minutes = cells["seconds"].sum() / 60
     facts = [
         ("Command", [command] if command else []),
         ("Commands of the records", _distinct(frame["command"])),
         ("Seeds", [", ".join(map(str, sorted(set(cells["seed"]))))]),
+        ("Class orders", [", ".join(map(str, sorted(set(cells["order"].dropna())))) or ""]),
         ("Computing time", [f"{minutes:.1f} minutes over {len(cells)} cells"] if minutes > 0 else []),
         ("Configurations", _distinct(frame["config_digest"])),
         ("Data", [digest[:16] for digest in _distinct(frame["data_digest"])]),
         ("Source commit", _distinct(frame["commit"])),
         ("Versions", [f"{name} {', '.join(sorted(found))}" for name, found in sorted(versions.items())]),
     ]
-    return [(label, values) for label, values in facts if values]
+    return [(label, values) for label, values in facts if any(values)]
 
 
 def _distinct(column: pd.Series) -> list[str]:
@@ -190,8 +191,10 @@ def _failures(frame: pd.DataFrame) -> list[str]:
     """Cells that ended with an error and were not finished since."""
     done = finished_cells(frame)
     failed = frame[frame["metric"] == FAILED]
-    return [
-        f"{row.method} on {row.benchmark}, seed {row.seed}: {row.group}"
-        for row in failed.itertuples(index=False)
-        if (row.benchmark, row.config_digest, row.method, int(row.seed)) not in done
-    ]
+    lines = []
+    for row in failed.itertuples(index=False):
+        order = None if pd.isna(row.order) else int(row.order)
+        if Cell(row.benchmark, row.config_digest, row.method, int(row.seed), order) not in done:
+            where = "" if order is None else f"order {order}, "
+            lines.append(f"{row.method} on {row.benchmark}, {where}seed {row.seed}: {row.group}")
+    return lines

@@ -1,4 +1,4 @@
-"""Summary of records over seeds: mean, interval, and paired difference to a baseline."""
+"""Summary of records over seeds or class orders: mean, interval, and paired difference to a baseline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,28 @@ from gen_invariance.benchmark.records import measured
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.measure.statistics import mean_interval, paired_difference
 
+_FIGURE = ["benchmark", "method", "metric", "class_index", "class_name", "group"]
+
+
+def repetitions(frame: pd.DataFrame) -> pd.DataFrame:
+    """The figures of `frame` by what repeats independently, which is in the column `seed`.
+
+    Where a benchmark was measured on several class orders, training seeds are averaged within each order and the
+    order takes the place of the seed: trainings on the same images do not say how much other images would change.
+    With one order, or none numbered, the seeds stay.
+    """
+    frame = measured(frame)
+    many = frame.groupby("benchmark")["order"].transform("nunique") > 1
+    if not many.any():
+        return frame
+    rows = frame[many].assign(place=frame.index[many])
+    keys = [*_FIGURE, "config_digest", "order"]
+    how = {name: "mean" if name == "value" else "first" for name in rows if name not in keys}
+    means = rows.groupby(keys, sort=False, dropna=False, as_index=False).agg(how)
+    means = means.set_index("place").assign(seed=lambda table: table["order"].astype("int64"), order=pd.NA)
+    means["order"] = means["order"].astype("Int64")
+    return pd.concat([frame[~many], means[list(frame)]]).sort_index().rename_axis(None)
+
 
 def summarise(
     frame: pd.DataFrame,
@@ -23,7 +45,8 @@ def summarise(
     """Mean and interval over seeds of every figure, and its paired difference to a baseline.
 
     Args:
-        frame: from `load_records`; (benchmark, method, metric, class, group) name a figure, seeds repeat it.
+        frame: from `load_records`; (benchmark, method, metric, class, group) name a figure, seeds repeat it, or class
+            orders (see `repetitions`).
         baseline: method that the others are compared with on the seeds both have; no differences when left out.
         level: confidence of the intervals, in (0, 1).
         config_digest: keep only records of this configuration, or of these.
@@ -37,7 +60,7 @@ def summarise(
         SettingsError: the baseline is not among the methods.
         DataError: a method's records come from several configurations, or a pair from different data.
     """
-    frame = measured(frame)
+    frame = repetitions(frame)
     if config_digest is not None:
         wanted = [config_digest] if isinstance(config_digest, str) else list(config_digest)
         frame = frame[frame["config_digest"].isin(wanted)]
@@ -85,9 +108,6 @@ def _require_equal_data(frame: pd.DataFrame, baseline: str) -> None:
             f"{first['method']!r} and {baseline!r} were measured on different data at seed {first['seed']} of "
             f"{first['benchmark']!r} and cannot be paired; run both on the same data"
         )
-
-
-_FIGURE = ["benchmark", "method", "metric", "class_index", "class_name", "group"]
 
 
 def _values_by_seed(frame: pd.DataFrame) -> dict[str, Any]:

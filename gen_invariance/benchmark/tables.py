@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gen_invariance.benchmark.metrics import METRICS, PUBLISHED, Metric, Published, metric_info
-from gen_invariance.benchmark.records import measured
+from gen_invariance.benchmark.summary import repetitions
 from gen_invariance.measure.statistics import paired_difference
 
 _CLASS_METRICS = ("accuracy", "ekld", "agreement")
@@ -70,7 +70,7 @@ def method_tables(
         published: verified figures by (benchmark, method); a column appears where there is one.
     """
     whole = summary[summary["class_index"].isna() & summary["class_name"].isna() & summary["group"].isna()]
-    figures = measured(frame)
+    figures = repetitions(frame)
     figures = figures[figures["class_index"].isna() & figures["class_name"].isna() & figures["group"].isna()]
     tables = []
     for benchmark, part in whole.groupby("benchmark", sort=False):

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gen_invariance.benchmark.records import Record, RecordWriter, finished_cells, load_records, provenance
+from gen_invariance.benchmark.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
 from gen_invariance.benchmark.suite import resolve_plan
 from gen_invariance.classifier.backbones import Classifier, build_classifier
 from gen_invariance.classifier.heads import HEADS, fit_head
@@ -105,7 +105,7 @@ def run_transfer(
             (images, arm)
             for images in comparison.target_images
             for arm in arms
-            if (_benchmark(comparison, images), comparison.digest, arm, seed) not in done
+            if Cell(_benchmark(comparison, images), comparison.digest, arm, seed) not in done
         ]
         if not missing:
             continue
@@ -269,7 +269,7 @@ def run_pretrained(
             rows = _few(pool, images, seed=seed)
             chosen = pool.subset(rows)
             for arm in (SCRATCH, *HEADS):
-                if (_benchmark(comparison, images), comparison.digest, arm, seed) in done:
+                if Cell(_benchmark(comparison, images), comparison.digest, arm, seed) in done:
                     continue
                 if arm == SCRATCH:
                     folder = Path(work) / f"scratch-{images}-{seed}"

@@ -11,6 +11,7 @@ from scipy import stats
 
 from gen_invariance.benchmark.metrics import METRICS, metric_info
 from gen_invariance.benchmark.records import (
+    Cell,
     Record,
     RecordWriter,
     as_frame,
@@ -20,7 +21,7 @@ from gen_invariance.benchmark.records import (
     provenance,
     write_csv,
 )
-from gen_invariance.benchmark.summary import summarise
+from gen_invariance.benchmark.summary import repetitions, summarise
 from gen_invariance.errors import DataError, DataNotFoundError, OutputError, SettingsError
 
 
@@ -121,12 +122,12 @@ def test_a_damaged_line_is_named_and_its_cell_is_unfinished(tmp_path):
     writer = RecordWriter(tmp_path)
     writer.write_cell(cell(seed=0))
     writer.write_cell(cell(seed=1))
-    assert finished_cells(tmp_path) == {("digits", "aa", "DRS", 0), ("digits", "aa", "DRS", 1)}
+    assert finished_cells(tmp_path) == {Cell("digits", "aa", "DRS", 0), Cell("digits", "aa", "DRS", 1)}
     lines = writer.path.read_text().splitlines(keepends=True)
     lines[2] = '{"seed": 0, "value": 3}\n'
     writer.path.write_text("".join(lines))
     with pytest.warns(UserWarning, match=r"line 3 is damaged"):
-        assert finished_cells(tmp_path) == {("digits", "aa", "DRS", 1)}
+        assert finished_cells(tmp_path) == {Cell("digits", "aa", "DRS", 1)}
 
 
 def test_a_cell_is_finished_by_its_marker_only(tmp_path):
@@ -136,12 +137,12 @@ def test_a_cell_is_finished_by_its_marker_only(tmp_path):
     writer.write_failure(record(seed=2), ValueError("no image of 'a'"))
     assert finished_cells(tmp_path) == set()
     writer.write_cell(cell(seed=1))
-    assert finished_cells(load_records(tmp_path)) == {("digits", "aa", "DRS", 1)}
+    assert finished_cells(load_records(tmp_path)) == {Cell("digits", "aa", "DRS", 1)}
     frame = load_records(tmp_path)
     assert frame.loc[frame["metric"] == "failed", "group"].item() == "ValueError: no image of 'a'"
     assert set(measured(frame)["metric"]) == {"balanced_accuracy", "ekld"}
     writer.write_cell(cell(seed=0))
-    assert ("digits", "aa", "DRS", 0) in finished_cells(tmp_path)
+    assert Cell("digits", "aa", "DRS", 0) in finished_cells(tmp_path)
 
 
 def test_write_cell_takes_one_whole_cell(tmp_path):
@@ -175,13 +176,43 @@ def test_killed_and_concurrent_writers_lose_and_double_nothing(tmp_path):
         os.waitpid(worker, 0)
     frame = measured(load_records(tmp_path))
     cells = finished_cells(tmp_path)
-    assert {seed for _, _, method, seed in cells if method == "whole"} == set(range(30))
-    assert {method for _, _, method, _ in cells} == {"whole", "killed0", "killed1"}
+    assert {seed for _, _, method, seed, _ in cells if method == "whole"} == set(range(30))
+    assert {method for _, _, method, _, _ in cells} == {"whole", "killed0", "killed1"}
     sizes = frame.groupby(["method", "seed"]).size()
-    for _, _, method, seed in cells:
+    for _, _, method, seed, _ in cells:
         assert sizes[method, seed] == 40
     assert len(sizes) - len(cells) <= 2  # at most the cell in hand of each killed writer
     assert (frame["value"] == frame["seed"]).all()
+
+
+def test_class_orders_are_told_apart(tmp_path):
+    writer = RecordWriter(tmp_path)
+    for order in (None, 0, 1):
+        writer.write_cell([record(order=order, value=0.1 * (order or 0))])
+    found = Cell("digits", "aa", "DRS", 0)
+    assert finished_cells(tmp_path) == {found, found._replace(order=0), found._replace(order=1)}
+    frame = measured(load_records(tmp_path))
+    assert frame["order"].isna().tolist() == [True, False, False]
+    assert frame["value"].tolist() == [0.0, 0.0, 0.1]
+
+
+def test_training_seeds_are_averaged_within_class_orders():
+    """The interval is over orders: 0.2 and 0.6, not over the four trainings."""
+    values = {(0, 0): 0.1, (0, 1): 0.3, (1, 0): 0.5, (1, 1): 0.7}
+    records = [record(order=order, seed=seed, value=value) for (order, seed), value in values.items()]
+    better = [record(order=order, seed=seed, value=value + 0.1 * (order + 1), method="GIT")
+              for (order, seed), value in values.items()]  # fmt: skip
+    alone = [record(benchmark="other", order=3, seed=seed, value=seed) for seed in (0, 1)]
+    frame = as_frame([*records, *better, *alone])
+    found = repetitions(frame)
+    assert found["value"].tolist() == pytest.approx([0.2, 0.6, 0.3, 0.8, 0, 1])
+    assert found["seed"].tolist() == [0, 1, 0, 1, 0, 1]
+    summary = summarise(frame[frame["benchmark"] == "digits"], baseline="DRS").set_index("method")
+    assert summary.loc["DRS", ["mean", "seeds"]].tolist() == pytest.approx([0.4, 2])
+    assert summary.loc["GIT", ["difference", "pairs"]].tolist() == pytest.approx([0.15, 2])
+    half_width = stats.t.ppf(0.975, 1) * np.std([0.1, 0.2], ddof=1) / math.sqrt(2)
+    assert summary.loc["GIT", "difference_half_width"] == pytest.approx(half_width)
+    pd.testing.assert_frame_equal(repetitions(found), found)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
