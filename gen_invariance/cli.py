@@ -17,6 +17,7 @@ from typing import Any
 from gen_invariance.cli_help import config_folder, groups_of, usage, verb_help
 from gen_invariance.errors import GenInvarianceError, SettingsError
 from gen_invariance.settings import typed
+from gen_invariance.stopping import Terminated, sigterm_raises
 from gen_invariance.verbs import VERBS, printable
 
 
@@ -27,6 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Carry out one command line; returns the exit code."""
+    with sigterm_raises():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     try:
         if verb in ("-h", "--help", "help"):
@@ -40,8 +46,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except GenInvarianceError as error:
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail(f"stopped{_GOES_ON.get(verb, '')}", 130)
+    except KeyboardInterrupt as stop:
+        return _fail(f"stopped{_GOES_ON.get(verb, _AGAIN)}", 143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:  # the reader, such as `head`, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
@@ -166,7 +172,7 @@ _PLAIN: dict[str, Any] = {
     **dict.fromkeys(("seed", "draws", "batch_size"), int),
     **dict.fromkeys(("out", "device", "augmentation", "run", "nuisance", "split", "title"), str),
     **dict.fromkeys(("method", "baseline", "translator", "inspect out", "order nuisance"), str | None),
-    "resume": bool,
+    **dict.fromkeys(("resume", "anyway"), bool),
     "progress": bool | None,
     "nuisance_options": dict,
     "records": str | list[str],
@@ -175,13 +181,13 @@ _PLAIN: dict[str, Any] = {
 """What the settings that belong to no group are, in every verb that has them, or in one ("VERB NAME")."""
 
 _GOES_ON = {
-    **dict.fromkeys(
-        ("fit", "train", "augment"), "; the same command with resume=true goes on from the last checkpoint"
-    ),
+    **dict.fromkeys(("fit", "train"), "; the same command with resume=true goes on from the last checkpoint"),
     **dict.fromkeys(("augment", "order"), "; the same command with resume=true goes on with what is left"),
     "demo": "; the same command goes on with what is left",
 }
-"""What can be done after Ctrl-C."""
+"""What can be done after Ctrl-C or SIGTERM."""
+
+_AGAIN = "; run the same command again"
 
 if __name__ == "__main__":
     main()

@@ -123,6 +123,8 @@ class Run:
         config: resolved settings, JSON-able. Settings that do not change the result (`resume`, `progress`,
             output paths, how often to save) do not belong in it.
         resume: continue the run that is in the folder instead of refusing to touch it.
+        anyway: continue it under other settings too; `run.json` then keeps the former ones under "earlier". None
+            does not, and does not offer it in the error either.
 
     Raises:
         SettingsError: the folder holds a finished or half-done run and `resume` is off, a run of another kind,
@@ -138,16 +140,18 @@ class Run:
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
         resume: bool = False,
+        anyway: bool | None = None,
     ) -> None:
         self.path, self.kind, self.seed = Path(path), kind, seed
         self.config = json.loads(json.dumps(config or {}, default=str))
         self._metrics = self.path / "metrics.jsonl"
         if (self.path / "run.json").exists():
-            self._check_same(resume=resume)
+            self._check_same(resume=resume, anyway=anyway)
+            _remove_leftovers(self.path)
         else:
             self._create()
 
-    def _check_same(self, *, resume: bool) -> None:
+    def _check_same(self, *, resume: bool, anyway: bool | None) -> None:
         if not resume:
             raise SettingsError(
                 f"{self.path} already holds a run; add resume=true to continue it, or choose another folder"
@@ -161,11 +165,15 @@ class Run:
             raise SettingsError(f"{self.path} holds a '{old_kind}' run, not '{self.kind}'; choose another folder")
         settings = {**self.config, "seed": self.seed}
         changed = sorted(key for key in {*old_settings, *settings} if old_settings.get(key) != settings.get(key))
-        if changed:
+        if changed and not anyway:
+            offered = "" if anyway is None else ", or add anyway=true"
             raise SettingsError(
                 f"cannot resume {self.path}: settings differ from the run's in {', '.join(changed)}; "
-                "use the same settings or another folder"
+                f"use the same settings or another folder{offered}"
             )
+        if changed:
+            warnings.warn(f"{self.path} goes on under other settings: {', '.join(changed)}", stacklevel=4)
+            self._describe(earlier=[*old.pop("earlier", []), old])
 
     def _create(self) -> None:
         try:
@@ -177,6 +185,10 @@ class Run:
             raise OutputError(
                 f"{self.path} is not empty and holds no run (found {foreign[0]!r}); choose an empty or a new folder"
             )
+        self._describe()
+
+    def _describe(self, **more: Any) -> None:
+        """Write `run.json`."""
         about = {
             "kind": self.kind,
             "seed": self.seed,
@@ -185,6 +197,7 @@ class Run:
             "versions": package_versions(),
             "commit": source_commit(),
             "command": sys.argv,
+            **more,
         }
         write_json(self.path / "run.json", about)
 
@@ -214,10 +227,19 @@ class Run:
         return rows
 
     def save(self, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
-        """Write the checkpoint of `step` and remove all but the newest `keep`."""
+        """Write the checkpoint of `step`; once it reads back intact, remove all but the newest `keep`.
+
+        Checkpoints of later steps go as well: the run is at `step`, so those were passed over as damaged.
+        """
         path = self.path / "checkpoints" / f"step-{step:08d}.ckpt"
         save_checkpoint(path, {"kind": self.kind, "step": step, **state})
-        for old in self._checkpoints()[keep:]:
+        present = self._checkpoints()
+        place = present.index(path)
+        superseded = [*present[:place], *present[place + keep :]]
+        if superseded and not _reads_back(path):
+            warnings.warn(f"{path} was written but reads back damaged; older ones stay, check the disk", stacklevel=2)
+            return path
+        for old in superseded:
             old.unlink(missing_ok=True)
         return path
 
@@ -229,6 +251,7 @@ class Run:
         for path in self._checkpoints():
             try:
                 state = load_checkpoint(path, kind=self.kind)
+                _check_step(path, state)
             except CheckpointError as error:
                 warnings.warn(f"{error}; trying an older one", stacklevel=2)
                 continue
@@ -249,6 +272,33 @@ class Run:
             write_text(self._metrics, "".join(kept))
 
 
+def _check_step(path: Path, state: Mapping[str, Any]) -> None:
+    step = state.get("step")
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"checkpoint {path} does not say after which step it was written")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a run folder; the first process of several does it."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for place in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
+        for path in place.glob(".*.tmp"):
+            owner = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+            if owner and not _is_alive(int(owner[1])):
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
+
+
 def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings, and lists and dicts of them) with a checksum, atomically."""
     buffer = io.BytesIO()
@@ -267,6 +317,22 @@ def load_checkpoint(path: Path | str, *, kind: str | None = None) -> dict[str, A
         CheckpointError: missing, truncated, damaged, of another program, or not of `kind`.
     """
     path = Path(path)
+    payload = _payload(path)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"a {type(state).__name__} instead of a mapping")
+    except Exception as error:  # torch raises many kinds: foreign objects, or a format newer than this torch
+        raise CheckpointError(
+            f"checkpoint {path} holds more than tensors, numbers and text, or is of a newer torch; it is not opened"
+        ) from error
+    if kind is not None and state.get("kind") != kind:
+        raise CheckpointError(f"{path} is a checkpoint of kind {state.get('kind')!r}, not {kind!r}; choose another")
+    return state
+
+
+def _payload(path: Path) -> bytes:
+    """What follows the header, if its checksum is right."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -276,12 +342,12 @@ def load_checkpoint(path: Path | str, *, kind: str | None = None) -> dict[str, A
         raise CheckpointError(f"{path} is not a checkpoint of gen_invariance; give a file that a run wrote")
     if header[len(_MAGIC) :].decode("ascii", "replace") != hashlib.sha256(payload).hexdigest():
         raise CheckpointError(f"checkpoint {path} is truncated or damaged (checksum differs); use an older one")
+    return payload
+
+
+def _reads_back(path: Path) -> bool:
     try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds: foreign objects, or a format newer than this torch
-        raise CheckpointError(
-            f"checkpoint {path} holds more than tensors, numbers and text, or is of a newer torch; it is not opened"
-        ) from error
-    if kind is not None and state.get("kind") != kind:
-        raise CheckpointError(f"{path} is a checkpoint of kind {state.get('kind')!r}, not {kind!r}; choose another")
-    return state
+        _payload(path)
+    except CheckpointError:
+        return False
+    return True

@@ -59,7 +59,14 @@ def _new_run(config: Mapping[str, Any], kind: str, identity: Mapping[str, Any], 
     folder = Path(config["out"])
     was_there, was_run = folder.is_dir(), (folder / "run.json").exists()
     with _first_process_first(config):
-        run = Run(folder, kind=kind, seed=config["seed"], config=identity, resume=config["resume"] or not _is_first())
+        run = Run(
+            folder,
+            kind=kind,
+            seed=config["seed"],
+            config=identity,
+            resume=config["resume"] or not _is_first(),
+            anyway=config["anyway"],
+        )
         if _is_first():
             save_split(run.path / "split.npz", split)
     try:
@@ -125,6 +132,7 @@ def _train(config: dict[str, Any]) -> None:
         StageSettings,
         build_augmentation,
         build_stage,
+        stage_source,
         train_classifier,
     )
     from gen_invariance.classifier.train import TrainSettings
@@ -166,6 +174,7 @@ def _train(config: dict[str, Any]) -> None:
             run=run,
             base=base,
             plan=plan,
+            stage_source=stage_source(stage_settings, prepared),
             progress=config["progress"],
             say=lambda text: print(text) if _is_first() else None,
         )

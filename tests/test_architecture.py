@@ -16,6 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "errors",
     "settings",
+    "stopping",
     "run",
     "torchvision_guard",
     "data",

@@ -30,6 +30,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, RunError, SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
+from gen_invariance.stopping import signals_noted
 
 __all__ = ["Mix", "TrainSettings", "fit_classifier"]
 
@@ -83,31 +84,36 @@ def fit_classifier(
     losses = [part.to(accelerator.device) for part in (loss, second_loss or loss)]
     stage = stage.to(accelerator.device) if stage is not None else None
 
-    per_epoch, epochs_done = batches.per_epoch, state.restore()
-    start, steps = epochs_done * per_epoch, settings.epochs * per_epoch
-    state.prepare(epochs_done)
+    per_epoch = batches.per_epoch
+    start, steps = state.restore(per_epoch), settings.epochs * per_epoch
+    state.prepare(start // per_epoch)
     bar = _progress_bar(steps, start, progress=progress, accelerator=accelerator)
-    total = torch.zeros((), device=accelerator.device)
-    for step in range(start, steps):
-        epoch = step // per_epoch
-        if step % per_epoch == 0:
-            state.begin_epoch(epoch)
-        state.set_rates(settings.schedule_at(step / per_epoch))
-        criterion = losses[settings.in_second_phase(epoch)]
+    total = state.loss_sum
+    with signals_noted(active=accelerator.num_processes == 1) as stop_asked:
+        for step in range(start, steps):
+            epoch = step // per_epoch
+            if step % per_epoch == 0:
+                state.begin_epoch(epoch)
+            state.set_rates(settings.schedule_at(step / per_epoch))
+            criterion = losses[settings.in_second_phase(epoch)]
 
-        batch = batches.at(step, hardest=partial(hardest, model, criterion))
-        state.optimizer.zero_grad(set_to_none=True)
-        total += backward(
-            state.wrapped, batch, criterion, accelerator=accelerator, parts=settings.accumulate,
-            consistency=settings.consistency, pull=state.pull,
-        )  # fmt: skip
-        state.optimizer.step()
-        state.update_average()
+            batch = batches.at(step, hardest=partial(hardest, model, criterion))
+            state.optimizer.zero_grad(set_to_none=True)
+            total += backward(
+                state.wrapped, batch, criterion, accelerator=accelerator, parts=settings.accumulate,
+                consistency=settings.consistency, pull=state.pull,
+            )  # fmt: skip
+            state.optimizer.step()
+            state.update_average()
 
-        bar.update()
-        if (step + 1) % per_epoch == 0:
-            _end_epoch(epoch + 1, accelerator.reduce(total / per_epoch, "mean"), state, evaluate)
-            total.zero_()
+            bar.update()
+            if (step + 1) % per_epoch == 0:
+                _end_epoch(epoch + 1, accelerator.reduce(total / per_epoch, "mean"), state, evaluate)
+                total.zero_()
+            if stop_asked():
+                _leave(step + 1, per_epoch, state)
+                bar.close()
+                break
     bar.close()
     state.finish(train, stage)
     return model.eval()
@@ -140,6 +146,7 @@ class _State:
             update = get_ema_multi_avg_fn(settings.average_decay)
             self.average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
         self.corrected = False
+        self.loss_sum = torch.zeros((), device=accelerator.device)  # over the steps of the present epoch
 
     @property
     def result(self) -> nn.Module:
@@ -167,8 +174,11 @@ class _State:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint; "model" is always what training would return, whatever else is needed to go on."""
+    def save(self, epoch: int, *, steps: int = 0) -> None:
+        """Write the checkpoint of `epoch` whole epochs and so many `steps` of the next.
+
+        "model" is always what training would return, whatever else is needed to go on.
+        """
         state: dict[str, Any] = {"model": self.result.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.average is not None:
             state |= {"trained": self.model.state_dict(), "averaged": self.average.n_averaged}
@@ -176,10 +186,12 @@ class _State:
             state["pull"] = self.pull.state_dict()
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
-        self.run.save(step, state)
+        if steps:
+            state |= {"steps_of_epoch": steps, "loss_sum": self.loss_sum}
+        self.run.save(epoch, state)
 
-    def restore(self) -> int:
-        """Load the newest checkpoint, if any; returns the number of epochs already done."""
+    def restore(self, per_epoch: int) -> int:
+        """Load the newest checkpoint, if any; returns the number of steps already done."""
         state = self.run.load_latest()
         if state is None:
             return 0
@@ -193,9 +205,13 @@ class _State:
                 f"the checkpoint in {self.run.path} does not fit this model ({str(error).splitlines()[0]}); "
                 "use the settings it was trained with"
             ) from error
-        return min(int(state["step"]), self.settings.epochs)
+        if self.corrected:
+            return self.settings.epochs * per_epoch
+        # With another batch size (`anyway`), an epoch that was begun has other steps.
+        return int(state["step"]) * per_epoch + min(int(state.get("steps_of_epoch", 0)), per_epoch - 1)
 
     def _restore_rest(self, state: Mapping[str, Any]) -> None:
+        self.loss_sum.copy_(state.get("loss_sum", self.loss_sum))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.module.load_state_dict(state["model"])
@@ -243,12 +259,7 @@ def _end_epoch(epoch: int, mean_loss: Tensor, state: _State, evaluate: Evaluate 
             f"training stopped in epoch {epoch}: the loss is {value}; lower training.learning_rate, "
             "the last checkpoint is kept"
         )
-    # A step's loss may be finite although the update after it was not; such weights must not reach a checkpoint.
-    if not all(bool(weight.isfinite().all()) for weight in state.model.parameters()):
-        raise RunError(
-            f"training stopped in epoch {epoch}: a weight is NaN or infinite; lower training.learning_rate, "
-            "the last checkpoint is kept"
-        )
+    _stop_if_broken(epoch, state)
     if not state.accelerator.is_main_process:
         return
     if last or epoch % settings.log_every == 0:
@@ -257,3 +268,18 @@ def _end_epoch(epoch: int, mean_loss: Tensor, state: _State, evaluate: Evaluate 
         state.run.log(step=epoch, loss=value, learning_rate=settings.learning_rate_at(epoch - 1), **figures)
     if last or epoch % settings.checkpoint_every == 0:
         state.save(epoch)
+
+
+def _leave(steps: int, per_epoch: int, state: _State) -> None:
+    """Save after `steps` steps, anywhere in an epoch."""
+    _stop_if_broken(steps // per_epoch + 1, state)
+    state.save(steps // per_epoch, steps=steps % per_epoch)
+
+
+def _stop_if_broken(epoch: int, state: _State) -> None:
+    """A step's loss may be finite although the update after it was not; such weights must not reach a checkpoint."""
+    if not all(bool(weight.isfinite().all()) for weight in state.model.parameters()):
+        raise RunError(
+            f"training stopped in epoch {epoch}: a weight is NaN or infinite; lower training.learning_rate, "
+            "the last checkpoint is kept"
+        )

@@ -24,6 +24,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
 from gen_invariance.run import Run, atomic_write, cannot_write
+from gen_invariance.stopping import signals_noted
 
 
 class Objective(Protocol):
@@ -127,29 +128,36 @@ def fit_translator(
     optimizers = {name: accelerator.prepare_optimizer(each) for name, each in objective.optimizers.items()}
 
     bar = tqdm(total=settings.steps, initial=start, desc="fit", disable=None if progress is None else not progress)
-    for step in range(start, settings.steps):
-        generator = run.generator("fit", step)
-        images = _draw_images(data, members, settings, generator)
-        draw = objective.sample(images.shape, generator=generator)
-        images, draw = images[share], draw_to(select_rows(draw, torch.arange(settings.batch_size)[share]), images)
-        for name, rate in objective.learning_rate_at(step).items():
-            for group in optimizers[name].param_groups:
-                group["lr"] = rate
+    with signals_noted(active=accelerator.num_processes == 1) as stop_asked:
+        for step in range(start, settings.steps):
+            generator = run.generator("fit", step)
+            images = draw_images(data, members, settings, generator)
+            draw = objective.sample(images.shape, generator=generator)
+            images, draw = images[share], draw_to(select_rows(draw, torch.arange(settings.batch_size)[share]), images)
+            for name, rate in objective.learning_rate_at(step).items():
+                for group in optimizers[name].param_groups:
+                    group["lr"] = rate
 
-        with accelerator.autocast():
-            out = objective.forward(images, draw)
-            discriminator_terms = objective.discriminator_terms(out)
-        _update(discriminator, optimizers["discriminator"], discriminator_terms, accelerator)
+            with accelerator.autocast():
+                out = objective.forward(images, draw)
+                discriminator_terms = objective.discriminator_terms(out)
+            update_weights(discriminator, optimizers["discriminator"], discriminator_terms, accelerator)
 
-        discriminator.requires_grad_(False)  # its weight gradients would be computed only to be dropped
-        with accelerator.autocast():
-            translator_terms = objective.translator_terms(out)
-        _update(translator, optimizers["translator"], translator_terms, accelerator)
-        discriminator.requires_grad_(True)
+            discriminator.requires_grad_(False)  # its weight gradients would be computed only to be dropped
+            with accelerator.autocast():
+                translator_terms = objective.translator_terms(out)
+            update_weights(translator, optimizers["translator"], translator_terms, accelerator)
+            discriminator.requires_grad_(True)
 
-        bar.update()
-        terms = {**discriminator_terms, **translator_terms}
-        _look(step + 1, terms, objective, data, members, settings, run, bar, accelerator=accelerator)
+            bar.update()
+            terms = {**discriminator_terms, **translator_terms}
+            leaving = stop_asked()
+            _look(
+                step + 1, terms, objective, data, members, settings, run, bar, accelerator=accelerator, leaving=leaving
+            )  # fmt: skip
+            if leaving:
+                bar.close()
+                break
     bar.close()
     translator.eval()
     if accelerator.is_main_process:
@@ -169,16 +177,20 @@ def _look(
     bar: tqdm,
     *,
     accelerator: Accelerator,
+    leaving: bool = False,
 ) -> None:
-    """What is written after `done` steps: a metrics line, a sample grid, a checkpoint, each at its own pace."""
+    """What is written after `done` steps: a metrics line, a sample grid, a checkpoint, each at its own pace.
+
+    When `leaving`, a checkpoint in any case.
+    """
 
     def due(every: int) -> bool:
         return done % every == 0 or done == settings.steps
 
-    if not (due(settings.log_every) or due(settings.checkpoint_every) or due(settings.sample_every)):
+    if not (leaving or due(settings.log_every) or due(settings.checkpoint_every) or due(settings.sample_every)):
         return
     numbers = {name: float(value.detach()) for name, value in terms.items()}
-    _stop_if_not_finite(numbers, step=done)
+    stop_if_not_finite(numbers, step=done)
     _stop_if_broken(objective, step=done)
     if not accelerator.is_main_process:
         return
@@ -187,11 +199,11 @@ def _look(
         run.log(step=done, **numbers)
     if due(settings.sample_every):
         write_grid(run.path / "samples" / f"step-{done:08d}.png", objective.translator, data, members, run)
-    if due(settings.checkpoint_every):
+    if leaving or due(settings.checkpoint_every):
         run.save(done, _state(objective, accelerator))
 
 
-def _update(
+def update_weights(
     module: nn.Module, optimizer: torch.optim.Optimizer, terms: Mapping[str, Tensor], accelerator: Accelerator
 ) -> None:
     """One step down the sum of `terms`, gradients averaged over the processes.
@@ -220,7 +232,7 @@ def class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
     return [(data.labels.cpu() == label).nonzero().squeeze(1) for label in chosen]
 
 
-def _draw_images(data: ImageData, members: list[Tensor], settings: FitSettings, generator: torch.Generator) -> Tensor:
+def draw_images(data: ImageData, members: list[Tensor], settings: FitSettings, generator: torch.Generator) -> Tensor:
     """A class-balanced batch, float (B, C, H, W) in [0, 1]: a class uniformly, then one of its images."""
     sizes = torch.tensor([len(rows) for rows in members])
     starts = sizes.cumsum(0) - sizes
@@ -233,7 +245,7 @@ def _draw_images(data: ImageData, members: list[Tensor], settings: FitSettings, 
     return images
 
 
-def _stop_if_not_finite(terms: Mapping[str, float], *, step: int) -> None:
+def stop_if_not_finite(terms: Mapping[str, float], *, step: int) -> None:
     broken = [name for name, value in terms.items() if not np.isfinite(value)]
     if broken:
         raise RunError(
