@@ -25,6 +25,9 @@ from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.fit import FitSettings, fit_translator
 from gen_invariance.translator.load import load_translator
 
+_COLUMNS = {"table": ("path_column", "label_column"), "huggingface": ("image_column", "label_column")}
+"""Settings that name columns, of the forms that have them."""
+
 _LISTED = 10  # problems named one by one; the manifest has all
 
 
@@ -67,8 +70,8 @@ def _open(task: Task, config: Mapping[str, Any]) -> Form:
         raise SettingsError("augment needs data.path=FOLDER or FILE, where the images are")
     if task.profile != "none" or task.nuisance != "identity":
         raise SettingsError("augment takes the data as they are; leave data.profile and data.nuisance alone")
-    columns = {name: typed(config[name], str, name) for name in ("path_column", "label_column")}
-    return open_form(task.source, task.path, **columns if task.source == "table" else {})
+    columns = {name: typed(config[name], str | None, name) for name in _COLUMNS.get(task.source, ())}
+    return open_form(task.source, task.path, **columns)
 
 
 def _translator(

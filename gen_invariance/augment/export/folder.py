@@ -36,10 +36,7 @@ class FolderForm:
     def _refuse_others(self) -> None:
         names = {entry.name for entry in os.scandir(self.path)}
         if _HUGGING_FACE in names or "dataset_dict.json" in names:
-            raise DataError(
-                f"{shown(self.path)} is a Hugging Face data set saved to disk; export it first as an image folder or "
-                "as a table of paths and labels"
-            )
+            raise DataError(f"{shown(self.path)} is a Hugging Face data set saved to disk; use data=huggingface")
         if any(name.endswith(".tar") for name in names):
             raise DataError(f"{shown(self.path)} holds tar shards, not class folders; use data=webdataset")
 

@@ -17,8 +17,9 @@ FORMS = {
     "table": "table.TableForm",
     "npz": "npz.NpzForm",
     "webdataset": "shards.ShardForm",
+    "huggingface": "huggingface.open_set",
 }
-"""Module and class of each form."""
+"""Module of each form, and what opens a path there."""
 
 Row = dict[str, Any]
 """One line of the manifest; see `manifest.COLUMNS`."""
@@ -110,7 +111,8 @@ def open_form(name: str, path: Path | str, **options: Any) -> Form:
     Args:
         name: a key of `FORMS`.
         path: file or folder.
-        options: of the form: `path_column` and `label_column` of a table.
+        options: of the form: `path_column`, `label_column` of a table; `image_column`, `label_column` of a Hugging Face
+            data set.
 
     Raises:
         SettingsError: unknown name or option.

@@ -1,4 +1,4 @@
-"""A CSV or Parquet table of image paths and labels; the output is a table of the same columns beside its images."""
+"""A CSV, JSON-lines or Parquet table of image paths and labels; out come a table of the same columns, and images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gen_invariance.data.folder import shown
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 from gen_invariance.run import atomic_write
 
-_SUFFIXES = (".csv", ".tsv", ".parquet")
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 class TableForm:
     """Paths are relative to the table's folder, or absolute. Further columns are kept; new rows copy their source's.
 
     Args:
-        path: .csv, .tsv or .parquet.
+        path: .csv, .tsv, .jsonl or .parquet.
         path_column, label_column: names of the two columns.
     """
 
@@ -32,7 +32,7 @@ class TableForm:
     def __init__(self, path: Path, *, path_column: str = "path", label_column: str = "label") -> None:
         self.path, self.path_column, self.label_column = path, path_column, label_column
         if not path.is_file():
-            raise DataNotFoundError(f"{shown(path)} does not exist or is not a file; give a CSV or Parquet table")
+            raise DataNotFoundError(f"{shown(path)} does not exist or is not a file; give a CSV, JSON or Parquet table")
         if path.suffix.lower() not in _SUFFIXES:
             raise DataError(f"{shown(path)}: a table must end in {', '.join(_SUFFIXES)}; rename or convert it")
         self.class_names = in_order(self._table()[label_column].map(str))
@@ -61,6 +61,8 @@ class TableForm:
         try:
             if self.path.suffix.lower() == ".parquet":
                 return pd.read_parquet(self.path)
+            if self.path.suffix.lower() == ".jsonl":
+                return pd.read_json(self.path, lines=True, dtype=False)
             return pd.read_csv(self.path, sep=self._separator(), dtype=str, keep_default_na=False)
         except ImportError as error:
             raise SettingsError(
@@ -120,6 +122,8 @@ class TableForm:
         with atomic_write(work.out / self.path.name) as temporary:
             if self.path.suffix.lower() == ".parquet":
                 result.to_parquet(temporary, index=False)
+            elif self.path.suffix.lower() == ".jsonl":
+                result.to_json(temporary, orient="records", lines=True, force_ascii=False)
             else:
                 result.to_csv(temporary, index=False, sep=self._separator())
 
