@@ -19,7 +19,7 @@ def divergence(p, q):
     return math.fsum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
 
-def slow_invariance(predict, images, labels, nuisance, *, num_classes, draws, generator):
+def slow_invariance(predict, images, labels, nuisance, *, num_classes, draws, generator, originals=None):
     """eKLD, agreement and standard error by class: one image at a time, one draw at a time.
 
     Draws come from the generator in rounds over the whole set, as the measure documents.
@@ -29,7 +29,8 @@ def slow_invariance(predict, images, labels, nuisance, *, num_classes, draws, ge
         draw = nuisance.sample(images.shape, generator=generator)
         for place in range(len(images)):
             one = images[place : place + 1]
-            moved = nuisance.apply(one.clone(), select_rows(draw, torch.tensor([place])))
+            source = one if originals is None else originals[place : place + 1]
+            moved = nuisance.apply(source.clone(), select_rows(draw, torch.tensor([place])))
             with torch.no_grad():
                 p, q = (softmax(predict(image)[0].tolist()) for image in (one, moved))
             by_image[place][0].append(divergence(p, q))

@@ -111,7 +111,8 @@ def measure_run(
 
     Args:
         folder: run folder that `train` wrote.
-        nuisance: "data" (what acted on the images), a hand-written one by name, or "translator".
+        nuisance: "data" (what acted on the images, here on the images as they were before), a hand-written one by
+            name, or "translator".
         nuisance_options: of a hand-written one.
         translator: folder of a fitted translator, for "translator".
         split: "test" or "validation".
@@ -143,6 +144,7 @@ def measure_run(
         data.images,
         data.labels,
         chosen,
+        originals=prepared.originals(split).images if nuisance == "data" else None,
         num_classes=data.num_classes,
         draws=draws,
         batch_size=batch_size,

@@ -30,6 +30,10 @@ from gen_invariance.nuisance.geometry import CropFlip
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, config_digest, named_generator
 
+PROTOCOL = 2
+"""How cells are trained and measured. Since 2 the true nuisance acts on images that have not met it yet, in the
+oracle's stage and in eKLD; before, they carried two draws of it."""
+
 
 @dataclass(frozen=True)
 class StageSettings:
@@ -81,6 +85,14 @@ def build_stage(
     parts = [_stage_nuisance(name.strip(), prepared, translator) for name in settings.nuisance.split("+")]
     nuisance = parts[0] if len(parts) == 1 else Compose(parts)
     return TailAugment(nuisance, build_policy(settings.policy, prepared.train.counts, **settings.policy_options))
+
+
+def stage_source(settings: StageSettings, prepared: Prepared) -> ImageData | None:
+    """What the stage acts on where that is not the training images: the oracle's nuisance takes the images before they
+    met it, for otherwise its rows would carry the nuisance twice.
+    """
+    oracle = settings.nuisance.split("+")[0].strip() == "true"
+    return prepared.originals("train") if oracle else None
 
 
 def _stage_nuisance(name: str, prepared: Prepared, translator: Nuisance | None) -> Nuisance:
@@ -162,12 +174,13 @@ def train_classifier(
     run: Run,
     base: Nuisance | None = None,
     plan: TransferPlan | None = None,
+    stage_source: ImageData | None = None,
     progress: bool | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Classifier:
     """Build the classifier and its loss for the prepared data, and train it; an "auto" plan is resolved first.
 
-    `say` is told what a transfer plan trains, and why.
+    `say` is told what a transfer plan trains, and why. `stage_source` is what the stage acts on, see `fit_classifier`.
     """
     train = prepared.train
     model = build_model(classifier, train, seed=run.seed)
@@ -177,7 +190,7 @@ def train_classifier(
         say(plan.describe(model))
     return fit_classifier(
         model, train, training, loss=loss, second_loss=second, run=run, plan=plan, stage=stage, base=base,
-        progress=progress,
+        stage_source=stage_source, progress=progress,
     )  # fmt: skip
 
 
@@ -213,7 +226,7 @@ class Method:
 
 def cell_digest(task: Task, method: Method, *, draws: int) -> str:
     """Digest of all settings of a cell but its seed."""
-    settings = {"task": task.identity(), "method": asdict(method), "draws": draws}
+    settings = {"task": task.identity(), "method": asdict(method), "draws": draws, "protocol": PROTOCOL}
     return config_digest(settings)
 
 
@@ -246,8 +259,9 @@ def run_cell(
     stage = build_stage(method.stage, prepared, translator=translator)
     base = build_augmentation(method.augmentation, flip=prepared.flip_safe)
     model = train_classifier(
-        prepared, method.classifier, method.training, stage=stage, run=run, base=base, progress=False
-    )
+        prepared, method.classifier, method.training, stage=stage, run=run, base=base,
+        stage_source=stage_source(method.stage, prepared), progress=False,
+    )  # fmt: skip
     train_seconds = time.perf_counter() - started
     accuracy = measure_accuracy(model, prepared.test)
     invariance = measure_invariance(
@@ -255,6 +269,7 @@ def run_cell(
         prepared.test.images,
         prepared.test.labels,
         prepared.nuisance,
+        originals=prepared.originals("test").images,
         num_classes=prepared.test.num_classes,
         draws=draws,
         generator=named_generator(seed, "evaluation"),

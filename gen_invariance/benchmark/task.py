@@ -95,6 +95,10 @@ class Prepared:
     groups: Mapping[str, Tensor]
     flip_safe: bool
 
+    def originals(self, part: str) -> ImageData:
+        """The images of a part before they met the nuisance, row for row, on the device of the part."""
+        return getattr(self.split, part).to(getattr(self, part).device)
+
     def to(self, device: torch.device | str) -> Prepared:
         """The same with all images on `device`."""
         parts = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}

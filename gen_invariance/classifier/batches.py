@@ -19,7 +19,7 @@ from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.loader import ResidentLoader
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
 from gen_invariance.run import Run
 
 Mix = Callable[..., tuple[Tensor, Tensor]]
@@ -74,10 +74,11 @@ class Batches:
         stage: gives tail classes the nuisance.
         base: plain augmentation of every row.
         mix: used instead of the mixing that `settings` names.
+        stage_source: what the stage acts on, row for row `train`; None takes `train` itself.
         process, processes: which share of each batch is wanted.
 
     Raises:
-        SettingsError: settings of the stage without a stage.
+        SettingsError: settings of the stage without a stage, or a source of another size.
     """
 
     def __init__(
@@ -89,13 +90,20 @@ class Batches:
         stage: TailAugment | None = None,
         base: Nuisance | None = None,
         mix: Mix | None = None,
+        stage_source: ImageData | None = None,
         process: int = 0,
         processes: int = 1,
     ) -> None:
         if stage is None and (settings.worst_of > 1 or settings.consistency):
             name = "worst_of" if settings.worst_of > 1 else "consistency"
             raise SettingsError(f"training.{name} works on what the stage does, and there is no stage; choose one")
+        if stage_source is not None and stage_source.images.shape != train.images.shape:
+            raise SettingsError(
+                f"the stage's source must hold the training images row for row: {tuple(stage_source.images.shape)} "
+                f"against {tuple(train.images.shape)}"
+            )
         self.train, self.settings, self.run, self.stage, self.base = train, settings, run, stage, base
+        self.source = None if stage_source is None else stage_source.to(train.device)
         self.counts_foreground = settings.mixing == "cmo"
         if mix is None and settings.mixing != "none":
             mix = build_mixing(settings.mixing, counts=train.counts, **settings.mixing_options)
@@ -136,20 +144,25 @@ class Batches:
         self, rows: Tensor, share: slice, step: int, hardest: Hardest | None, generator: torch.Generator
     ) -> Batch:
         """The `share` of `rows` after plain augmentation and the stage."""
-        images, labels = self._pick(rows[share])
+        images, labels = self._pick(self.train, rows[share])
         shape = (len(rows), *images.shape[1:])
-        if self.base is not None:
-            draw = self.base.sample(shape, generator=generator)
-            images = self.base.apply(images, draw_to(select_rows(draw, torch.arange(len(rows))[share]), images))
-        batch = Batch(images, labels, whole=len(rows))
+        draw = None if self.base is None else self.base.sample(shape, generator=generator)
+        own = torch.arange(len(rows))[share]
+        batch = Batch(self._plain(images, draw, own), labels, whole=len(rows))
         if self.stage is None or not self.settings.stage_is_on(step // self.per_epoch):
             return batch
         balanced = self.settings.stage_source == "balanced"
         source_rows = self.balanced.indices(step) if balanced else rows
-        gates = self._gates(shape, self.labels[source_rows.cpu()], generator)
-        return self._staged(
-            batch, [gate.share(share) for gate in gates], self._pick(source_rows[share]) if balanced else None, hardest
-        )
+        gates = [gate.share(share) for gate in self._gates(shape, self.labels[source_rows.cpu()], generator)]
+        if not balanced and self.source is None:
+            return self._staged(batch, gates, None, hardest)
+        # The source's rows meet the plain augmentation too, so that nothing but the nuisance tells them apart.
+        images, labels = self._pick(self.source or self.train, source_rows[share])
+        return self._staged(batch, gates, (self._plain(images, draw, own), labels), hardest)
+
+    def _plain(self, images: Tensor, draw: Draw | None, own: Tensor) -> Tensor:
+        """`images` under the plain augmentation of the batch's rows `own`."""
+        return images if draw is None else self.base.apply(images, draw_to(select_rows(draw, own), images))
 
     def _gates(self, shape: tuple[int, ...], labels: Tensor, generator: torch.Generator) -> list[Gate]:
         """`worst_of` gates that open for the same rows, each with a draw of its own."""
@@ -173,5 +186,5 @@ class Batches:
         before = batch.images if source is None else source[0]
         return replace(batch_now, clean=before[rows], clean_rows=rows)
 
-    def _pick(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.train.float_images(rows), self.train.labels[rows]
+    def _pick(self, data: ImageData, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return data.float_images(rows), data.labels[rows]

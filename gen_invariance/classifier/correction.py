@@ -7,6 +7,7 @@ be trained is trained on features that pass the backbone once, which makes it a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def correct_head(
     *,
     run: Run,
     stage: TailAugment | None = None,
+    stage_source: ImageData | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Classifier:
     """Correct the head of a trained `model`, in place, for balanced classes; its backbone does not change.
@@ -46,6 +48,7 @@ def correct_head(
             over their norm to the power tau), or "logit_adjustment" (tau log prior off the bias).
         run: names the generators.
         stage: augments the images whose features are stored.
+        stage_source: what the stage acts on, row for row `train`; None takes `train` itself.
         options: of the kind: `tau` (1.0), or `epochs` (10), `learning_rate` (0.1), `batch_size` (128), and `views`
             (4), how often each image is augmented and stored where there is a stage.
 
@@ -56,6 +59,8 @@ def correct_head(
     """
     check_correction(model, kind, options)
     correction, _ = _KINDS[kind]
+    if stage is not None and stage_source is not None:
+        stage = partial(stage, source=(stage_source.to(train.device).float_images(), train.labels))
     model.head = correction(model, train, run=run, stage=stage, **(options or {})).requires_grad_(True)
     return model.eval()
 

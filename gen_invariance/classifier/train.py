@@ -49,6 +49,7 @@ def fit_classifier(
     stage: TailAugment | None = None,
     base: Nuisance | None = None,
     mix: Mix | None = None,
+    stage_source: ImageData | None = None,
     evaluate: Evaluate | None = None,
     progress: bool | None = None,
 ) -> Classifier:
@@ -65,6 +66,7 @@ def fit_classifier(
         stage: gives tail classes the nuisance.
         base: plain augmentation of every row, before the stage (crops and flips, for instance).
         mix: see `batches.Mix`; in place of the mixing that `settings` names.
+        stage_source: what the stage acts on, row for row `train`; None takes `train` itself.
         evaluate: figures to log every `log_every` epochs, on validation data; they decide nothing.
         progress: show a progress bar; None shows one on a terminal only.
 
@@ -76,7 +78,7 @@ def fit_classifier(
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=train.device.type == "cpu")
     train = train.to(accelerator.device)
     batches = Batches(
-        train, settings, run, stage=stage, base=base, mix=mix,
+        train, settings, run, stage=stage, base=base, mix=mix, stage_source=stage_source,
         process=accelerator.process_index, processes=accelerator.num_processes,
     )  # fmt: skip
     model.to(accelerator.device, memory_format=torch.channels_last).train()
@@ -115,7 +117,7 @@ def fit_classifier(
                 bar.close()
                 break
     bar.close()
-    state.finish(train, stage)
+    state.finish(train, stage, stage_source)
     return model.eval()
 
 
@@ -221,7 +223,7 @@ class _State:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def finish(self, train: ImageData, stage: TailAugment | None) -> None:
+    def finish(self, train: ImageData, stage: TailAugment | None, stage_source: ImageData | None) -> None:
         """Make the model what training returns: the average, then the correction of its head."""
         if self.corrected:
             return
@@ -230,7 +232,7 @@ class _State:
         if self.settings.head_correction == "none":
             return
         kind, options = self.settings.head_correction, self.settings.head_correction_options
-        correct_head(self.model, train, kind, run=self.run, stage=stage, options=options)
+        correct_head(self.model, train, kind, run=self.run, stage=stage, stage_source=stage_source, options=options)
         if self.accelerator.is_main_process:
             self.run.save(self.settings.epochs + 1, {"model": self.model.state_dict()})
 

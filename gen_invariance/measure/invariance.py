@@ -2,7 +2,9 @@
 
     eKLD_c = E over x of class c, E over T, of KL( p(.|x) || p(.|T x) ),  in nats (Zhou et al. 2022)
 
-0 is perfect invariance. Original and transformed image are always the same image.
+0 is perfect invariance. Original and transformed image are always the same image. In a benchmark the images carry a
+draw of the nuisance already; there T acts on the image as it was before (`originals`), so that both sides are draws
+of the nuisance and none carries two.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ def measure_invariance(
     labels: Tensor,
     nuisance: Nuisance,
     *,
+    originals: Tensor | None = None,
     num_classes: int | None = None,
     draws: int = 20,
     batch_size: int = 512,
@@ -63,6 +66,7 @@ def measure_invariance(
         images: float (N, C, H, W) in [0, 1], or uint8.
         labels: int64 (N,).
         nuisance: the transformations to be invariant to.
+        originals: what the nuisance acts on, row for row `images` before they met it; None: `images` themselves.
         num_classes: K; None takes the number of logits.
         draws: rounds; the reference protocol takes 100.
         batch_size: images at a time.
@@ -73,17 +77,19 @@ def measure_invariance(
 
     Raises:
         SettingsError: fewer than one draw.
-        ShapeError: no images, or labels that do not fit them.
+        ShapeError: no images, or labels or originals that do not fit them.
         RangeError: a label that is no class, or a model that answers NaN.
     """
     if draws < 1:
         raise SettingsError(f"measure: draws must be at least 1, got {draws}")
     if labels.shape != images.shape[:1]:
         raise ShapeError(f"measure: {len(images)} images but labels of shape {tuple(labels.shape)}")
+    if originals is not None and originals.shape != images.shape:
+        raise ShapeError(f"measure: images {tuple(images.shape)} but originals {tuple(originals.shape)}")
     generator = named_generator(0, "measure") if generator is None else generator
     with as_predict(predict) as ask:
         divergence, same, classes = _by_image(
-            ask, images, nuisance, draws=draws, batch_size=batch_size, generator=generator
+            ask, images, nuisance, originals=originals, draws=draws, batch_size=batch_size, generator=generator
         )
     num_classes = classes if num_classes is None else num_classes
     ekld, count = mean_by_class(divergence, labels, num_classes)
@@ -94,16 +100,24 @@ def measure_invariance(
 
 
 def _by_image(
-    predict: Predict, images: Tensor, nuisance: Nuisance, *, draws: int, batch_size: int, generator: torch.Generator
+    predict: Predict,
+    images: Tensor,
+    nuisance: Nuisance,
+    *,
+    originals: Tensor | None,
+    draws: int,
+    batch_size: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, int]:
     """Mean divergence and share of kept answers of each image, float64 (N,), and the number of logits."""
     original = F.log_softmax(logits_of(predict, images, batch_size=batch_size), dim=1)
+    sources = images if originals is None else originals
     divergence = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     same = torch.zeros_like(divergence)
     for _ in range(draws):
         draw = nuisance.sample(images.shape, generator=generator)
         for rows in torch.arange(len(images)).split(batch_size):
-            chunk = as_float(images[rows.to(images.device)])
+            chunk = as_float(sources[rows.to(sources.device)])
             moved = nuisance.apply(chunk, draw_to(select_rows(draw, rows), chunk))
             moved = F.log_softmax(refuse_nan(predict(moved).float()), dim=1)
             own = original[rows.to(images.device)]

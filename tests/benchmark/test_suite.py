@@ -17,6 +17,7 @@ from gen_invariance.benchmark.suite import (
     build_stage,
     cell_digest,
     run_cell,
+    stage_source,
 )
 from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.classifier.train import TrainSettings
@@ -42,7 +43,8 @@ CLASSIFIER = ClassifierSettings(backbone="small_conv")
 def prepared():
     whole = prepare(TASK, seed=0)
     few = torch.arange(0, len(whole.test), 15)  # few test images, for the slow oracle
-    return replace(whole, test=whole.test.subset(few))
+    split = replace(whole.split, test=whole.split.test.subset(few))
+    return replace(whole, test=whole.test.subset(few), split=split)
 
 
 def method(name="drs", nuisance="true", **changes):
@@ -150,6 +152,7 @@ def test_records_are_what_the_loops_measure(cell, prepared):
         images,
         labels,
         prepared.nuisance,
+        originals=prepared.split.test.float_images(),
         num_classes=10,
         draws=2,
         generator=named_generator(0, "evaluation"),
@@ -220,3 +223,11 @@ def test_a_folder_of_another_arm_is_refused(cell, prepared):
     folder, _ = cell
     with pytest.raises(SettingsError, match="settings differ"):
         run_cell(TASK, prepared, method(nuisance="identity"), seed=0, folder=folder, draws=2)
+
+
+def test_only_the_oracle_takes_the_images_before_they_met_the_nuisance(prepared):
+    assert stage_source(StageSettings("translator+randaugment"), prepared) is None
+    assert stage_source(StageSettings("none"), prepared) is None
+    source = stage_source(StageSettings("true+randaugment"), prepared)
+    assert torch.equal(source.images, prepared.split.train.images)
+    assert not torch.equal(source.images, prepared.train.images)

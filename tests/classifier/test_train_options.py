@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from gen_invariance.classifier.robust import hardest
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance import Rotation
+from gen_invariance.nuisance import Background, Identity, Rotation
 from gen_invariance.run import Run, named_generator
 
 
@@ -463,3 +464,37 @@ def test_two_processes_train_as_one(number, tmp_path):
     for rank in ranks:
         for name, value in one["model"].items():
             torch.testing.assert_close(rank["model"][name], value, atol=1e-5, rtol=1e-4)
+
+
+# ---- the stage's own source
+
+
+@pytest.mark.parametrize("source", ["batch", "balanced"])
+def test_the_stage_takes_its_rows_from_the_source_row_for_row(source, tmp_path):
+    data = digits()
+    dark = replace(data, images=data.images // 2)
+    how = settings(epochs=1, stage_source=source)
+    always = TailAugment(Identity(), torch.ones(3))
+    plainly = batches(tmp_path / "plain", how, data=data, stage=always).at(0)
+    given = batches(tmp_path / "given", how, data=data, stage=always, stage_source=dark).at(0)
+    assert torch.equal(given.labels, plainly.labels)
+    expected = (plainly.images * 255).round().to(torch.uint8) // 2
+    assert torch.equal((given.images * 255).round().to(torch.uint8), expected)
+
+
+def test_plain_augmentation_acts_on_the_source_too(tmp_path):
+    how = settings(epochs=1, stage_source="balanced")
+    common = {"stage": TailAugment(Identity(), torch.ones(3))}
+    plainly = batches(tmp_path / "plain", how, **common).at(0)
+    base = Background(256)
+    moved = batches(tmp_path / "moved", how, base=base, **common).at(0)
+    assert torch.equal(plainly.labels, moved.labels)
+    empty = plainly.images == 0
+    assert float(moved.images[empty].mean()) > 0.2
+    assert torch.equal(moved.images[~empty], plainly.images[~empty])
+
+
+def test_a_source_of_another_size_is_refused(tmp_path):
+    short = digits().subset(torch.arange(5))
+    with pytest.raises(SettingsError, match="row for row"):
+        batches(tmp_path, settings(), stage=stage(), stage_source=short)

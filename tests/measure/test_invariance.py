@@ -66,6 +66,22 @@ def test_equals_the_loop_over_images(name, digits, network):
     assert fast.standard_error.tolist() == pytest.approx(error, abs=1e-5, rel=1e-4, nan_ok=True)
 
 
+def test_the_nuisance_may_act_on_the_images_as_they_were_before(digits, network):
+    originals, labels = digits
+    nuisance = Background(256)
+    images = nuisance.apply(originals, nuisance.sample(originals.shape, generator=named_generator(2)))
+    arguments = {"originals": originals, "num_classes": CLASSES, "draws": 3}
+    fast = measure_invariance(network, images, labels, nuisance, generator=named_generator(1), **arguments)
+    ekld, agreement, _ = slow_invariance(network, images, labels, nuisance, generator=named_generator(1), **arguments)
+    assert fast.ekld.tolist() == pytest.approx(ekld, abs=1e-5, rel=1e-5, nan_ok=True)
+    assert fast.agreement.tolist() == pytest.approx(agreement, abs=1e-12, nan_ok=True)
+    # A background is drawn only once: on images that have one the nuisance finds nothing to do.
+    twice = measure_invariance(network, images, labels, nuisance, num_classes=CLASSES)
+    assert twice.ekld.nansum() < 0.1 * fast.ekld.nansum()
+    with pytest.raises(ShapeError, match="originals"):
+        measure_invariance(network, images, labels, nuisance, originals=originals[:3])
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 512])
 @pytest.mark.parametrize("stored", [False, True])
 def test_identity_is_exactly_zero_and_one(digits, network, batch_size, stored):
