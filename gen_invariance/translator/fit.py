@@ -246,6 +246,7 @@ def draw_images(data: ImageData, members: list[Tensor], settings: FitSettings, g
 
 
 def stop_if_not_finite(terms: Mapping[str, float], *, step: int) -> None:
+    """Raise `RunError` that names the first loss term which is NaN or infinite."""
     broken = [name for name, value in terms.items() if not np.isfinite(value)]
     if broken:
         raise RunError(
