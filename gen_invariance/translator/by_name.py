@@ -13,6 +13,8 @@ from gen_invariance.run import Run, named_generator
 from gen_invariance.settings import options_of, settings_of
 from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.fit import FitSettings, class_members, fit_translator, save_translator, write_grid
+from gen_invariance.translator.flow import FlowTranslator, levels_for
+from gen_invariance.translator.flow_fit import FlowSettings, fit_flow
 from gen_invariance.translator.pose import PoseSettings, PoseTranslator, fit_pose
 
 
@@ -29,12 +31,13 @@ def fit_by_name(
     """Fit the translator called `name` on `data`, save it to `run.path / "translator"`, and return it in eval mode.
 
     Args:
-        name: "spatial", "munit" or "pose".
+        name: "spatial", "munit", "pose" or "flow".
         data: training images.
         loop: steps, batch size, head classes.
         run: of the fit.
         network: settings of the translator, without `channels`.
-        objective: settings of the objective; of "pose" those of `PoseSettings` that `loop` does not have.
+        objective: settings of the objective; of "pose" those of `PoseSettings` that `loop` does not have, of "flow"
+            `FlowSettings`.
         progress: show a progress bar; None shows one on a terminal only.
 
     Raises:
@@ -42,6 +45,9 @@ def fit_by_name(
         RunError: a loss became NaN or infinite.
     """
     channels = data.images.shape[1]
+    if name == "flow":
+        options = settings_of(FlowSettings, objective or {}, "translator.objective")
+        return fit_flow(_new_flow(data, network or {}, run), data, loop, options, run=run, progress=progress)
     if name != "pose":
         built = build_objective(name, channels=channels, seed=run.seed, network=network, **(objective or {}))
         return fit_translator(built, data, loop, run=run, progress=progress)
@@ -56,3 +62,13 @@ def fit_by_name(
     write_grid(run.path / "samples" / f"step-{loop.steps:08d}.png", translator, data, class_members(data, loop), run)
     save_translator(translator, run.path / "translator")
     return translator
+
+
+def _new_flow(data: ImageData, network: Mapping[str, Any], run: Run) -> FlowTranslator:
+    """An untrained flow translator for images like those of `data`; levels that are not given suit their size."""
+    shape = options_of(FlowTranslator, {k: v for k, v in network.items() if v is not None}, "translator.network")
+    if "levels" not in shape:
+        shape["levels"] = levels_for(min(data.images.shape[2:]), patch=shape.get("patch", 2))
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(named_generator(run.seed, "translator").get_state())
+        return FlowTranslator(channels=data.images.shape[1], **shape)

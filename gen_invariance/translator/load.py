@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 from gen_invariance.errors import CheckpointError
+from gen_invariance.translator.flow import FlowTranslator
 from gen_invariance.translator.munit import MunitTranslator
 from gen_invariance.translator.pose import PoseTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 
-KINDS = {kind.__name__: kind for kind in (MunitTranslator, PoseTranslator, SpatialTranslator)}
+KINDS = {kind.__name__: kind for kind in (FlowTranslator, MunitTranslator, PoseTranslator, SpatialTranslator)}
 """What a saved folder may hold, by the class name that its config records."""
 
 
-def load_translator(path: Path | str) -> MunitTranslator | PoseTranslator | SpatialTranslator:
+def load_translator(path: Path | str) -> FlowTranslator | MunitTranslator | PoseTranslator | SpatialTranslator:
     """The translator saved in `path`, or in `path`/translator if `path` is a run folder; in eval mode, on the CPU.
 
     Reads JSON and safetensors only; nothing in the folder is executed.
