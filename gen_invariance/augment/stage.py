@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gen_invariance.augment.batches import as_images, check_layout, check_range, row_probability
 from gen_invariance.augment.held import HeldNuisance, Stream
+from gen_invariance.augment.numbered import CODE_BYTES, KeptCodes, Numbered, TranslationBank, coded
 from gen_invariance.augment.policy import auto
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
@@ -59,11 +60,15 @@ def _replaced(images: Tensor, rows: Tensor, new: Tensor) -> Tensor:
     return images.clone().index_copy_(0, rows, new)
 
 
-@torch.no_grad()
 def _transformed(nuisance: Nuisance, images: Tensor, draw: Draw) -> Tensor:
-    """`nuisance.apply` in the nuisance's own precision: autocast would round coordinates, and so move pixels."""
+    return _autocast_off(images, nuisance.apply, images, draw)
+
+
+@torch.no_grad()
+def _autocast_off(images: Tensor, translate: Callable[..., Tensor], *given: Any) -> Tensor:
+    """Translate in the nuisance's own precision: autocast would round coordinates, and so move pixels."""
     with torch.autocast(images.device.type, enabled=False):
-        return nuisance.apply(images, draw)
+        return translate(*given)
 
 
 class TailAugment(nn.Module):
@@ -97,6 +102,8 @@ class TailAugment(nn.Module):
         self.probability, self.layout = probability, layout
         self._held, self._stream = HeldNuisance(nuisance), Stream(seed)
         self._range_seen = False
+        self._make_numbered: Callable[[], Numbered | None] | None = None
+        self._numbered: Numbered | None = None
 
     @classmethod
     def from_pretrained(
@@ -135,10 +142,59 @@ class TailAugment(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> TailAugment:
         self._held.move(fn)
+        self._numbered = None  # codes are of the network as it was
         return super()._apply(fn, recurse)
 
+    def remember(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        versions: int = 0,
+        period: int = 1000,
+        seed: int = 0,
+        max_bytes: int = CODE_BYTES,
+    ) -> None:
+        """Know a fixed set by number: calls that give `numbers` need less of the nuisance's network from now on.
+
+        Without `versions` codes of images are kept, which is exact, where the nuisance has codes (MUNIT's content);
+        other nuisances work as before. With `versions` all translations come from a `TranslationBank`.
+
+        Args:
+            images: uint8 (N, C, H, W), the set, on the device that trains.
+            labels: int64 (N,).
+            versions: translations of each image in a bank; 0 for no bank.
+            period: steps after which each translation of the bank has been replaced.
+            seed: of the bank's draws.
+            max_bytes: most that kept codes may take.
+        """
+
+        def make() -> Numbered | None:
+            nuisance = self._held.on(images.device)
+            if versions:
+                numbers = (self.probability[labels.cpu()] > 0).nonzero().squeeze(1)
+                return TranslationBank(nuisance, images, numbers=numbers, versions=versions, period=period, seed=seed)
+            halves = coded(nuisance)
+            return None if halves is None else KeptCodes(halves, images, max_bytes=max_bytes)
+
+        self._make_numbered, self._numbered = make, None
+
+    def drawer(self, *, numbered: bool = False) -> Nuisance | Numbered:
+        """What draws for rows known by number, or for others; its `sample` takes the shape of the gated rows."""
+        return (self._known() if numbered else None) or self.nuisance
+
+    def _known(self) -> Numbered | None:
+        if self._numbered is None and self._make_numbered is not None:
+            self._numbered = self._make_numbered()
+        return self._numbered
+
     def sample(
-        self, shape: torch.Size | tuple[int, ...], labels: Tensor, *, generator: torch.Generator | None = None
+        self,
+        shape: torch.Size | tuple[int, ...],
+        labels: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        numbered: bool = False,
     ) -> Gate:
         """Decide which rows of a batch get the nuisance, and draw it for them.
 
@@ -146,10 +202,12 @@ class TailAugment(nn.Module):
             shape: (B, C, H, W) of the images.
             labels: whole numbers (B,), or soft labels (B, K), see `forward`.
             generator: CPU generator; None uses the stage's own.
+            numbered: whether `apply` will be given `numbers`.
         """
         generator = generator if generator is not None else self.generator
         rows = torch.rand(shape[0], generator=generator) < row_probability(labels, self.probability, count=shape[0])
-        return Gate(rows, self.nuisance.sample((int(rows.sum()), *shape[1:]), generator=generator))
+        drawer = self.drawer(numbered=numbered)
+        return Gate(rows, drawer.sample((int(rows.sum()), *shape[1:]), generator=generator))
 
     def apply(
         self,
@@ -158,6 +216,7 @@ class TailAugment(nn.Module):
         gate: Gate | None = None,
         *,
         source: tuple[Tensor, Tensor] | None = None,
+        numbers: Tensor | None = None,
     ) -> Any:
         """Carry out a gate: `forward` without its randomness and its checks.
 
@@ -165,14 +224,25 @@ class TailAugment(nn.Module):
         """
         if labels is None or gate is None:
             return super().apply(images)
-        nuisance = self._held.on(images.device)
-        if source is None:
-            return translate_rows(nuisance, images, gate), labels
         rows = gate.rows.nonzero().squeeze(1).to(images.device)
         if not len(rows):
             return images, labels
-        translated = _transformed(nuisance, source[0].index_select(0, rows), gate.draw)
-        return _replaced(images, rows, translated), labels.index_copy(0, rows, source[1].index_select(0, rows))
+        known = self._known() if numbers is not None else None
+        if known is not None:
+            translated = _autocast_off(images, known.translate, numbers.to(rows.device)[rows], gate.draw)
+            translated = translated.to(images.dtype)
+        else:
+            given = images if source is None else source[0]
+            translated = _transformed(self._held.on(images.device), given.index_select(0, rows), gate.draw)
+        if source is not None:
+            labels = labels.index_copy(0, rows, source[1].index_select(0, rows))
+        return _replaced(images, rows, translated), labels
+
+    def advance(self, step: int) -> None:
+        """Let what `remember` set up be as `step` of a training needs it: a bank redraws its share."""
+        known = self._known()
+        if known is not None:
+            known.advance(step)
 
     @torch.compiler.disable
     def forward(
@@ -182,6 +252,7 @@ class TailAugment(nn.Module):
         *,
         source: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
+        numbers: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Augment one batch.
 
@@ -194,6 +265,8 @@ class TailAugment(nn.Module):
                 gated row is replaced by the translated row of the source *and its label*, and the gate looks at the
                 source's labels (Zhou et al. 2022). Rows that are not gated stay as they are.
             generator: CPU generator of this call's randomness; None uses the stage's own.
+            numbers: int64 (B,), rows of the set given to `remember` that the images (those of the source, where
+                given) are, unchanged; None where they are not of that set or were augmented first.
 
         Returns:
             images (B, C, H, W) in [0, 1], in the floating-point dtype and memory format they came in (float32 for
@@ -205,8 +278,9 @@ class TailAugment(nn.Module):
         """
         images = as_images(images, layout=self.layout)
         self._check_range_once(images)
+        how = {"generator": generator, "numbered": numbers is not None}
         if source is None:
-            return self.apply(images, labels, self.sample(images.shape, labels, generator=generator))
+            return self.apply(images, labels, self.sample(images.shape, labels, **how), numbers=numbers)
         source = (as_images(source[0], layout=self.layout).to(images.dtype), source[1])
         if source[0].shape != images.shape or (source[1].shape, source[1].dtype) != (labels.shape, labels.dtype):
             raise ShapeError(
@@ -214,8 +288,8 @@ class TailAugment(nn.Module):
                 f"{tuple(source[1].shape)} must be like the batch's {tuple(images.shape)} with {labels.dtype} "
                 f"{tuple(labels.shape)}"
             )
-        gate = self.sample(images.shape, source[1], generator=generator)
-        return self.apply(images, labels, gate, source=source)
+        gate = self.sample(images.shape, source[1], **how)
+        return self.apply(images, labels, gate, source=source, numbers=numbers)
 
     def _check_range_once(self, images: Tensor) -> None:
         """The usual mistake, a stage behind Normalize, shows in the first batch; reading every batch would cost."""

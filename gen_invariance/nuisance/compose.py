@@ -45,8 +45,15 @@ class Compose:
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Apply the parts in order; same shape, dtype and range as `images`."""
-        for place, nuisance in enumerate(self.nuisances):
-            prefix = f"{place}."
-            own = {name.removeprefix(prefix): value for name, value in draw.items() if name.startswith(prefix)}
-            images = nuisance.apply(images, own)
+        return self.apply_from(0, images, draw)
+
+    def apply_from(self, start: int, images: Tensor, draw: Draw) -> Tensor:
+        """Apply the parts from number `start` on, counted from 0."""
+        for place in range(start, len(self.nuisances)):
+            images = self.nuisances[place].apply(images, self.draw_of(place, draw))
         return images
+
+    def draw_of(self, place: int, draw: Draw) -> Draw:
+        """The draw of one part."""
+        prefix = f"{place}."
+        return {name.removeprefix(prefix): value for name, value in draw.items() if name.startswith(prefix)}

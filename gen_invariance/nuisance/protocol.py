@@ -28,6 +28,26 @@ class Nuisance(Protocol):
         ...
 
 
+@runtime_checkable
+class Coded(Protocol):
+    """A nuisance in two halves: what depends on the image alone, and what depends on the draw.
+
+    `apply(images, draw)` is `render(encode(images), draw, size)`, so codes of images that come again can be kept.
+    """
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """As in `Nuisance`."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The code of each of float `images` (B, C, H, W) in [0, 1], leading B."""
+        ...
+
+    def render(self, codes: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
+        """Images (B, C, *size) in [0, 1] from codes and a draw, row by row."""
+        ...
+
+
 def select_rows(draw: Draw, rows: Tensor) -> Draw:
     """The part of `draw` that belongs to `rows`: int64 (M,) or bool (B,)."""
     return {name: value[rows.to(value.device)] for name, value in draw.items()}

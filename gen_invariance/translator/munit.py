@@ -162,9 +162,16 @@ class MunitTranslator(ModelMixin, ConfigMixin):
         check_images(images, channels=self.config.channels, where="MUNIT translator")
         if not len(images):
             return images.clone()
-        style = draw_to(draw, images)["style"].to(self.dtype)
-        translated = self.decode(self.content(images.to(self.dtype)), style, images.shape[-2:])
-        return translated.clamp(0, 1).to(images.dtype)
+        return self.render(self.encode(images), draw, images.shape[-2:]).to(images.dtype)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Content codes (B, W, h, w) in the network's dtype; with `render` the two halves of `apply`."""
+        return self.content(images.to(self.dtype))
+
+    def render(self, codes: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
+        """Images (B, C, *size) in [0, 1], in the network's dtype, from content codes in the drawn style."""
+        style = draw_to(draw, codes)["style"].to(self.dtype)
+        return self.decode(codes, style, size).clamp(0, 1)
 
     def _padded(self, images: Tensor, *, levels: int) -> Tensor:
         check_side(images, levels=levels, where="MUNIT translator")

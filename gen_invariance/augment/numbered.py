@@ -1,0 +1,198 @@
+"""Translations of images that come again and again: their codes kept, or their translations drawn ahead.
+
+Both stand in for a nuisance wherever images are known by their number in a fixed set and arrive unchanged. Keeping
+codes is exact; a bank uses each translation several times, which is another training (docs/performance.md says what it
+changes).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gen_invariance.data.images import to_uint8
+from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance.compose import Compose
+from gen_invariance.nuisance.protocol import Coded, Draw, Nuisance, draw_to
+from gen_invariance.run import named_generator
+
+CODE_BYTES = 2**30
+"""Memory that kept codes may take unless told otherwise."""
+
+
+class Numbered(Protocol):
+    """Translations of the images of a fixed set, by their numbers in it."""
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """Draw once for each of `shape[0]` images."""
+        ...
+
+    def translate(self, numbers: Tensor, draw: Draw) -> Tensor:
+        """Float images (M, C, H, W) in [0, 1] of the images `numbers`, int64 (M,), by `draw`."""
+        ...
+
+    def advance(self, step: int) -> None:
+        """Be as `step` of a training needs it."""
+        ...
+
+
+class _CodedChain:
+    """A composition whose first part has codes: the other parts belong to its second half."""
+
+    def __init__(self, chain: Compose) -> None:
+        self.chain, self.sample = chain, chain.sample
+        self.first, self.encode = chain.nuisances[0], chain.nuisances[0].encode
+
+    def render(self, codes: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
+        return self.chain.apply_from(1, self.first.render(codes, self.chain.draw_of(0, draw), size), draw)
+
+
+def coded(nuisance: Nuisance) -> Coded | None:
+    """`nuisance` in two halves, or None where it has no codes; a composition has them if its first part does."""
+    if isinstance(nuisance, Compose):
+        return _CodedChain(nuisance) if isinstance(nuisance.nuisances[0], Coded) else None
+    return nuisance if isinstance(nuisance, Coded) else None
+
+
+class KeptCodes:
+    """The code of each image is made when it is first asked for and kept; exact, up to float rounding.
+
+    Where memory ends, further images are encoded anew at each call. Which images are kept does not matter, since each
+    is asked for as often as any other of its class.
+
+    Args:
+        nuisance: its weights must not change from now on.
+        images: uint8 (N, C, H, W), or float in [0, 1]; the set.
+        max_bytes: most that the codes may take, on the device of `images`.
+    """
+
+    def __init__(self, nuisance: Coded, images: Tensor, *, max_bytes: int = CODE_BYTES) -> None:
+        self.nuisance, self.images, self.max_bytes = nuisance, images, max_bytes
+        self._place = torch.full((len(images),), -1, device=images.device)
+        self._codes: Tensor | None = None
+        self.kept = 0
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """The nuisance's own draw."""
+        return self.nuisance.sample(shape, generator=generator)
+
+    @torch.no_grad()
+    def translate(self, numbers: Tensor, draw: Draw) -> Tensor:
+        """As `nuisance.apply` of those images, in float32."""
+        numbers = numbers.to(self.images.device)
+        codes = self.codes(numbers)
+        return self.nuisance.render(codes, draw_to(draw, codes), tuple(self.images.shape[-2:])).float()
+
+    def codes(self, numbers: Tensor) -> Tensor:
+        """Codes of the images `numbers`, int64 (M,), M > 0; made now where they are not kept."""
+        missing = numbers[self._place[numbers] < 0].unique()
+        if not len(missing):
+            return self._codes[self._place[numbers]]
+        fresh = self.nuisance.encode(_as_float(self.images[missing]))
+        self._keep(missing, fresh)
+        place = self._place[numbers]
+        if self.kept and bool((place >= 0).all()):
+            return self._codes[place]
+        # Some did not fit: those rows come from `fresh`, the others from what is kept.
+        new = torch.searchsorted(missing, numbers).clamp(max=len(missing) - 1)
+        if not self.kept:
+            return fresh[new]
+        known = (place >= 0).view(-1, *(1,) * (fresh.ndim - 1))
+        return torch.where(known, self._codes[place.clamp(min=0)], fresh[new])
+
+    def advance(self, step: int) -> None:
+        """Nothing to do: codes do not depend on the step."""
+
+    def _keep(self, numbers: Tensor, codes: Tensor) -> None:
+        if self._codes is None:
+            most = self.max_bytes // (codes[0].numel() * codes.element_size())
+            self._codes = codes.new_empty((min(len(self.images), most), *codes.shape[1:]))
+        room = min(len(self._codes) - self.kept, len(numbers))
+        if room:
+            self._codes[self.kept : self.kept + room] = codes[:room]
+            self._place[numbers[:room]] = torch.arange(self.kept, self.kept + room, device=self._place.device)
+            self.kept += room
+
+
+class TranslationBank:
+    """`versions` translations of each image, drawn ahead as uint8; a part at a time, all are redrawn in `period` steps.
+
+    What the bank holds is a function of (seed, step) alone, so a resumed run finds the bank of an uninterrupted one.
+    A translation is used about (rows of a step) * period / (images * versions) times.
+
+    Args:
+        nuisance: any.
+        images: uint8 (N, C, H, W), the set.
+        numbers: int64 (M,), the images that may be asked for; None is all. Others raise `SettingsError`.
+        versions: translations of each image.
+        period: steps after which every translation has been replaced once.
+        seed: of the draws.
+        block: images renewed together.
+
+    Raises:
+        SettingsError: `versions`, `period` or `block` below 1.
+    """
+
+    def __init__(
+        self,
+        nuisance: Nuisance,
+        images: Tensor,
+        *,
+        numbers: Tensor | None = None,
+        versions: int = 4,
+        period: int = 1000,
+        seed: int = 0,
+        block: int = 64,
+    ) -> None:
+        if min(versions, period, block) < 1:
+            raise SettingsError(
+                f"bank: versions, period and block must be at least 1, got {versions}, {period} and {block}"
+            )
+        self.nuisance, self.images, self.versions, self.period, self.seed = nuisance, images, versions, period, seed
+        numbers = torch.arange(len(images)) if numbers is None else numbers
+        self._numbers = numbers.to(images.device)
+        self._place = torch.full((len(images),), -1, device=images.device)
+        self._place[self._numbers] = torch.arange(len(numbers), device=images.device)
+        self._bank = images.new_empty((len(numbers), versions, *images.shape[1:]))
+        self._blocks = torch.arange(len(numbers)).split(block) if len(numbers) else ()
+        self._generations = [-1] * len(self._blocks)
+        self.drawn = 0
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """`version`: int64 (B,), which of an image's translations."""
+        return {"version": torch.randint(self.versions, (shape[0],), generator=generator)}
+
+    def translate(self, numbers: Tensor, draw: Draw) -> Tensor:
+        """Those versions of those images, float32; a bank that was never advanced is filled now."""
+        if self._blocks and self._generations[0] < 0:
+            self.advance(0)
+        place = self._place[numbers.to(self._place.device)]
+        if bool((place < 0).any()):
+            raise SettingsError("bank: asked for an image it does not hold; give the numbers of the images it may need")
+        return _as_float(self._bank[place, draw["version"].to(place.device)])
+
+    @torch.no_grad()
+    def advance(self, step: int) -> None:
+        """Redraw the blocks whose turn has come by `step`; the first call fills the bank."""
+        for block, rows in enumerate(self._blocks):
+            # Blocks take turns, so that each step renews about as many images as the next.
+            generation = (step + block * self.period // len(self._blocks)) // self.period
+            if generation != self._generations[block]:
+                self._generations[block] = generation
+                self._renew(rows, named_generator(self.seed, "bank", block, generation))
+
+    def _renew(self, rows: Tensor, generator: torch.Generator) -> None:
+        images = _as_float(self.images[self._numbers[rows.to(self._numbers.device)]])
+        halves, size = coded(self.nuisance), tuple(images.shape[-2:])
+        codes = halves.encode(images) if halves is not None else None
+        for version in range(self.versions):
+            draw = draw_to(self.nuisance.sample(images.shape, generator=generator), images)
+            moved = self.nuisance.apply(images, draw) if halves is None else halves.render(codes, draw, size)
+            self._bank[rows.to(self._bank.device), version] = to_uint8(moved)
+        self.drawn += len(rows) * self.versions
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images

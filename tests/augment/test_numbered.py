@@ -1,0 +1,204 @@
+"""Kept codes give what the nuisance gives; a bank is a function of (seed, step) and hands out each image's own."""
+
+import pytest
+import torch
+
+from gen_invariance.augment.numbered import KeptCodes, TranslationBank, coded
+from gen_invariance.augment.stage import TailAugment
+from gen_invariance.data.images import to_uint8
+from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
+from gen_invariance.nuisance.protocol import Coded, Nuisance
+from gen_invariance.run import named_generator
+from gen_invariance.translator.munit import MunitTranslator
+
+COUNT, CLASSES = 40, 4
+
+
+def munit():
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(named_generator(0, "munit").get_state())
+        return MunitTranslator(width=4, residual_blocks=1, mlp_width=8).eval().requires_grad_(False)
+
+
+NUISANCES = {"munit": munit, "munit, then light": lambda: Compose([munit(), Lighting()])}
+
+
+@pytest.fixture
+def images(generator):
+    return torch.randint(256, (COUNT, 1, 16, 16), generator=generator, dtype=torch.uint8)
+
+
+@pytest.fixture
+def labels():
+    return torch.arange(COUNT) % CLASSES
+
+
+class Counting:
+    """Passes a coded nuisance on and notes how many images were encoded."""
+
+    def __init__(self, inner):
+        self.inner, self.encoded = inner, 0
+        self.sample, self.render = inner.sample, inner.render
+
+    def encode(self, images):
+        self.encoded += len(images)
+        return self.inner.encode(images)
+
+
+# ---- codes
+
+
+@pytest.mark.parametrize("name", NUISANCES)
+def test_the_halves_make_up_the_whole(name, images, generator):
+    nuisance, x = NUISANCES[name](), images.float() / 255
+    halves, draw = coded(nuisance), nuisance.sample(x.shape, generator=generator)
+    assert torch.equal(halves.render(halves.encode(x), draw, (16, 16)), nuisance.apply(x, draw))
+
+
+def test_who_has_codes():
+    assert isinstance(munit(), Coded)
+    assert isinstance(munit(), Nuisance)
+    assert coded(munit()) is not None
+    assert coded(Rotation()) is None
+    assert coded(Compose([Lighting(), munit()])) is None, "the image changes before it is encoded"
+
+
+@pytest.mark.parametrize("name", NUISANCES)
+@pytest.mark.parametrize("room", [0, 7, COUNT])
+def test_kept_codes_are_exact_whatever_fits(name, room, images, generator):
+    nuisance = NUISANCES[name]()
+    counting = Counting(coded(nuisance))
+    size = nuisance.nuisances[0] if isinstance(nuisance, Compose) else nuisance
+    one = size.encode(images[:1].float() / 255).numel() * 4
+    kept = KeptCodes(counting, images, max_bytes=room * one + 3)
+    for _ in range(6):
+        numbers = torch.randint(COUNT, (25,), generator=generator)
+        draw = kept.sample((25, 1, 16, 16), generator=generator)
+        expected = nuisance.apply(images[numbers].float() / 255, draw)
+        torch.testing.assert_close(kept.translate(numbers, draw), expected, atol=1e-5, rtol=0)
+    assert kept.kept <= room
+    if room == COUNT:
+        assert counting.encoded == kept.kept <= COUNT, "an image was encoded twice"
+    else:
+        assert kept.kept == room
+
+
+@pytest.mark.parametrize("name", NUISANCES)
+@pytest.mark.parametrize("with_source", [False, True])
+def test_the_stage_gives_the_same_with_and_without_codes(name, with_source, images, labels):
+    nuisance, probability = NUISANCES[name](), torch.tensor([0.0, 0.4, 1.0, 0.7])
+    plain, keeping = TailAugment(nuisance, probability), TailAugment(nuisance, probability)
+    keeping.remember(images, labels)
+    for step in range(3):
+        numbers = torch.randint(COUNT, (30,), generator=named_generator(step))
+        x, y = images[numbers].float() / 255, labels[numbers]
+        source = (x, y) if with_source else None
+        batch = (x.flip(0), y.flip(0)) if with_source else (x, y)
+        one = plain(*batch, source=source, generator=named_generator(1, step))
+        two = keeping(*batch, source=source, generator=named_generator(1, step), numbers=numbers)
+        torch.testing.assert_close(two[0], one[0], atol=1e-5, rtol=0)
+        assert torch.equal(two[1], one[1])
+        assert not torch.equal(two[0], batch[0])
+    assert keeping.drawer(numbered=True).kept > 0
+
+
+def test_codes_are_made_anew_in_another_precision(images, labels):
+    stage = TailAugment(munit(), torch.ones(CLASSES))
+    stage.remember(images, labels)
+    numbers = torch.arange(8)
+    stage(images[:8].float() / 255, labels[:8], numbers=numbers)
+    stage.to(torch.bfloat16)
+    out, _ = stage(images[:8].float() / 255, labels[:8], numbers=numbers)
+    assert out.dtype == torch.float32
+    assert stage.drawer(numbered=True).codes(numbers).dtype == torch.bfloat16
+
+
+def test_remembering_changes_nothing_where_there_are_no_codes(images, labels):
+    plain, other = (TailAugment(Rotation(), torch.ones(CLASSES)) for _ in range(2))
+    other.remember(images, labels)
+    x = images[:9].float() / 255
+    one, _ = plain(x, labels[:9], generator=named_generator(2))
+    two, _ = other(x, labels[:9], generator=named_generator(2), numbers=torch.arange(9))
+    assert torch.equal(one, two)
+
+
+# ---- bank
+
+
+def contents(bank):
+    """Every version of every image, (M, versions, ...)."""
+    numbers = bank._numbers
+    each = [bank.translate(numbers, {"version": torch.full((len(numbers),), v)}) for v in range(bank.versions)]
+    return torch.stack(each, 1)
+
+
+@pytest.mark.parametrize("name", ["rotation", "munit"])
+def test_the_bank_is_a_function_of_seed_and_step(name, images):
+    nuisance = {"rotation": Rotation, "munit": munit}[name]()
+
+    def bank(seed=3):
+        return TranslationBank(nuisance, images, versions=2, period=10, seed=seed, block=7)
+
+    walked, before = bank(), None
+    for step in range(26):
+        walked.advance(step)
+        if step in (0, 4, 13, 25):
+            jumped = bank()
+            jumped.advance(step)
+            assert torch.equal(contents(walked), contents(jumped))
+            assert before is None or not torch.equal(contents(walked), before)
+            before = contents(walked)
+    other = bank(seed=4)
+    other.advance(25)
+    assert not torch.equal(contents(other), before)
+
+
+def test_all_is_renewed_in_a_period_and_a_step_renews_little(images):
+    bank = TranslationBank(Rotation(), images, versions=3, period=8, block=5)
+    bank.advance(0)
+    assert bank.drawn == COUNT * 3
+    before, most = contents(bank), 0
+    for step in range(1, 9):
+        drawn = bank.drawn
+        bank.advance(step)
+        most = max(most, bank.drawn - drawn)
+    assert bank.drawn == 2 * COUNT * 3
+    assert most == 5 * 3, "one block a step"
+    assert (contents(bank) != before).flatten(2).any(2).all()
+
+
+def test_each_image_gets_translations_of_its_own(images):
+    bank = TranslationBank(Identity(), images, numbers=torch.tensor([30, 2, 17]), versions=2, block=2)
+    numbers = torch.tensor([17, 30, 2, 17])
+    out = bank.translate(numbers, {"version": torch.tensor([0, 1, 0, 1])})
+    assert torch.equal(to_uint8(out), images[numbers])
+    with pytest.raises(SettingsError, match="does not hold"):
+        bank.translate(torch.tensor([3]), {"version": torch.tensor([0])})
+
+
+def test_the_stage_draws_from_the_bank_only_where_images_are_known(images, labels):
+    probability = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    stage = TailAugment(Rotation(), probability)
+    stage.remember(images, labels, versions=2, period=100, seed=5)
+    stage.advance(0)
+    numbers = torch.randperm(COUNT, generator=named_generator(6))
+    x, y = images[numbers].float() / 255, labels[numbers]
+    out, _ = stage(x, y, generator=named_generator(7), numbers=numbers)
+    bank = stage.drawer(numbered=True)
+    held = dict(zip(bank._numbers.tolist(), contents(bank), strict=True))
+    for row, number in enumerate(numbers.tolist()):
+        if probability[labels[number]] == 0:
+            assert torch.equal(out[row], x[row])
+            assert number not in held
+        else:
+            assert any(torch.equal(out[row], version) for version in held[number])
+    plain, _ = TailAugment(Rotation(), probability)(x, y, generator=named_generator(7))
+    fresh, _ = stage(x, y, generator=named_generator(7))
+    assert torch.equal(fresh, plain)
+
+
+@pytest.mark.parametrize("wrong", [{"versions": 0}, {"period": 0}, {"block": 0}])
+def test_a_bank_of_nothing_is_refused(wrong, images):
+    with pytest.raises(SettingsError, match="at least 1"):
+        TranslationBank(Rotation(), images, **wrong)
