@@ -178,6 +178,7 @@ class Run:
     def _create(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers(self.path)
             foreign = [entry.name for entry in self.path.iterdir()]
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -302,12 +303,25 @@ def _is_alive(process: int) -> bool:
 def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings, and lists and dicts of them) with a checksum, atomically."""
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    torch.save(_plain(state), buffer)
     payload = buffer.getbuffer()
     header = _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(header)
         file.write(payload)
+
+
+def _plain(value: Any) -> Any:
+    """`value` in new containers and with interned texts.
+
+    Pickle writes an object that it has seen before as a reference, so equal states would give other bytes where one of
+    them came from a file.
+    """
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value] if isinstance(value, list) else tuple(map(_plain, value))
+    return sys.intern(value) if type(value) is str else value
 
 
 def load_checkpoint(path: Path | str, *, kind: str | None = None) -> dict[str, Any]:

@@ -329,3 +329,22 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     Run(run.path, kind="fit", resume=True)
     assert sorted(os.listdir(run.path)) == sorted(["run.json", "checkpoints", *kept])
     assert os.listdir(run.path / "checkpoints") == ["step-00000001.ckpt"]
+
+
+def test_a_run_killed_while_its_folder_was_made_can_be_started(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".run.json.{dead.pid}.tmp").write_text("{")
+    Run(tmp_path, kind="fit")
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+def test_equal_states_are_equal_bytes_wherever_they_came_from(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    save_checkpoint(first, {"kind": "fit", "step": 1, "optimizer": optimizer.state_dict()})
+    save_checkpoint(second, load_checkpoint(first))
+    assert first.read_bytes() == second.read_bytes()
