@@ -44,6 +44,8 @@ METRICS: dict[str, Metric] = {
     "mean_ekld": Metric("Mean eKLD", "nats", False),
     "few_ekld": Metric("Few-shot eKLD", "nats", False),
     "ekld": Metric("eKLD", "nats", False),
+    "mean_learned_ekld": Metric("Mean eKLD, learned nuisance", "nats", False),
+    "learned_ekld": Metric("eKLD, learned nuisance", "nats", False),
     "fit_seconds": Metric("Fitting the nuisance", "s", False, 1, 1),
     "train_seconds": Metric("Training the classifier", "s", False, 1, 1),
 }

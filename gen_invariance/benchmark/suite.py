@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from gen_invariance.augment.policy import build_policy
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.benchmark.records import Record, provenance
@@ -22,6 +25,7 @@ from gen_invariance.classifier.losses import CrossEntropy, build_loss
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
+from gen_invariance.data.longtail import long_tailed_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
@@ -224,10 +228,18 @@ class Method:
     augmentation: str = "none"
 
 
-def cell_digest(task: Task, method: Method, *, draws: int) -> str:
-    """Digest of all settings of a cell but its seed."""
-    settings = {"task": task.identity(), "method": asdict(method), "draws": draws, "protocol": PROTOCOL}
-    return config_digest(settings)
+def cell_settings(task: Task, method: Method) -> dict[str, Any]:
+    """What decides the figures of a cell but its seed; how often to log or save, and where data lie, does not."""
+    path = None if task.path is None else Path(task.path).name
+    return {
+        "task": {**task.identity(), "path": path},
+        "method": {**asdict(method), "training": method.training.identity()},
+    }
+
+
+def cell_digest(task: Task, method: Method, *, draws: int, **more: Any) -> str:
+    """Digest of all settings of a cell but its seed; `more` are further ones."""
+    return config_digest({**cell_settings(task, method), "draws": draws, "protocol": PROTOCOL, **more})
 
 
 def run_cell(
@@ -240,6 +252,9 @@ def run_cell(
     translator: Nuisance | None = None,
     fit_seconds: float | None = None,
     draws: int = 10,
+    invariance_images: int | None = None,
+    learned: Nuisance | None = None,
+    **about: Any,
 ) -> list[Record]:
     """Train and measure one cell; the run folder stays behind in `folder`.
 
@@ -252,10 +267,13 @@ def run_cell(
         translator: fitted, where the method needs one.
         fit_seconds: what fitting it took, for the record.
         draws: transformations of each test image for eKLD.
+        invariance_images: test images of each class at most for eKLD, the same ones for every method; None is all.
+        learned: a fitted nuisance that eKLD is measured against, too.
+        about: fields of the records that are not those of the task: `benchmark`, `order`, `config_digest`.
     """
     started = time.perf_counter()
-    config = {"task": task.identity(), "method": asdict(method)}
-    run = Run(folder, kind="train", seed=seed, config=config, resume=(folder / "run.json").exists())
+    resume = (folder / "run.json").exists()
+    run = Run(folder, kind="train", seed=seed, config=cell_settings(task, method), resume=resume)
     stage = build_stage(method.stage, prepared, translator=translator)
     base = build_augmentation(method.augmentation, flip=prepared.flip_safe)
     model = train_classifier(
@@ -264,16 +282,18 @@ def run_cell(
     )  # fmt: skip
     train_seconds = time.perf_counter() - started
     accuracy = measure_accuracy(model, prepared.test)
-    invariance = measure_invariance(
-        model,
-        prepared.test.images,
-        prepared.test.labels,
-        prepared.nuisance,
-        originals=prepared.originals("test").images,
-        num_classes=prepared.test.num_classes,
-        draws=draws,
-        generator=named_generator(seed, "evaluation"),
-    )
+    rows = _some_of_each(prepared.test, invariance_images)
+    images, labels = prepared.test.images[rows], prepared.test.labels[rows]
+
+    def against(nuisance: Nuisance, originals: Tensor | None, purpose: str) -> InvarianceScores:
+        return measure_invariance(
+            model, images, labels, nuisance, originals=originals, num_classes=prepared.test.num_classes, draws=draws,
+            generator=named_generator(seed, purpose),
+        )  # fmt: skip
+
+    invariance = against(prepared.nuisance, prepared.originals("test").images[rows], "evaluation")
+    # A translator takes images as they are in the data, for that is what it was fitted on.
+    more = {} if learned is None else {"learned_ekld": against(learned, None, "evaluation, learned").ekld}
     seconds = {"train_seconds": train_seconds}
     if fit_seconds is not None:
         seconds["fit_seconds"] = fit_seconds
@@ -285,8 +305,18 @@ def run_cell(
         "data_digest": prepared.train.digest,
         "seconds": time.perf_counter() - started,
         **provenance(),
+        **about,
     }
-    return records_of(accuracy, invariance, prepared, extra=seconds, common=common)
+    return records_of(accuracy, invariance, prepared, extra=seconds, by_class=more, common=common)
+
+
+def _some_of_each(data: ImageData, number: int | None) -> Tensor:
+    """Rows of at most `number` images of each class, int64, the same for every call on the same data."""
+    if number is None:
+        return torch.arange(len(data), device=data.device)
+    generator = named_generator(0, "evaluation", "images")
+    rows = long_tailed_indices(data.labels.cpu(), data.counts.clamp(max=number), generator=generator)
+    return rows.to(data.device)
 
 
 def records_of(
@@ -296,21 +326,27 @@ def records_of(
     *,
     extra: Mapping[str, float],
     common: Mapping[str, Any],
+    by_class: Mapping[str, Tensor] | None = None,
 ) -> list[Record]:
-    """Everything measured on one classifier as records: totals, by group, and by class."""
+    """Everything measured on one classifier as records: totals, by group, and by class.
+
+    `extra` are further totals, `by_class` further figures (K,), each with its mean as "mean_NAME".
+    """
+    more = dict(by_class or {})
     groups = prepared.groups
     totals = {
         "balanced_accuracy": accuracy.balanced,
         "mean_ekld": mean_over(invariance.ekld),
         "few_ekld": mean_over(invariance.ekld[groups["few"]]),
         **{f"{name}_accuracy": value for name, value in accuracy.group_means(groups).items()},
+        **{f"mean_{name}": mean_over(values) for name, values in more.items()},
         **extra,
     }
     records = [Record(metric=metric, value=value, **common) for metric, value in totals.items()]
     group_of = {label: name for name, chosen in groups.items() for label in chosen.nonzero().flatten().tolist()}
-    by_class = {"accuracy": accuracy.accuracy, "ekld": invariance.ekld, "agreement": invariance.agreement}
+    figures = {"accuracy": accuracy.accuracy, "ekld": invariance.ekld, "agreement": invariance.agreement, **more}
     counts = prepared.train.counts.tolist()
-    for metric, values in by_class.items():
+    for metric, values in figures.items():
         for label, value in enumerate(values.tolist()):
             records.append(
                 Record(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.longtail import class_groups
+from gen_invariance.data.longtail import class_groups, long_tailed_indices
+from gen_invariance.data.repeated import SHORTAGES, make_filled
 from gen_invariance.data.sources import load_source
 from gen_invariance.data.split import LongTailSplit, make_long_tailed
 from gen_invariance.errors import SettingsError
@@ -31,8 +32,15 @@ class Task:
         skip_corrupt: leave damaged image files out instead of stopping.
         profile, largest, imbalance, power, smallest, validation_fraction, rest_is_test, shuffle_order: of the long
             tail, see `data.split.make_long_tailed`. Profile "none" keeps a set that is long-tailed already.
+        shortage: what becomes of classes with fewer images than their size: "error", "repeat" (images are used again,
+            each time under another draw), or "cap" (the class stays smaller).
+        base_images: different images of a class at most, with shortage "repeat": 5 leaves the long tail to the number
+            of draws.
+        test_images: of each class at most.
         nuisance: name of the hand-written nuisance that acts once on each image; "identity" leaves the set as it is.
         nuisance_options: of that nuisance.
+        transformed_ranks: classes whose training images meet the nuisance, by rank in size from 0; None is all. Test
+            images always meet it.
         many_above, few_below: bounds of many- and few-shot classes, training images.
     """
 
@@ -48,8 +56,12 @@ class Task:
     validation_fraction: float = 0.0
     rest_is_test: bool = False
     shuffle_order: bool = True
+    shortage: str = "error"
+    base_images: int | None = None
+    test_images: int | None = None
     nuisance: str = "identity"
     nuisance_options: Mapping[str, Any] = field(default_factory=dict)
+    transformed_ranks: tuple[int, ...] | None = None
     many_above: int = 100
     few_below: int = 20
 
@@ -58,6 +70,20 @@ class Task:
             raise SettingsError(
                 f"data: few_below must be positive and at most many_above + 1, got {self.few_below}, {self.many_above}"
             )
+
+        if self.shortage not in SHORTAGES:
+            raise SettingsError(f"data: shortage must be one of {', '.join(SHORTAGES)}, got {self.shortage!r}")
+        if self.base_images is not None and (self.base_images < 1 or self.shortage != "repeat"):
+            raise SettingsError(
+                f"data: base_images must be at least 1 and needs shortage=repeat, got {self.base_images} and "
+                f"{self.shortage!r}"
+            )
+        if self.test_images is not None and self.test_images < 1:
+            raise SettingsError(f"data: test_images must be at least 1 a class, got {self.test_images}")
+        if self.transformed_ranks is not None:
+            object.__setattr__(self, "transformed_ranks", tuple(self.transformed_ranks))
+            if min(self.transformed_ranks, default=0) < 0:
+                raise SettingsError(f"data: transformed_ranks count from 0, got {list(self.transformed_ranks)}")
 
     @property
     def name(self) -> str:
@@ -124,23 +150,13 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
     pair = (source.train, source.test)
     if not need_test and source.test is None and not task.rest_is_test:
         pair = (source.train, source.train.subset(torch.zeros(0, dtype=torch.int64)))
-    split = make_long_tailed(
-        pair,
-        profile=task.profile,
-        largest=task.largest,
-        imbalance=task.imbalance,
-        power=task.power,
-        smallest=task.smallest,
-        validation_fraction=task.validation_fraction,
-        rest_is_test=task.rest_is_test,
-        shuffle_order=task.shuffle_order,
-        seed=seed,
-    )
+    split = _cut(task, pair, seed=seed)
     nuisance = task.build_nuisance()
     moved = {
         part: transform_once(images, nuisance, generator=named_generator(seed, "nuisance", part))
         for part, images in (("train", split.train), ("validation", split.validation), ("test", split.test))
     }
+    moved["train"] = (_only_ranks(task, split, moved["train"][0]), moved["train"][1])
     return Prepared(
         **{part: images for part, (images, _) in moved.items()},
         split=split,
@@ -149,3 +165,37 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
         groups=class_groups(split.train.counts, many_above=task.many_above, few_below=task.few_below),
         flip_safe=source.flip_safe,
     )
+
+
+def _cut(task: Task, pair: tuple[ImageData, ImageData | None], *, seed: int) -> LongTailSplit:
+    """The long-tailed split of the source's parts."""
+    shape = {
+        name: getattr(task, name)
+        for name in (
+            "profile", "largest", "imbalance", "power", "smallest", "validation_fraction", "rest_is_test",
+            "shuffle_order",
+        )
+    }  # fmt: skip
+    if task.shortage == "error":
+        split = make_long_tailed(pair, **shape, seed=seed)
+    else:
+        split = make_filled(pair, shortage=task.shortage, base_images=task.base_images, **shape, seed=seed)
+    if task.test_images is None:
+        return split
+    labels = split.test.labels.cpu()
+    wanted = split.test.counts.clamp(max=task.test_images)
+    kept = long_tailed_indices(labels, wanted, generator=named_generator(seed, "longtail", "test"))
+    rows = None if split.test_indices is None else split.test_indices[kept]
+    return replace(split, test=split.test.subset(kept), test_indices=rows)
+
+
+def _only_ranks(task: Task, split: LongTailSplit, moved: ImageData) -> ImageData:
+    """`moved`, but the classes that are not among the task's ranks as they were before."""
+    if task.transformed_ranks is None:
+        return moved
+    beyond = [rank for rank in task.transformed_ranks if rank >= len(split.order)]
+    if beyond:
+        raise SettingsError(f"data: transformed_ranks names rank {beyond[0]}, there are {len(split.order)} classes")
+    chosen = split.order[list(task.transformed_ranks)]
+    rows = torch.isin(moved.labels, chosen.to(moved.device)).view(-1, 1, 1, 1)
+    return replace(moved, images=torch.where(rows, moved.images, split.train.images))

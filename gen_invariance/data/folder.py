@@ -73,9 +73,31 @@ def read_image_folder(
     root = existing_folder(path)
     names = _class_folders(root, class_names)
     files = [_image_files(root / name) for name in names]
-
-    rows, skipped, labels = [], [], []
     numbered = [(file, label) for label, found in enumerate(files) for file in found]
+    data, report = read_listed_images(
+        numbered, names, name=root.name or "folder", image_size=image_size, channels=channels,
+        skip_corrupt=skip_corrupt, progress=progress,
+    )  # fmt: skip
+    _check_none_lost(root, names, data.labels.tolist(), class_names)
+    return data, report
+
+
+def read_listed_images(
+    numbered: Sequence[tuple[Path, int]],
+    class_names: Sequence[str],
+    *,
+    name: str,
+    image_size: int | None = None,
+    channels: int | None = None,
+    skip_corrupt: bool = False,
+    progress: bool = False,
+) -> tuple[ImageData, FolderReport]:
+    """Image files with their labels, in their order, and a report; arguments as for `read_image_folder`.
+
+    Raises:
+        DataError: a damaged or animated image, or images of several sizes.
+    """
+    rows, skipped, labels = [], [], []
     with closing(_decode_all([file for file, _ in numbered], image_size=image_size, progress=progress)) as decoded:
         for (file, label), picture in zip(numbered, decoded, strict=True):
             if isinstance(picture, np.ndarray):
@@ -85,14 +107,14 @@ def read_image_folder(
                 skipped.append((file, picture))
             else:
                 raise DataError(f"{shown(file)}: {picture}; repair or remove it, or set data.skip_corrupt=true")
-
     _check_sizes(rows)
-    _check_none_lost(root, names, labels, class_names)
+    if not rows:
+        raise DataError(f"{name}: no readable image among {len(numbered)} files; check them")
     data = ImageData(
         images=_stack([picture for _, picture in rows], channels),
         labels=torch.tensor(labels, dtype=torch.int64),
-        class_names=tuple(names),
-        name=root.name or "folder",
+        class_names=tuple(class_names),
+        name=name,
     )
     return data, FolderReport(paths=tuple(file for file, _ in rows), skipped=tuple(skipped))
 

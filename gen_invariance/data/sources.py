@@ -1,7 +1,8 @@
 """Readers of data sets, by name: `load_source("digits")`, `load_source("npz", "cifar.npz")`, ...
 
 Each reader is a class that carries the facts about its data set; a new one is one class with the decorator
-`@_register`. Readers give images as stored (uint8) and cut no long tail: that is `split.make_long_tailed`.
+`@register`; those of published character and photo sets are in modules of their own. Readers give images as stored
+(uint8) and cut no long tail: that is `split.make_long_tailed`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class _Reader(Protocol):
 _READERS: dict[str, _Reader] = {}
 
 
-def _register(name: str) -> Callable[[type[_Reader]], type[_Reader]]:
+def register(name: str) -> Callable[[type[_Reader]], type[_Reader]]:
+    """Let `load_source` know the decorated class as `name`."""
+
     def add(reader: type[_Reader]) -> type[_Reader]:
         _READERS[name] = reader()
         return reader
@@ -80,9 +83,34 @@ def _register(name: str) -> Callable[[type[_Reader]], type[_Reader]]:
     return add
 
 
+def _readers() -> dict[str, _Reader]:
+    from gen_invariance.data import characters, photos  # noqa: F401  (they register themselves)
+
+    return _READERS
+
+
 def source_names() -> tuple[str, ...]:
     """Names that `load_source` knows, sorted."""
-    return tuple(sorted(_READERS))
+    return tuple(sorted(_readers()))
+
+
+def missing_files(name: str, path: Path | str | None = None) -> list[str]:
+    """Files of the published set `name` that are not at `path` (or in its cache folder); empty for other sources.
+
+    Raises:
+        SettingsError: an unknown name.
+    """
+    reader = _reader(name)
+    place = None if path is None else Path(path).expanduser()
+    if reader.needs_path and (place is None or not place.exists()):
+        return ["its path" if place is None else shown(place)]
+    return reader.missing(place) if hasattr(reader, "missing") else []
+
+
+def _reader(name: str) -> _Reader:
+    if name not in _readers():
+        raise SettingsError(f"unknown data set {name!r}; choose one of {', '.join(source_names())}")
+    return _READERS[name]
 
 
 def load_source(
@@ -98,7 +126,8 @@ def load_source(
 
     Args:
         name: one of `source_names()`.
-        path: the file ("npz") or folder ("folder"); optional for "fashion_mnist", not used by "digits".
+        path: the file ("npz") or folder ("folder"); not used by "digits"; published sets are otherwise looked for in
+            the cache.
         image_size: side of the square to scale images to: the centre is cropped, antialiased; None keeps the size.
         flip_safe: overrides what is known of the data set.
         skip_corrupt: leave damaged image files out instead of raising ("folder").
@@ -109,11 +138,9 @@ def load_source(
         DataNotFoundError: no such file or folder.
         DataError, ShapeError, RangeError: the data is damaged or not what it should be.
     """
-    if name not in _READERS:
-        raise SettingsError(f"unknown data set {name!r}; choose one of {', '.join(source_names())}")
+    reader = _reader(name)
     if image_size is not None and image_size < 1:
         raise SettingsError(f"image_size must be a positive number of pixels, got {image_size}")
-    reader = _READERS[name]
     if path is None and reader.needs_path:
         raise SettingsError(f"data set {name!r} needs a path: {reader.needs_path}")
     place = None if path is None else Path(path).expanduser()
@@ -146,7 +173,7 @@ def _resized(data: ImageData, image_size: int | None) -> ImageData:
     return data if image_size is None else replace(data, images=resize_images(data.images, image_size))
 
 
-@_register("digits")
+@register("digits")
 class _Digits:
     """Handwritten digits of the UCI repository, 1,797 of 8x8, which ship with scikit-learn; no test part.
 
@@ -170,7 +197,7 @@ class _Digits:
         return Source(data, None, self.flip_safe)
 
 
-@_register("fashion_mnist")
+@register("fashion_mnist")
 class _FashionMnist:
     """Fashion-MNIST: 60,000 and 10,000 grey images of clothes, 28x28, 10 classes.
 
@@ -192,6 +219,15 @@ class _FashionMnist:
             )
         ]
         return Source(parts[0], parts[1], self.flip_safe)
+
+    def missing(self, path: Path | None) -> list[str]:
+        """What is not there, the download aside."""
+        raw = (path or cache_folder()) / "FashionMNIST" / "raw"
+        names = [name for pair in _FASHION_FILES for name in pair]
+        for folder in (_FASHION_DEBIAN if path is None else path, raw):
+            if all(_idx_file(folder, name) for name in names):
+                return []
+        return [f"{name}.gz" for name in names]
 
     def _find(self, path: Path | None) -> Path:
         cache = cache_folder()
@@ -232,7 +268,7 @@ def _download_fashion_mnist(cache: Path) -> bool:
     return True
 
 
-@_register("npz")
+@register("npz")
 class _Npz:
     """Arrays in an .npz file; `arrays.read_npz` documents its keys."""
 
@@ -246,7 +282,7 @@ class _Npz:
         return Source(train, test, self.flip_safe)
 
 
-@_register("folder")
+@register("folder")
 class _Folder:
     """A user's image folder, with classes as sub-folders, or with train/ and test/ (or val/) above those."""
 

@@ -1,7 +1,7 @@
 """Benchmark cells: the stage a method asks for, and records that say what was measured on what."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,11 +16,13 @@ from gen_invariance.benchmark.suite import (
     build_model,
     build_stage,
     cell_digest,
+    cell_settings,
     run_cell,
     stage_source,
 )
 from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.data.longtail import long_tailed_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance import Compose, CropFlip, Identity, Lighting
 from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
@@ -143,7 +145,9 @@ def values(records, metric):
 def test_records_are_what_the_loops_measure(cell, prepared):
     folder, records = cell
     model = build_model(CLASSIFIER, prepared.train, seed=0).eval()
-    model.load_state_dict(Run(folder, kind="train", config=config_of(method()), resume=True).load_latest()["model"])
+    model.load_state_dict(
+        Run(folder, kind="train", config=cell_settings(TASK, method()), resume=True).load_latest()["model"]
+    )
     images, labels = prepared.test.float_images(), prepared.test.labels
     with torch.no_grad():
         accuracy, _ = slow_accuracy(model(images), labels, 10)
@@ -168,10 +172,6 @@ def test_records_are_what_the_loops_measure(cell, prepared):
     assert values(records, "few_accuracy")[None] == pytest.approx(sum(accuracy[label] for label in few) / len(few))
     assert values(records, "mean_ekld")[None] == pytest.approx(sum(ekld) / 10, abs=1e-4)
     assert values(records, "few_ekld")[None] == pytest.approx(sum(ekld[label] for label in few) / len(few), abs=1e-4)
-
-
-def config_of(arm):
-    return {"task": TASK.identity(), "method": asdict(arm)}
 
 
 def test_records_say_where_they_come_from(cell, prepared):
@@ -217,6 +217,40 @@ def test_digests_tell_settings_apart_but_not_seeds():
     ]
     assert len({cell_digest(task, arm, draws=draws) for task, arm, draws in arms}) == len(arms)
     assert cell_digest(TASK, method(), draws=2) == cell_digest(TASK, method(), draws=2)
+
+
+def test_how_often_to_look_and_where_data_lie_do_not_make_another_cell():
+    looks = replace(TRAINING, log_every=7, checkpoint_every=1)
+    assert cell_digest(TASK, method(training=looks), draws=2) == cell_digest(TASK, method(), draws=2)
+    here, there = (Task(source="npz", path=f"{folder}/letters.npz") for folder in ("/a", "/b/c"))
+    assert cell_digest(here, method(), draws=2) == cell_digest(there, method(), draws=2)
+    other = Task(source="npz", path="/a/digits.npz")
+    assert cell_digest(here, method(), draws=2) != cell_digest(other, method(), draws=2)
+    assert cell_digest(here, method(), draws=2) != cell_digest(here, method(), draws=2, fit={"steps": 3})
+
+
+def test_fewer_images_and_a_learned_nuisance(cell, prepared):
+    """eKLD on two images a class is the oracle's on those images; identity as the learned nuisance is 0."""
+    folder, records = cell
+    again = run_cell(
+        TASK, prepared, method(), seed=0, folder=folder, draws=2, invariance_images=2, learned=Identity(),
+        benchmark="mine", order=4, config_digest="dd",
+    )  # fmt: skip
+    assert {(record.benchmark, record.order, record.config_digest) for record in again} == {("mine", 4, "dd")}
+    assert set(values(again, "learned_ekld").values()) == {0.0}
+    assert values(again, "mean_learned_ekld") == {None: 0.0}
+    assert values(again, "accuracy") == values(records, "accuracy")
+    generator = named_generator(0, "evaluation", "images")
+    rows = long_tailed_indices(prepared.test.labels, prepared.test.counts.clamp(max=2), generator=generator)
+    model = build_model(CLASSIFIER, prepared.train, seed=0).eval()
+    run = Run(folder, kind="train", config=cell_settings(TASK, method()), resume=True)
+    model.load_state_dict(run.load_latest()["model"])
+    expected, _, _ = slow_invariance(
+        model, prepared.test.float_images(rows), prepared.test.labels[rows], prepared.nuisance,
+        originals=prepared.split.test.float_images(rows), num_classes=10, draws=2,
+        generator=named_generator(0, "evaluation"),
+    )  # fmt: skip
+    assert list(values(again, "ekld").values()) == pytest.approx(expected, abs=1e-4, nan_ok=True)
 
 
 def test_a_folder_of_another_arm_is_refused(cell, prepared):

@@ -1,0 +1,131 @@
+"""Where the files of published data sets are looked for, and the few that are downloaded; used by the readers."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gen_invariance.data.arrays import read_npz
+from gen_invariance.data.folder import shown
+from gen_invariance.data.images import ImageData
+from gen_invariance.data.sources import Source, cache_folder, resize_images
+from gen_invariance.errors import DataError, DataNotFoundError
+from gen_invariance.run import atomic_write
+
+_TIMEOUT = 30  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file as its publisher offers it; `md5` is None where none is published."""
+
+    name: str
+    url: str | None = None
+    md5: str | None = None
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """What is known of a published data set.
+
+    Attributes:
+        name: of the source; `NAME.npz` with our own keys (see `arrays.read_npz`) is taken in place of its files.
+        files: that it is made of, below its folder.
+        advice: where to get it, in a few words.
+        flip_safe: whether a mirrored image keeps its label.
+        download: whether `files` are fetched when no path is given.
+        train_images, test_images, classes: how many its publisher says there are; checked.
+    """
+
+    name: str
+    files: tuple[PublishedFile, ...]
+    advice: str
+    flip_safe: bool
+    train_images: int | None = None
+    test_images: int | None = None
+    classes: int | None = None
+    download: bool = False
+
+    def place(self, path: Path | None) -> Path:
+        """The folder (or .npz file) to look in: `path`, or the set's own folder in the cache."""
+        return cache_folder() / self.name if path is None else path
+
+    def npz(self, path: Path | None) -> Path | None:
+        """The .npz file that stands in for the published files, if there is one."""
+        place = self.place(path)
+        found = place if place.suffix == ".npz" else place / f"{self.name}.npz"
+        return found if found.is_file() else None
+
+    def missing(self, path: Path | None) -> list[str]:
+        """Files that are not there; empty when the set can be read."""
+        if self.npz(path):
+            return []
+        return [file.name for file in self.files if self.find(path, file.name) is None]
+
+    def find(self, path: Path | None, name: str) -> Path | None:
+        """The file or folder `name`, or `name`.gz or `name` without .gz."""
+        place = self.place(path)
+        return next(
+            (p for p in (place / name, place / f"{name}.gz", place / name.removesuffix(".gz")) if p.exists()), None
+        )
+
+    def require(self, path: Path | None) -> None:
+        """Download what may be downloaded; raise `DataNotFoundError` while something is missing."""
+        left = self.missing(path)
+        if left and path is None and self.download:
+            wanted = [file for file in self.files if file.name in left]
+            left = [] if all(download(file, self.place(None)) for file in wanted) else self.missing(None)
+        if left:
+            raise DataNotFoundError(
+                f"{self.name}: {shown(self.place(path))} lacks {_some(left)}; {self.advice}, "
+                f"or put {self.name}.npz (train_images, train_labels, test_images, test_labels) there"
+            )
+
+    def checked(self, train: ImageData, test: ImageData | None) -> Source:
+        """A `Source` of the two parts; `DataError` when they are not as many as published."""
+        found = {"training images": (len(train), self.train_images), "classes": (train.num_classes, self.classes)}
+        if test is not None:
+            found["test images"] = (len(test), self.test_images)
+        for what, (got, expected) in found.items():
+            if expected is not None and got != expected:
+                raise DataError(f"{self.name}: got {got} {what}, the published set has {expected}; get its files anew")
+        return Source(train, test, self.flip_safe)
+
+    def read_npz(self, file: Path, image_size: int | None) -> Source:
+        """The set from an .npz of our own keys; smaller cuts of it are welcome, so nothing is counted."""
+        train, test = read_npz(file)
+        parts = [None if part is None else replace(resized(part, image_size), name=self.name) for part in (train, test)]
+        return Source(parts[0], parts[1], self.flip_safe)
+
+
+def resized(data: ImageData, image_size: int | None) -> ImageData:
+    """`data` at `image_size`; as it is for None."""
+    return data if image_size is None else replace(data, images=resize_images(data.images, image_size))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def download(file: PublishedFile, folder: Path) -> bool:
+    """Whether `file` could be fetched into `folder` and has its published checksum; written whole or not at all."""
+    if file.url is None or not file.url.startswith(("http://", "https://")):
+        return False
+    try:
+        with atomic_write(folder / file.name) as temporary:
+            with urllib.request.urlopen(file.url, timeout=_TIMEOUT) as answer, open(temporary, "wb") as target:
+                shutil.copyfileobj(answer, target)
+            if file.md5 is not None and _md5(temporary) != file.md5:
+                raise OSError("wrong checksum")
+    except OSError:  # no network, no space, a broken answer
+        return False
+    return True
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
