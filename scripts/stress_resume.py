@@ -5,7 +5,7 @@
 
 A command is killed again and again in one folder, each time started with resume=true, until it ends by itself; then
 every file is compared with that of a run nobody disturbed, byte for byte (records and cells without times, commands and
-paths), and the next folder begins. How it dies is drawn each time:
+paths; of the two checkpoints a run keeps, the last), and the next folder begins. How it dies is drawn each time:
 
     moment   SIGKILL after a random time, start-up included
     rename   SIGKILL right before or right after the n-th rename, removal or sync of a file
@@ -250,11 +250,14 @@ def _whole(path: Path) -> bool:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """A digest of every file, by its path below `out`; records as one entry, whatever files they lie in."""
+    """A digest of every file, by its path below `out`; records as one entry, whatever files they lie in.
+
+    Of a run's checkpoints the last: the older one that is kept may be the one that a SIGTERM left.
+    """
     found = {}
     for path in files_of(out):
         name = path.relative_to(out).as_posix()
-        if path.name.startswith("records-"):
+        if path.name.startswith("records-") or (path.suffix == ".ckpt" and path != max(path.parent.glob("*.ckpt"))):
             continue
         found[name] = hashlib.sha256(_comparable(path, out)).hexdigest()[:16]
     for folder in sorted({path.parent for path in files_of(out) if path.name.startswith("records-")}):
