@@ -59,6 +59,8 @@ def augment_set(config: Mapping[str, Any], *, device: torch.device, progress: bo
         resume=config["resume"],
         device=device,
         processes=typed(config["processes"], int, "processes"),
+        engine=typed(config["engine"], str, "engine"),
+        ray_address=typed(config["ray_address"], str | None, "ray_address"),
         progress=progress,
     )
 

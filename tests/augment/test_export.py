@@ -128,8 +128,8 @@ def test_units_done_alone_and_in_another_order_write_the_same_bytes(photos, tmp_
     export(open_form("folder", photos), nuisance, tmp_path / "one", SETTINGS)
 
     def run(self, units):
-        workers._start_worker(pickle.loads(pickle.dumps(self._job)))
-        return [workers._one_unit(pickle.loads(pickle.dumps(unit))) for unit in reversed(list(units))]
+        workers.start_worker(pickle.loads(pickle.dumps(self._job)))
+        return [workers.one_unit(pickle.loads(pickle.dumps(unit))) for unit in reversed(list(units))]
 
     monkeypatch.setattr(workers.Workers, "run", run)
     export(open_form("folder", photos), nuisance, tmp_path / "two", SETTINGS)

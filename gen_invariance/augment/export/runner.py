@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,6 +35,10 @@ from gen_invariance.errors import CheckpointError, DataError, OutputError, Setti
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import cannot_write, write_json
 
+if TYPE_CHECKING:
+    from gen_invariance.augment.export.on_ray import RayWorkers
+
+ENGINES = ("local", "ray")
 _STATE = ".gen_invariance"
 _DONE = ".gen_invariance.json"
 
@@ -72,6 +77,8 @@ def export(
     resume: bool = False,
     device: torch.device | str = "cpu",
     processes: int = 1,
+    engine: str = "local",
+    ray_address: str | None = None,
     progress: bool = False,
 ) -> ExportSummary:
     """Write a copy of `data` in which small classes have grown by translated images of their own.
@@ -86,6 +93,8 @@ def export(
         resume: go on with the export that is in `out`.
         device: where to translate. Equal bytes can be expected on equal devices only.
         processes: workers; the result does not depend on their number.
+        engine: "local" for processes of this machine, "ray" for actors of a Ray cluster, see `on_ray`.
+        ray_address: of a running cluster; None finds one by `RAY_ADDRESS`, or starts one on this machine.
         progress: show a bar.
 
     Raises:
@@ -97,6 +106,8 @@ def export(
     settings = settings or ExportSettings()
     if not isinstance(processes, int) or processes < 1:
         raise SettingsError(f"export: processes must be a whole number of at least 1, got {processes!r}")
+    if engine not in ENGINES:
+        raise SettingsError(f"export: engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     out = Path(out).expanduser()
     keep_apart(data.path, out)
     entries = data.entries()
@@ -112,12 +123,20 @@ def export(
     if _begin(out, identity, resume=resume):
         return _summary(out, data, settings)
     with _alone(job.state):
-        with Workers(job, processes=processes) as workers:
+        with _workers(job, processes=processes, engine=engine, ray_address=ray_address) as workers:
             _carry_out(job, entries, workers, progress=progress)
         _finish(job, entries)
         write_json(out / _DONE, identity)
     shutil.rmtree(job.state, ignore_errors=True)
     return _summary(out, data, settings)
+
+
+def _workers(job: Job, *, processes: int, engine: str, ray_address: str | None) -> Workers | RayWorkers:
+    if engine == "local":
+        return Workers(job, processes=processes)
+    from gen_invariance.augment.export.on_ray import RayWorkers  # an extra, and slow to import
+
+    return RayWorkers(job, workers=processes, address=ray_address)
 
 
 def keep_apart(source: Path, out: Path) -> None:
@@ -215,7 +234,7 @@ def _alone(state: Path) -> Iterator[None]:
         yield
 
 
-def _carry_out(job: Job, entries: Sequence[Entry], workers: Workers, *, progress: bool) -> None:
+def _carry_out(job: Job, entries: Sequence[Entry], workers: Workers | RayWorkers, *, progress: bool) -> None:
     """All units of all rounds that are not recorded yet."""
     settings = job.settings
     with tqdm(total=len(entries), desc="originals", unit="image", disable=not progress) as bar:
@@ -261,7 +280,7 @@ def _units(
     ]
 
 
-def _run(job: Job, units: Sequence[Unit], workers: Workers, bar: tqdm) -> None:
+def _run(job: Job, units: Sequence[Unit], workers: Workers | RayWorkers, bar: tqdm) -> None:
     """Carry out the units that have no record yet."""
     sizes = {unit.name: len(unit.items) for unit in units}
     missing = [unit for unit in units if not (job.state / "units" / f"{unit.name}.jsonl").is_file()]

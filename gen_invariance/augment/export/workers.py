@@ -49,7 +49,7 @@ class Workers:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a fork of a process that used torch's threads may hang
             self._pool = ProcessPoolExecutor(
-                self._processes, mp_context=context, initializer=_start_worker, initargs=(self._job,)
+                self._processes, mp_context=context, initializer=start_worker, initargs=(self._job,)
             )
         yield from _shared_out(self._pool, units, waiting=2 * self._processes)
 
@@ -104,14 +104,15 @@ def _one_thread(device: str) -> Iterator[None]:
 _worker_job: Job | None = None  # a worker process serves one job all its life
 
 
-def _start_worker(job: Job) -> None:
+def start_worker(job: Job) -> None:
+    """What a worker process does first."""
     global _worker_job
     torch.set_num_threads(1)
     _worker_job = placed(job)
 
 
-def _one_unit(unit: Unit) -> str:
-    """What a worker process does: the same steps, one after another."""
+def one_unit(unit: Unit) -> str:
+    """What a worker process does for a unit: the same steps as in one process, one after another."""
     with ThreadPoolExecutor(_THREADS) as pictures:
         loaded = load(_worker_job, unit, pictures)
         results = translate(_worker_job, unit, loaded) if unit.kind == "generated" else None
@@ -124,7 +125,7 @@ def _shared_out(pool: ProcessPoolExecutor, units: Iterable[Unit], *, waiting: in
     pending: set[Future] = set()
     try:
         for unit in units:
-            pending.add(pool.submit(_one_unit, unit))
+            pending.add(pool.submit(one_unit, unit))
             if len(pending) >= waiting:
                 done, pending = wait(pending, return_when="FIRST_COMPLETED")
                 yield from [future.result() for future in done]
