@@ -21,6 +21,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, RunError, SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to, select_rows
 from gen_invariance.run import Run
+from gen_invariance.stopping import signals_noted
 from gen_invariance.translator.fit import (
     FitSettings,
     class_members,
@@ -57,9 +58,10 @@ class FlowSettings:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            low_enough = value <= 1 if name == "average" else True
-            if not (value >= 0 and low_enough) or (name == "learning_rate" and value == 0):
-                raise SettingsError(f"flow.{name} must be positive, and an average at most 1, got {value}")
+            if not value >= 0 or (name == "learning_rate" and value == 0) or (name == "average" and value > 1):
+                raise SettingsError(
+                    f"flow.{name} must be {'in [0, 1]' if name == 'average' else 'positive'}, got {value}"
+                )
 
 
 def fit_flow(
@@ -97,20 +99,23 @@ def fit_flow(
     share = slice(accelerator.process_index, None, accelerator.num_processes)
 
     bar = tqdm(total=loop.steps, initial=state.start, desc="flow", disable=None if progress is None else not progress)
-    for step in range(state.start, loop.steps):
-        generator = run.generator("fit", step)
-        images = draw_images(data, members, loop, generator)
-        draw = sample_step(translator, images.shape, generator=generator)
-        images, draw = images[share], draw_to(select_rows(draw, torch.arange(loop.batch_size)[share]), images)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, loop.steps, settings.learning_rate)
-        with accelerator.autocast():
-            terms = flow_terms(translator, images, draw, settings)
-        update_weights(translator, state.optimizer, terms, accelerator)
-        state.average.step(translator.parameters())
-        bar.update()
-        _look(step + 1, terms, state, data, members, loop, run, accelerator=accelerator)
-    bar.close()
+    with signals_noted(active=accelerator.num_processes == 1) as stop_asked, bar:
+        for step in range(state.start, loop.steps):
+            generator = run.generator("fit", step)
+            images = draw_images(data, members, loop, generator)
+            draw = sample_step(translator, images.shape, generator=generator)
+            images, draw = images[share], draw_to(select_rows(draw, torch.arange(loop.batch_size)[share]), images)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, loop.steps, settings.learning_rate)
+            with accelerator.autocast():
+                terms = flow_terms(translator, images, draw, settings)
+            update_weights(translator, state.optimizer, terms, accelerator)
+            state.average.step(translator.parameters())
+            bar.update()
+            leaving = stop_asked()
+            _look(step + 1, terms, state, data, members, loop, leaving=leaving)
+            if leaving:
+                break
     state.average.copy_to(translator.parameters())
     translator.eval()
     fill_bank(translator, data, members, run)
@@ -251,16 +256,18 @@ def _look(
     data: ImageData,
     members: list[Tensor],
     loop: FitSettings,
-    run: Run,
     *,
-    accelerator: Accelerator,
+    leaving: bool,
 ) -> None:
-    """What is written after `done` steps: a metrics line, a sample grid, a checkpoint, each at its own pace."""
+    """What is written after `done` steps: a metrics line, a sample grid, a checkpoint, each at its own pace.
+
+    When `leaving`, a checkpoint in any case.
+    """
 
     def due(every: int) -> bool:
         return done % every == 0 or done == loop.steps
 
-    if not (due(loop.log_every) or due(loop.checkpoint_every) or due(loop.sample_every)):
+    if not (leaving or due(loop.log_every) or due(loop.checkpoint_every) or due(loop.sample_every)):
         return
     numbers = {name: float(value.detach()) for name, value in terms.items()}
     stop_if_not_finite(numbers, step=done)
@@ -269,13 +276,14 @@ def _look(
             f"fitting stopped at step {done}: a weight of the translator is NaN or infinite; "
             "lower the learning rate, the last checkpoint is kept"
         )
-    if not accelerator.is_main_process:
+    if not state.accelerator.is_main_process:
         return
+    run = state.run
     if due(loop.log_every):
         run.log(step=done, **numbers)
     if due(loop.sample_every):
         with state.averaged():
             fill_bank(state.translator, data, members, run)
             write_grid(run.path / "samples" / f"step-{done:08d}.png", state.translator, data, members, run)
-    if due(loop.checkpoint_every):
+    if leaving or due(loop.checkpoint_every):
         state.save(done)
