@@ -107,7 +107,9 @@ def _fit(config: dict[str, Any]) -> None:
     loop["flip"] = prepared.flip_safe if loop["flip"] is None else loop["flip"]
     settings = settings_of(FitSettings, loop, "fit")
     chosen = config["translator"]
+    height, width = prepared.train.images.shape[2:]
     identity = {"data": task.identity(), "translator": chosen, "fit": settings.identity()}
+    identity["image_size"] = width if height == width else None  # `augment` scales pictures to it
     with _new_run(config, "fit", identity, prepared.split) as run:
         translator = fit_by_name(
             chosen["name"],
@@ -254,7 +256,9 @@ def _augment(config: dict[str, Any]) -> None:
     from gen_invariance.benchmark.augmenting import augment_set, check_complete, lines_of
 
     progress = sys.stderr.isatty() if config["progress"] is None else config["progress"]
-    summary = augment_set(config, device=_device(config["device"]), progress=progress)
+    summary = augment_set(
+        config, device=_device(config["device"]), progress=progress, say=lambda line: print(printable(line))
+    )
     print("\n".join(printable(line) for line in lines_of(summary)))
     check_complete(summary)
 

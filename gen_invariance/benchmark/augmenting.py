@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+import gen_invariance.torchvision_guard  # noqa: F401  (kornia and torchvision)
 from gen_invariance.augment.export import FORMS, ExportSettings, ExportSummary, export, open_form
 from gen_invariance.augment.export.forms import Form
 from gen_invariance.augment.export.learning import image_data
@@ -24,6 +27,9 @@ from gen_invariance.settings import settings_of, typed
 from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.fit import FitSettings, fit_translator
 from gen_invariance.translator.load import load_translator
+from gen_invariance.translator.verdict import read_verdict
+
+from torchvision.transforms.functional import center_crop, rgb_to_grayscale  # isort: skip  (after the guard)
 
 _COLUMNS = {"table": ("path_column", "label_column"), "huggingface": ("image_column", "label_column")}
 """Settings that name columns, of the forms that have them."""
@@ -31,8 +37,16 @@ _COLUMNS = {"table": ("path_column", "label_column"), "huggingface": ("image_col
 _LISTED = 10  # problems named one by one; the manifest has all
 
 
-def augment_set(config: Mapping[str, Any], *, device: torch.device, progress: bool) -> ExportSummary:
+def augment_set(
+    config: Mapping[str, Any], *, device: torch.device, progress: bool, say: Callable[[str], None] = lambda line: None
+) -> ExportSummary:
     """Carry out `augment` with plain settings, as configs/augment.yaml lists them.
+
+    Args:
+        config: the settings.
+        device: where to translate.
+        progress: show a bar.
+        say: gets a line where the verdict of `inspect` changes what is done.
 
     Raises:
         SettingsError: settings that do not fit each other.
@@ -41,8 +55,9 @@ def augment_set(config: Mapping[str, Any], *, device: torch.device, progress: bo
     task = settings_of(Task, config["data"], "data")
     form = _open(task, config)
     names = {field.name for field in dataclasses.fields(ExportSettings)} & config.keys()
-    settings = settings_of(ExportSettings, {name: config[name] for name in names}, "augment")
     fit = typed(config["fit"], bool, "fit")
+    strength = _strength(config, say)
+    settings = settings_of(ExportSettings, {name: config[name] for name in names} | {"strength": strength}, "augment")
     if fit == bool(config["translator"]):
         raise SettingsError("augment needs one of translator=FOLDER (that fit wrote) and fit=true; see its --help")
     out = Path(config["out"]).expanduser()
@@ -63,6 +78,29 @@ def augment_set(config: Mapping[str, Any], *, device: torch.device, progress: bo
         ray_address=typed(config["ray_address"], str | None, "ray_address"),
         progress=progress,
     )
+
+
+def _strength(config: Mapping[str, Any], say: Callable[[str], None]) -> float:
+    """The share of missing images to make: what is asked for, or what the verdict on the translator advises."""
+    asked, force = typed(config["strength"], float | str, "strength"), typed(config["force"], bool, "force")
+    if isinstance(asked, str) and asked != "auto":
+        raise SettingsError(f"strength must be auto or a number in (0, 1], got {asked!r}")
+    folder = config["translator"]
+    verdict = read_verdict(folder) if folder and not force else None
+    if verdict is not None and verdict.strength == 0:
+        raise SettingsError(
+            f"inspect says '{verdict.word}' of the translator in {folder}: {verdict.reasons[0].rstrip('.')}; fit a "
+            "better one, or add force=true to use it all the same"
+        )
+    if not isinstance(asked, str):
+        return float(asked)
+    if verdict is None or verdict.strength == 1:
+        return 1.0
+    say(
+        f"note: inspect says '{verdict.word}', so strength={verdict.strength:g}: classes get that share of the images "
+        "they lack to the target"
+    )
+    return verdict.strength
 
 
 def _open(task: Task, config: Mapping[str, Any]) -> Form:
@@ -98,7 +136,9 @@ def _translator(
 
 
 def _fitted_size(folder: Path) -> int | None:
-    """`data.image_size` of the run that fitted the translator, where its folder says so."""
+    """Side of the images that the translator was fitted on, where the run folder in or around `folder` says so."""
+    if not (folder / "run.json").is_file() and folder.name == "translator":
+        folder = folder.parent
     try:
         config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
         return config.get("image_size") or config["data"].get("image_size")
@@ -106,16 +146,42 @@ def _fitted_size(folder: Path) -> int | None:
         return None  # a translator without its run folder
 
 
-def _predict(folder: str | None, form: Form, device: torch.device) -> Any:
+class _Judge(nn.Module):
+    """A classifier for results of other sizes, channels and orders of classes than it was trained on.
+
+    Args:
+        model: images (B, C, S, S) to logits (B, K).
+        shape: (C, S, S) of its training images.
+        order: the model's number of each class of the data.
+    """
+
+    def __init__(self, model: nn.Module, shape: Sequence[int], order: Sequence[int]) -> None:
+        super().__init__()
+        self.model, self.shape, self.order = model, tuple(shape), list(order)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images float (B, C, H, W) in [0, 1]; their central square is looked at."""
+        channels, *size = self.shape
+        if images.shape[1] > channels:
+            images = rgb_to_grayscale(images)
+        side = min(images.shape[2:])
+        images = center_crop(images.expand(-1, channels, -1, -1), [side, side])
+        if list(images.shape[2:]) != size:
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+        return self.model(images)[:, self.order]
+
+
+def _predict(folder: str | None, form: Form, device: torch.device) -> _Judge | None:
     if folder is None:
         return None
     model, prepared, *_ = open_run(folder, device=device)
-    if prepared.train.class_names != form.class_names:
+    known = prepared.train.class_names
+    if sorted(known) != sorted(form.class_names):
         raise SettingsError(
-            f"the classifier in {folder} knows the classes {', '.join(prepared.train.class_names[:5])}..., the data "
+            f"the classifier in {folder} knows the classes {', '.join(known[:5])}..., the data "
             f"{', '.join(form.class_names[:5])}...; give one that was trained on these classes"
         )
-    return model
+    return _Judge(model, prepared.train.images.shape[1:], [known.index(name) for name in form.class_names]).eval()
 
 
 def lines_of(summary: ExportSummary) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_invariance.augment.export.forms import Row
-from gen_invariance.run import atomic_write, write_text
+from gen_invariance.run import atomic_write, utf8_text, write_text
 
 COLUMNS: dict[str, str] = {
     "file": "string",  # in the output; empty when not written
@@ -66,7 +66,7 @@ def write_manifest(out: Path, rows: Iterable[Row], *, chunk: int = 4096) -> list
     table = out / "manifest.parquet"
     with atomic_write(table) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in _chunks(read_manifest(out), chunk):
-            writer.write_table(pa.Table.from_pylist(part, schema=schema))
+            writer.write_table(pa.Table.from_pylist([_utf8(row) for row in part], schema=schema))
     return [path, table]
 
 
@@ -74,6 +74,11 @@ def read_manifest(out: Path) -> Iterator[dict[str, Any]]:
     """The rows of `out`/manifest.jsonl, one at a time."""
     with open(out / "manifest.jsonl", encoding="utf-8") as file:
         yield from map(json.loads, file)
+
+
+def _utf8(row: Row) -> Row:
+    """The row with names of files and classes escaped where they are not UTF-8, which Parquet cannot hold."""
+    return {name: utf8_text(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from gen_invariance.augment.export.forms import Entry, Finish, Form, Row
 from gen_invariance.augment.export.manifest import read_manifest, read_unit, write_manifest
 from gen_invariance.augment.export.preview import write_preview
-from gen_invariance.augment.export.settings import ExportSettings, goal_of
+from gen_invariance.augment.export.settings import ExportSettings, goals_of
 from gen_invariance.augment.export.units import Job, Predict, Unit, token_of
 from gen_invariance.augment.export.workers import Workers
 from gen_invariance.data.folder import shown
@@ -117,7 +117,7 @@ def export(
         "form": data.name,
         "entries": _digest(entries),
         "translator": token,
-        "classifier": predict is not None,
+        "classifier": token_of(predict) if isinstance(predict, torch.nn.Module) else predict is not None,
         "settings": settings.identity(),
     }
     if _begin(out, identity, resume=resume):
@@ -242,14 +242,14 @@ def _carry_out(job: Job, entries: Sequence[Entry], workers: Workers | RayWorkers
         _run(job, units, workers, bar)
     sources, ranges = _looked_over(job, entries)
     have = [len(rows) for rows in sources]
-    goal = goal_of([count for count in have if count], settings.target)
+    goals = goals_of(have, settings)
     used = [0] * len(have)
     taken = _file_names(job, entries)
     for round_ in range(settings.tries):
         items = [
             item
             for label, rows in enumerate(sources)
-            for item in _candidates(rows, used[label], goal - have[label], settings)
+            for item in _candidates(rows, used[label], goals[label] - have[label], settings)
         ]
         if not items:
             break
@@ -357,8 +357,10 @@ def _summary(out: Path, data: Form, settings: ExportSettings) -> ExportSummary:
         listed = {"unusable": problems, "ignored": ignored}.get(row["status"])
         if listed is not None:
             listed.append((row["source"], row["reason"]))
-    goal = goal_of([count for count in before if count], settings.target)
-    short = [(data.class_names[label], goal - count) for label, count in enumerate(after) if count < goal]
+    goals = goals_of(before, settings)
+    short = [
+        (name, goal - count) for name, goal, count in zip(data.class_names, goals, after, strict=True) if count < goal
+    ]
     return ExportSummary(
         out, data.class_names, tuple(before), tuple(after), rejected, tuple(problems), tuple(ignored), tuple(short)
     )

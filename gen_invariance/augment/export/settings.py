@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ class ExportSettings:
         target: images each class is brought to: "median" or "max" of the class sizes, a whole number N, or a ratio of
             the largest class in (0, 1] written with a decimal point (0.5: no class is smaller than half the
             largest). Classes never shrink.
+        strength: share of the images that a class lacks to its target that is made, in (0, 1]; less than 1 where the
+            translator is not fully trusted.
         image_size: side that pictures are scaled to for the translator; None leaves them as they are.
         restore_size: scale the whole picture so that its shorter side is `image_size`, translate it, and scale the
             result back to the picture's own size. Otherwise the central square is taken, and results are
@@ -39,6 +42,7 @@ class ExportSettings:
     """
 
     target: str | int | float = "median"
+    strength: float = 1.0
     image_size: int | None = None
     restore_size: bool = False
     originals: str = "copy"
@@ -61,12 +65,25 @@ class ExportSettings:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and low <= value <= high):
                 raise SettingsError(f"export: {name} must lie in [{low}, {high}], got {value!r}")
+        if not (isinstance(self.strength, int | float) and 0 < self.strength <= 1):
+            raise SettingsError(f"export: strength must lie in (0, 1], got {self.strength!r}")
         if self.near_copy is None or not isinstance(self.seed, int):
             raise SettingsError("export: near_copy must be a number (0 keeps all but equal copies), seed a whole one")
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON-able values."""
         return asdict(self)
+
+
+def goals_of(counts: Sequence[int], settings: ExportSettings) -> list[int]:
+    """Images that each class is brought to; classes never shrink.
+
+    Args:
+        counts: images of each class.
+        settings: its `target` and `strength`.
+    """
+    goal = goal_of([count for count in counts if count], settings.target)
+    return [count + math.ceil(settings.strength * max(goal - count, 0)) for count in counts]
 
 
 def goal_of(counts: Sequence[int], target: str | int | float) -> int:
