@@ -74,9 +74,16 @@ def cannot_write(path: Path | str, error: OSError) -> OutputError:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path`, whole or not at all; bytes of file names that are not UTF-8 appear escaped."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def utf8_text(text: str) -> str:
+    """`text` as any file format can hold it: lone surrogates, as which Python keeps bytes of file names that are not
+    UTF-8, are escaped.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: Path | str, value: Any) -> None:

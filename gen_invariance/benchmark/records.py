@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from gen_invariance.errors import DataNotFoundError, SettingsError
-from gen_invariance.run import cannot_write, package_versions, source_commit, write_text
+from gen_invariance.run import cannot_write, package_versions, source_commit, utf8_text, write_text
 
 FINISHED, FAILED = "finished", "failed"
 """Metrics of marker records: the last line of a cell, and a cell that ended with an error."""
@@ -91,6 +91,9 @@ class Record:
         empty = [name for name in ("benchmark", "method", "metric") if not getattr(self, name)]
         if empty:
             raise SettingsError(f"a record needs a {empty[0]}, got an empty one; name it")
+        for name in _TEXTS:
+            if (text := getattr(self, name)) is not None:
+                object.__setattr__(self, name, utf8_text(str(text)))
         try:
             object.__setattr__(self, "value", float(self.value))
             object.__setattr__(self, "seed", int(self.seed))
@@ -110,11 +113,20 @@ class Record:
         return *self.cell, self.metric, self.class_index, self.class_name, self.group
 
 
+_TEXTS = ("benchmark", "method", "metric", "class_name", "group", "command")
 _COLUMNS = [entry.name for entry in fields(Record)]
 _CELL = list(Cell._fields)
 _KEY = [*_CELL, "metric", "class_index", "class_name", "group"]
 _NO_ORDER = -1
 _REQUIRED = {"benchmark", "method", "seed", "metric", "value", "config_digest"}
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("benchmark", "method", "metric", "config_digest"), (str,)),
+    **dict.fromkeys(("class_name", "group", "data_digest", "command", "commit"), (str, type(None))),
+    "seed": (int,),
+    **dict.fromkeys(("order", "class_index", "class_count"), (int, type(None))),
+    **dict.fromkeys(("seconds", "written"), (int, float, type(None))),
+    "versions": (dict, type(None)),
+}
 
 
 def provenance() -> dict[str, Any]:
@@ -235,12 +247,8 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            if missing := _REQUIRED - row.keys():
-                raise KeyError(*missing)
-            row["value"] = float("nan") if row["value"] is None else float(row["value"])
-            row.setdefault("written", 0.0)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            row = _checked(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
                 warnings.warn(
                     f"{file}, line {number} is damaged and left out; its cell counts as unfinished", stacklevel=3
@@ -248,6 +256,22 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
             continue
         rows.append(row)
     return rows
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its value as a number; raises one of several errors where it is none of a record."""
+    if missing := _REQUIRED - row.keys():
+        raise KeyError(*missing)
+    for name, kinds in _KINDS.items():
+        if not isinstance(found := row.get(name), kinds):
+            raise TypeError(f"{name} is a {type(found).__name__}")
+        if type(found) is int and not -(2**63) <= found < 2**63:
+            raise ValueError(f"{name} is too large")
+        if type(found) is str and not found.isascii():
+            row[name] = utf8_text(found)
+    row["value"] = float("nan") if row["value"] is None else float(row["value"])
+    row["written"] = float(row.get("written") or 0.0)
+    return row
 
 
 def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
