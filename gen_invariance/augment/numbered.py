@@ -57,22 +57,32 @@ def coded(nuisance: Nuisance) -> Coded | None:
 
 
 class KeptCodes:
-    """The code of each image is made when it is first asked for and kept; exact, up to float rounding.
+    """Codes of images are made when first asked for, a block at a time, and kept; exact, up to float rounding.
 
-    Where memory ends, further images are encoded anew at each call. Which images are kept does not matter, since each
-    is asked for as often as any other of its class.
+    Which images are kept, and which are encoded together, does not depend on what was asked for before, so a resumed
+    run gets the very codes of an uninterrupted one. Images beyond the memory are encoded anew at each call.
 
     Args:
         nuisance: its weights must not change from now on.
         images: uint8 (N, C, H, W), or float in [0, 1]; the set.
+        numbers: int64 (M,), the images worth keeping, first come first kept; None is all.
         max_bytes: most that the codes may take, on the device of `images`.
+        block: images encoded together.
     """
 
-    def __init__(self, nuisance: Coded, images: Tensor, *, max_bytes: int = CODE_BYTES) -> None:
-        self.nuisance, self.images, self.max_bytes = nuisance, images, max_bytes
-        self._place = torch.full((len(images),), -1, device=images.device)
+    def __init__(
+        self,
+        nuisance: Coded,
+        images: Tensor,
+        *,
+        numbers: Tensor | None = None,
+        max_bytes: int = CODE_BYTES,
+        block: int = 64,
+    ) -> None:
+        self.nuisance, self.images, self.max_bytes, self.block = nuisance, images, max_bytes, block
+        self._numbers, self._place = _places(images, numbers)
         self._codes: Tensor | None = None
-        self.kept = 0
+        self._made: Tensor | None = None  # which blocks are there
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """The nuisance's own draw."""
@@ -81,39 +91,42 @@ class KeptCodes:
     @torch.no_grad()
     def translate(self, numbers: Tensor, draw: Draw) -> Tensor:
         """As `nuisance.apply` of those images, in float32."""
-        numbers = numbers.to(self.images.device)
         codes = self.codes(numbers)
         return self.nuisance.render(codes, draw_to(draw, codes), tuple(self.images.shape[-2:])).float()
 
+    @torch.no_grad()
     def codes(self, numbers: Tensor) -> Tensor:
         """Codes of the images `numbers`, int64 (M,), M > 0; made now where they are not kept."""
-        missing = numbers[self._place[numbers] < 0].unique()
-        if not len(missing):
-            return self._codes[self._place[numbers]]
-        fresh = self.nuisance.encode(_as_float(self.images[missing]))
-        self._keep(missing, fresh)
+        numbers = numbers.to(self.images.device)
+        if self._codes is None:
+            self._make_room()
         place = self._place[numbers]
-        if self.kept and bool((place >= 0).all()):
+        kept = (place >= 0) & (place < len(self._codes))
+        self._make(place[kept])
+        others = (~kept).nonzero().squeeze(1)
+        if not len(others):
             return self._codes[place]
-        # Some did not fit: those rows come from `fresh`, the others from what is kept.
-        new = torch.searchsorted(missing, numbers).clamp(max=len(missing) - 1)
-        if not self.kept:
-            return fresh[new]
-        known = (place >= 0).view(-1, *(1,) * (fresh.ndim - 1))
-        return torch.where(known, self._codes[place.clamp(min=0)], fresh[new])
+        fresh = self.nuisance.encode(_as_float(self.images[numbers[others]]))
+        codes = fresh.new_empty((len(numbers), *fresh.shape[1:]))
+        codes[kept], codes[others] = self._codes[place[kept]], fresh
+        return codes
 
     def advance(self, step: int) -> None:
         """Nothing to do: codes do not depend on the step."""
 
-    def _keep(self, numbers: Tensor, codes: Tensor) -> None:
-        if self._codes is None:
-            most = self.max_bytes // (codes[0].numel() * codes.element_size())
-            self._codes = codes.new_empty((min(len(self.images), most), *codes.shape[1:]))
-        room = min(len(self._codes) - self.kept, len(numbers))
-        if room:
-            self._codes[self.kept : self.kept + room] = codes[:room]
-            self._place[numbers[:room]] = torch.arange(self.kept, self.kept + room, device=self._place.device)
-            self.kept += room
+    def _make_room(self) -> None:
+        one = self.nuisance.encode(_as_float(self.images[:1]))
+        room = min(len(self._numbers), self.max_bytes // (one.numel() * one.element_size()))
+        self._codes = one.new_empty((room, *one.shape[1:]))
+        self._made = torch.zeros(-(-room // self.block), dtype=torch.bool, device=one.device)
+
+    def _make(self, place: Tensor) -> None:
+        """Encode the blocks that the codes at `place` lie in, where that has not been done."""
+        blocks = (place // self.block).unique()
+        for block in blocks[~self._made[blocks]].tolist():
+            rows = slice(block * self.block, min((block + 1) * self.block, len(self._codes)))
+            self._codes[rows] = self.nuisance.encode(_as_float(self.images[self._numbers[rows]]))
+            self._made[block] = True
 
 
 class TranslationBank:
@@ -151,12 +164,10 @@ class TranslationBank:
                 f"bank: versions, period and block must be at least 1, got {versions}, {period} and {block}"
             )
         self.nuisance, self.images, self.versions, self.period, self.seed = nuisance, images, versions, period, seed
-        numbers = torch.arange(len(images)) if numbers is None else numbers
-        self._numbers = numbers.to(images.device)
-        self._place = torch.full((len(images),), -1, device=images.device)
-        self._place[self._numbers] = torch.arange(len(numbers), device=images.device)
-        self._bank = images.new_empty((len(numbers), versions, *images.shape[1:]))
-        self._blocks = torch.arange(len(numbers)).split(block) if len(numbers) else ()
+        self._numbers, self._place = _places(images, numbers)
+        count = len(self._numbers)
+        self._bank = images.new_empty((count, versions, *images.shape[1:]))
+        self._blocks = torch.arange(count).split(block) if count else ()
         self._generations = [-1] * len(self._blocks)
         self.drawn = 0
 
@@ -166,7 +177,7 @@ class TranslationBank:
 
     def translate(self, numbers: Tensor, draw: Draw) -> Tensor:
         """Those versions of those images, float32; a bank that was never advanced is filled now."""
-        if self._blocks and self._generations[0] < 0:
+        if self._generations and self._generations[0] < 0:
             self.advance(0)
         place = self._place[numbers.to(self._place.device)]
         if bool((place < 0).any()):
@@ -192,6 +203,14 @@ class TranslationBank:
             moved = self.nuisance.apply(images, draw) if halves is None else halves.render(codes, draw, size)
             self._bank[rows.to(self._bank.device), version] = to_uint8(moved)
         self.drawn += len(rows) * self.versions
+
+
+def _places(images: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`numbers` on the device of `images`, and where in them each image is, int64 (N,), -1 for nowhere."""
+    numbers = (torch.arange(len(images)) if numbers is None else numbers).to(images.device)
+    place = torch.full((len(images),), -1, device=images.device)
+    place[numbers] = torch.arange(len(numbers), device=images.device)
+    return numbers, place
 
 
 def _as_float(images: Tensor) -> Tensor:

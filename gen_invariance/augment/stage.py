@@ -171,13 +171,17 @@ class TailAugment(nn.Module):
 
         def make() -> Numbered | None:
             nuisance = self._held.on(images.device)
+            numbers = (self.probability[labels.cpu()] > 0).nonzero().squeeze(1)
             if versions:
-                numbers = (self.probability[labels.cpu()] > 0).nonzero().squeeze(1)
                 return TranslationBank(nuisance, images, numbers=numbers, versions=versions, period=period, seed=seed)
             halves = coded(nuisance)
-            return None if halves is None else KeptCodes(halves, images, max_bytes=max_bytes)
+            return None if halves is None else KeptCodes(halves, images, numbers=numbers, max_bytes=max_bytes)
 
         self._make_numbered, self._numbered = make, None
+
+    def forget(self) -> None:
+        """Let go of what `remember` keeps; calls work as if it had never been called."""
+        self._make_numbered = self._numbered = None
 
     def drawer(self, *, numbered: bool = False) -> Nuisance | Numbered:
         """What draws for rows known by number, or for others; its `sample` takes the shape of the gated rows."""

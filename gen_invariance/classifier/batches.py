@@ -78,7 +78,8 @@ class Batches:
         process, processes: which share of each batch is wanted.
 
     Raises:
-        SettingsError: settings of the stage without a stage, or a source of another size.
+        SettingsError: settings of the stage without a stage, a source of another size, or a bank of images that are
+            augmented first.
     """
 
     def __init__(
@@ -115,6 +116,16 @@ class Batches:
         self.foreground = ResidentLoader(train, rule="class_balanced", stream="foreground", **common)
         self.per_epoch = self.rows.steps_per_epoch
         self.labels = train.labels.cpu()  # gates look at labels on the CPU, without waiting for the device
+        # Rows that reach the stage as they are stored need no more of a translator than their numbers.
+        self.numbered = stage is not None and base is None
+        if settings.stage_bank and not self.numbered:
+            raise SettingsError(
+                "training.stage_bank holds translations of images as they are stored; it needs a stage and no plain "
+                "augmentation before it"
+            )
+        if self.numbered:
+            bank = {"versions": settings.stage_bank, "period": settings.stage_bank_epochs * self.per_epoch}
+            stage.remember((self.source or train).images, train.labels, seed=run.seed, **bank)
 
     def at(self, step: int, *, hardest: Hardest | None = None) -> Batch:
         """This process's augmented rows of `step`; `hardest` chooses where `settings.worst_of` draws several."""
@@ -151,14 +162,16 @@ class Batches:
         batch = Batch(self._plain(images, draw, own), labels, whole=len(rows))
         if self.stage is None or not self.settings.stage_is_on(step // self.per_epoch):
             return batch
+        self.stage.advance(step)
         balanced = self.settings.stage_source == "balanced"
         source_rows = self.balanced.indices(step) if balanced else rows
         gates = [gate.share(share) for gate in self._gates(shape, self.labels[source_rows.cpu()], generator)]
+        numbers = source_rows[share] if self.numbered else None
         if not balanced and self.source is None:
-            return self._staged(batch, gates, None, hardest)
+            return self._staged(batch, gates, None, numbers, hardest)
         # The source's rows meet the plain augmentation too, so that nothing but the nuisance tells them apart.
         images, labels = self._pick(self.source or self.train, source_rows[share])
-        return self._staged(batch, gates, (self._plain(images, draw, own), labels), hardest)
+        return self._staged(batch, gates, (self._plain(images, draw, own), labels), numbers, hardest)
 
     def _plain(self, images: Tensor, draw: Draw | None, own: Tensor) -> Tensor:
         """`images` under the plain augmentation of the batch's rows `own`."""
@@ -166,16 +179,21 @@ class Batches:
 
     def _gates(self, shape: tuple[int, ...], labels: Tensor, generator: torch.Generator) -> list[Gate]:
         """`worst_of` gates that open for the same rows, each with a draw of its own."""
-        first = self.stage.sample(shape, labels, generator=generator)
-        more = range(self.settings.worst_of - 1)
+        first = self.stage.sample(shape, labels, generator=generator, numbered=self.numbered)
+        more, drawer = range(self.settings.worst_of - 1), self.stage.drawer(numbered=self.numbered)
         size = (int(first.rows.sum()), *shape[1:])
-        return [first, *(Gate(first.rows, self.stage.nuisance.sample(size, generator=generator)) for _ in more)]
+        return [first, *(Gate(first.rows, drawer.sample(size, generator=generator)) for _ in more)]
 
     def _staged(
-        self, batch: Batch, gates: list[Gate], source: tuple[Tensor, Tensor] | None, hardest: Hardest | None
+        self,
+        batch: Batch,
+        gates: list[Gate],
+        source: tuple[Tensor, Tensor] | None,
+        numbers: Tensor | None,
+        hardest: Hardest | None,
     ) -> Batch:
         """`batch` after the stage, with its gated rows as they were before where consistency needs them."""
-        moved = [self.stage.apply(batch.images, batch.labels, gate, source=source) for gate in gates]
+        moved = [self.stage.apply(batch.images, batch.labels, gate, source=source, numbers=numbers) for gate in gates]
         images, labels = moved[0]
         rows = gates[0].rows.nonzero().squeeze(1).to(images.device)
         if len(moved) > 1 and hardest is not None:

@@ -117,6 +117,8 @@ def fit_classifier(
                 bar.close()
                 break
     bar.close()
+    if stage is not None:
+        stage.forget()
     state.finish(train, stage, stage_source)
     return model.eval()
 

@@ -64,24 +64,46 @@ def test_who_has_codes():
     assert coded(Compose([Lighting(), munit()])) is None, "the image changes before it is encoded"
 
 
+def a_code(nuisance):
+    """Bytes of one."""
+    first = nuisance.nuisances[0] if isinstance(nuisance, Compose) else nuisance
+    return first.encode(torch.rand(1, 1, 16, 16)).numel() * 4
+
+
 @pytest.mark.parametrize("name", NUISANCES)
 @pytest.mark.parametrize("room", [0, 7, COUNT])
 def test_kept_codes_are_exact_whatever_fits(name, room, images, generator):
     nuisance = NUISANCES[name]()
-    counting = Counting(coded(nuisance))
-    size = nuisance.nuisances[0] if isinstance(nuisance, Compose) else nuisance
-    one = size.encode(images[:1].float() / 255).numel() * 4
-    kept = KeptCodes(counting, images, max_bytes=room * one + 3)
-    for _ in range(6):
+    kept = KeptCodes(coded(nuisance), images, max_bytes=room * a_code(nuisance) + 3, block=4)
+    for _ in range(4):
         numbers = torch.randint(COUNT, (25,), generator=generator)
         draw = kept.sample((25, 1, 16, 16), generator=generator)
         expected = nuisance.apply(images[numbers].float() / 255, draw)
         torch.testing.assert_close(kept.translate(numbers, draw), expected, atol=1e-5, rtol=0)
-    assert kept.kept <= room
-    if room == COUNT:
-        assert counting.encoded == kept.kept <= COUNT, "an image was encoded twice"
-    else:
-        assert kept.kept == room
+    assert len(kept._codes) == room
+
+
+def test_an_image_worth_keeping_is_encoded_once(images, generator):
+    counting = Counting(munit())
+    worth = torch.arange(3, COUNT, 2)
+    kept = KeptCodes(counting, images, numbers=worth, block=4)
+    kept.codes(worth[:1])
+    assert counting.encoded == 1 + 4, "one to see the size, then a block"
+    for _ in range(20):
+        kept.codes(worth[torch.randint(len(worth), (9,), generator=generator)])
+    assert counting.encoded == 1 + len(worth)
+    kept.codes(torch.tensor([0, 3, 0]))
+    assert counting.encoded == 1 + len(worth) + 2
+
+
+def test_codes_do_not_depend_on_what_was_asked_before(images, generator):
+    """To the last bit: a resumed run must repeat an uninterrupted one."""
+    nuisance, wanted = munit(), torch.tensor([38, 5, 5, 12, 20])
+    room = 30 * a_code(nuisance)
+    warm, cold = (KeptCodes(nuisance, images, max_bytes=room, block=8) for _ in range(2))
+    for _ in range(5):
+        warm.codes(torch.randint(COUNT, (11,), generator=generator))
+    assert torch.equal(warm.codes(wanted), cold.codes(wanted))
 
 
 @pytest.mark.parametrize("name", NUISANCES)
@@ -100,7 +122,9 @@ def test_the_stage_gives_the_same_with_and_without_codes(name, with_source, imag
         torch.testing.assert_close(two[0], one[0], atol=1e-5, rtol=0)
         assert torch.equal(two[1], one[1])
         assert not torch.equal(two[0], batch[0])
-    assert keeping.drawer(numbered=True).kept > 0
+    assert keeping.drawer(numbered=True)._made.any()
+    keeping.forget()
+    assert keeping.drawer(numbered=True) is nuisance
 
 
 def test_codes_are_made_anew_in_another_precision(images, labels):
