@@ -50,3 +50,9 @@ class RunError(GenInvarianceError, RuntimeError):
     """A run that started well failed: a loss became non-finite, a worker died."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -26,6 +26,9 @@ import torch
 
 from gen_invariance.errors import CheckpointError, GenInvarianceError, OutputError, SettingsError
 
+MISFITS = (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError)
+"""What `load_state_dict` of models and optimisers raises for a state that is not theirs."""
+
 _MAGIC = b"gen_invariance checkpoint 1 "
 _PACKAGES = ("gen_invariance", "torch", "torchvision", "diffusers", "kornia", "accelerate", "numpy", "scikit-learn")
 

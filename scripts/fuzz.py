@@ -71,7 +71,7 @@ def settings(dice: random.Random, case: Path, base: Path) -> Door:
     """One or two settings of a verb replaced by odd words."""
     verb = dice.choice(("fit", "train", "measure", "augment", "order", "report", "inspect", "demo"))
     line = {
-        "fit": FIT, "train": TRAIN, "measure": ["measure", f"run={base / 'train'}", "draws=1"],
+        "fit": FIT, "train": TRAIN, "measure": ["measure", f"run={case / 'out'}", "draws=1"],
         "augment": ["augment", f"data.path={base / 'in'}", f"translator={base / 'fit'}", "target=6"],
         "order": ["order", "order.count=1", "order.seeds=[0]", "order.analysis.resamples=20", "order.source.epochs=1",
                   "order.source.images_per_class=8"],
@@ -90,7 +90,10 @@ def settings(dice: random.Random, case: Path, base: Path) -> Door:
         words.append(f"{key}={word}" if dice.random() < 0.97 else dice.choice(make.WORDS))
     if any(word.split("=")[0] == "out" for word in words):
         return [*line, *words]
-    return [*line, *words, f"out={case / 'out'}"] if verb != "measure" else [*line, *words]
+    if verb == "measure":
+        make.copy_tree(base / "train", case / "out")
+        return [*line, *words]
+    return [*line, *words, f"out={case / 'out'}"]
 
 
 KEYS: dict[str, list[str]] = {}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import warnings
 
 import numpy as np
@@ -10,7 +11,10 @@ from PIL import Image
 
 from gen_invariance.augment.export import ExportSettings, export, open_form
 from gen_invariance.benchmark.records import Record, RecordWriter, as_frame, finished_cells, load_records
+from gen_invariance.cli import run
+from gen_invariance.errors import first_line
 from gen_invariance.nuisance import Rotation
+from gen_invariance.run import load_checkpoint, save_checkpoint
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
@@ -78,3 +82,46 @@ def test_a_record_of_the_wrong_kind_is_named_and_left_out(change, tmp_path):
         frame = load_records(tmp_path)
     assert frame["metric"].tolist() == ["ekld", "finished"]
     assert finished_cells(frame) == set()
+
+
+# ---- checkpoints whose checksum is right and whose contents are not
+
+DATA = ["data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few_below=8", "data.many_above=16"]
+FIT = ["fit", *DATA, "fit.steps=1", "fit.batch_size=2", "translator.objective.discriminator_width=4"]
+TRAIN = ["train", *DATA, "training.epochs=1", "training.warmup=0"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    assert run([*FIT, f"out={folder / 'fit'}"]) == 0
+    assert run([*TRAIN, f"out={folder / 'train'}"]) == 0
+    return folder
+
+
+def one_line(capsys, *, code=2):
+    error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+    assert len(error) == 1, error
+    assert error[0].startswith("gen-invariance: ")
+    assert all(letter.isprintable() for letter in error[0])
+    return error[0]
+
+
+@pytest.mark.parametrize("value", ["text", None, [], 3, {"": 1}, {0: 1}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "key"), [("train", "model"), ("train", "optimizer"), ("fit", "optimizers"), ("fit", "discriminator")]
+)
+def test_a_checkpoint_of_something_else(kind, key, value, runs, tmp_path, capsys):
+    out = shutil.copytree(runs / kind, tmp_path / "out")
+    file = max((out / "checkpoints").iterdir())
+    save_checkpoint(file, load_checkpoint(file) | {key: value})
+    assert run([*(FIT if kind == "fit" else TRAIN), f"out={out}", "resume=true"]) == 2
+    assert "does not fit" in one_line(capsys)
+    if key == "model":
+        assert run(["measure", f"run={out}", "draws=1"]) == 2
+        assert "does not fit" in one_line(capsys)
+
+
+def test_an_error_without_a_message_has_a_line():
+    assert first_line(ValueError("a\nb")) == "a"
+    assert first_line(KeyError()) == "KeyError"

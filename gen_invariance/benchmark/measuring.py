@@ -17,12 +17,12 @@ from gen_invariance.benchmark.suite import ClassifierSettings, build_model, reco
 from gen_invariance.benchmark.task import Prepared, Task, prepare
 from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import CheckpointError, DataError, DataNotFoundError, SettingsError
+from gen_invariance.errors import CheckpointError, DataError, DataNotFoundError, SettingsError, first_line
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.run import Run, config_digest, named_generator, write_json
+from gen_invariance.run import MISFITS, Run, config_digest, named_generator, write_json
 from gen_invariance.settings import settings_of
 
 if TYPE_CHECKING:
@@ -85,10 +85,8 @@ def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple
         )
     try:
         model.load_state_dict(state["model"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the checkpoint in {folder} does not fit its settings ({str(error).splitlines()[0]})"
-        ) from error
+    except MISFITS as error:
+        raise CheckpointError(f"the checkpoint in {folder} does not fit its settings ({first_line(error)})") from error
     return model.to(device).eval(), prepared, task, run
 
 

@@ -27,9 +27,9 @@ from gen_invariance.classifier.robust import hardest
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import CheckpointError, RunError, SettingsError
+from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.run import Run
+from gen_invariance.run import MISFITS, Run
 from gen_invariance.stopping import signals_noted
 
 __all__ = ["Mix", "TrainSettings", "fit_classifier"]
@@ -204,15 +204,16 @@ class _State:
             self.model.load_state_dict(state["model"] if self.corrected else state.get("trained", state["model"]))
             if not self.corrected:
                 self._restore_rest(state)
-        except (KeyError, RuntimeError, ValueError) as error:
+            # With another batch size (`anyway`), an epoch that was begun has other steps.
+            begun = min(int(state.get("steps_of_epoch", 0)), per_epoch - 1)
+        except MISFITS as error:
             raise CheckpointError(
-                f"the checkpoint in {self.run.path} does not fit this model ({str(error).splitlines()[0]}); "
+                f"the checkpoint in {self.run.path} does not fit this model ({first_line(error)}); "
                 "use the settings it was trained with"
             ) from error
         if self.corrected:
             return self.settings.epochs * per_epoch
-        # With another batch size (`anyway`), an epoch that was begun has other steps.
-        return int(state["step"]) * per_epoch + min(int(state.get("steps_of_epoch", 0)), per_epoch - 1)
+        return int(state["step"]) * per_epoch + begun
 
     def _restore_rest(self, state: Mapping[str, Any]) -> None:
         self.loss_sum.copy_(state.get("loss_sum", self.loss_sum))

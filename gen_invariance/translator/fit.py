@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError
+from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
-from gen_invariance.run import Run, atomic_write, cannot_write
+from gen_invariance.run import MISFITS, Run, atomic_write, cannot_write
 from gen_invariance.stopping import signals_noted
 
 
@@ -287,9 +287,9 @@ def _restore(objective: Objective, run: Run, accelerator: Accelerator) -> int:
             optimizer.load_state_dict(state["optimizers"][name])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except MISFITS as error:
         raise CheckpointError(
-            f"the checkpoint in {run.path} does not fit this translator ({str(error).splitlines()[0]}); "
+            f"the checkpoint in {run.path} does not fit this translator ({first_line(error)}); "
             "use the settings it was fitted with"
         ) from error
     return int(state["step"])
