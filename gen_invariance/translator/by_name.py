@@ -15,6 +15,7 @@ from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.fit import FitSettings, class_members, fit_translator, save_translator, write_grid
 from gen_invariance.translator.flow import FlowTranslator, levels_for
 from gen_invariance.translator.flow_fit import FlowSettings, fit_flow
+from gen_invariance.translator.img2img import translator_over
 from gen_invariance.translator.pose import PoseSettings, PoseTranslator, fit_pose
 
 
@@ -45,6 +46,8 @@ def fit_by_name(
         RunError: a loss became NaN or infinite.
     """
     channels = data.images.shape[1]
+    if name == "img2img":  # nothing to fit: made of a pipeline in a folder
+        return _write(translator_over(network or {}, channels=channels).to(data.device), data, loop, run)
     if name == "flow":
         options = settings_of(FlowSettings, objective or {}, "translator.objective")
         return fit_flow(_new_flow(data, network or {}, run), data, loop, options, run=run, progress=progress)
@@ -72,3 +75,10 @@ def _new_flow(data: ImageData, network: Mapping[str, Any], run: Run) -> FlowTran
     with torch.random.fork_rng(devices=[]):
         torch.random.set_rng_state(named_generator(run.seed, "translator").get_state())
         return FlowTranslator(channels=data.images.shape[1], **shape)
+
+
+def _write(translator: nn.Module, data: ImageData, loop: FitSettings, run: Run) -> nn.Module:
+    """Save a translator that took no steps, and a sample grid of it."""
+    write_grid(run.path / "samples" / "step-00000000.png", translator, data, class_members(data, loop), run)
+    save_translator(translator, run.path / "translator")
+    return translator

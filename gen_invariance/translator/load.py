@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from torch import nn
+
 from gen_invariance.errors import CheckpointError
 from gen_invariance.translator.flow import FlowTranslator
+from gen_invariance.translator.img2img import DiffusersTranslator
 from gen_invariance.translator.munit import MunitTranslator
 from gen_invariance.translator.pose import PoseTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 
-KINDS = {kind.__name__: kind for kind in (FlowTranslator, MunitTranslator, PoseTranslator, SpatialTranslator)}
+KINDS = {
+    kind.__name__: kind
+    for kind in (DiffusersTranslator, FlowTranslator, MunitTranslator, PoseTranslator, SpatialTranslator)
+}
 """What a saved folder may hold, by the class name that its config records."""
 
 
-def load_translator(path: Path | str) -> FlowTranslator | MunitTranslator | PoseTranslator | SpatialTranslator:
+def load_translator(path: Path | str) -> nn.Module:
     """The translator saved in `path`, or in `path`/translator if `path` is a run folder; in eval mode, on the CPU.
 
     Reads JSON and safetensors only; nothing in the folder is executed.
@@ -39,7 +45,7 @@ def load_translator(path: Path | str) -> FlowTranslator | MunitTranslator | Pose
         raise CheckpointError(
             f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(KINDS)}); choose another folder"
         )
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.rglob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no weights (*.safetensors); copy the whole folder, or fit again")
     try:
         translator, found = KINDS[name].from_pretrained(

@@ -184,7 +184,7 @@ def translator_folder(path: Path | str) -> Path:
 def weights_digest(path: Path | str) -> str:
     """SHA-256 over the weights of a saved translator; its config may name the folder it came from."""
     digest = hashlib.sha256()
-    for file in sorted(translator_folder(path).glob("*.safetensors")):
+    for file in sorted(translator_folder(path).rglob("*.safetensors")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
