@@ -101,6 +101,8 @@ def _compose(verb: str, overrides: list[str], *, missing_is_error: bool = True) 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if overrides and overrides[0] in _ACTIONS.get(verb, ()):
+        overrides = [f"action={overrides[0]}", *overrides[1:]]
     # `translator=FOLDER` is a value where the verb has no such group; Hydra would look for a choice of that name.
     own = dict(groups_of(verb))
     values = [word for word in overrides if (name := word.split("=")[0]) not in own and _is_group(name)]
@@ -177,15 +179,23 @@ _PLAIN: dict[str, Any] = {
     "nuisance_options": dict,
     "records": str | list[str],
     "references": list[str],
+    **dict.fromkeys(("benchmark benchmark", "benchmark methods"), str | list[str]),
+    **dict.fromkeys(("benchmark orders", "benchmark seeds"), int | str | list),
+    **dict.fromkeys(("benchmark learned", "data_root"), str | None),
+    "benchmark processes": int,
+    **dict.fromkeys((f"{group}_options" for group in ("data", "classifier", "training", "stage", "fit")), dict),
 }
 """What the settings that belong to no group are, in every verb that has them, or in one ("VERB NAME")."""
 
 _GOES_ON = {
     **dict.fromkeys(("fit", "train"), "; the same command with resume=true goes on from the last checkpoint"),
     **dict.fromkeys(("augment", "order"), "; the same command with resume=true goes on with what is left"),
-    "demo": "; the same command goes on with what is left",
+    **dict.fromkeys(("demo", "benchmark"), "; the same command goes on with what is left"),
 }
 """What can be done after Ctrl-C or SIGTERM."""
+
+_ACTIONS = {"benchmark": ("run", "list", "report")}
+"""Words that may follow a verb and stand for action=WORD."""
 
 _AGAIN = "; run the same command again"
 

@@ -271,6 +271,18 @@ def _order(config: dict[str, Any]) -> None:
     print("\n".join(printable(line) for line in lines), end="\n" * bool(lines))
 
 
+def _benchmark(config: dict[str, Any]) -> None:
+    from gen_invariance.benchmark.comparing import compare
+    from gen_invariance.cli_help import config_folder
+
+    compare(
+        config,
+        config_folder(),
+        device=_device(config["device"]),
+        say=lambda line: print(printable(line), flush=True),
+    )
+
+
 VERBS: dict[str, Callable[[dict[str, Any]], None]] = {
     "fit": _fit,
     "augment": _augment,
@@ -279,5 +291,6 @@ VERBS: dict[str, Callable[[dict[str, Any]], None]] = {
     "report": _report,
     "inspect": _inspect,
     "order": _order,
+    "benchmark": _benchmark,
     "demo": _demo,
 }

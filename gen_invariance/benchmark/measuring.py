@@ -26,6 +26,7 @@ from gen_invariance.run import MISFITS, Run, config_digest, named_generator, wri
 from gen_invariance.settings import settings_of
 
 if TYPE_CHECKING:
+    from gen_invariance.benchmark.report import Figure
     from gen_invariance.translator.munit import MunitTranslator
     from gen_invariance.translator.spatial import SpatialTranslator
 
@@ -264,11 +265,26 @@ def report_of(
         DataNotFoundError: a folder without records.
         DataError, SettingsError: records that must not be put together; see `write_report`.
     """
-    from gen_invariance.benchmark.class_figures import accuracy_by_class, ekld_against_class_size
-    from gen_invariance.benchmark.drawing import method_styles
-    from gen_invariance.benchmark.report import Figure, write_report
+    from gen_invariance.benchmark.report import write_report
 
     frame = pd.concat([_records_in(Path(folder)) for folder in folders], ignore_index=True)
+    return write_report(
+        out,
+        title=title,
+        frame=frame,
+        figures=figures_of(frame),
+        command="gen-invariance report",
+        baseline=baseline,
+        references=references,
+    )
+
+
+def figures_of(frame: pd.DataFrame) -> list[Figure]:
+    """Accuracy and invariance by class size, for each benchmark of `frame` that has figures by class."""
+    from gen_invariance.benchmark.class_figures import accuracy_by_class, ekld_against_class_size
+    from gen_invariance.benchmark.drawing import method_styles
+    from gen_invariance.benchmark.report import Figure
+
     figures = []
     styles = method_styles(frame["method"].unique())
     for benchmark, rows in frame.groupby("benchmark", sort=False):
@@ -280,12 +296,4 @@ def report_of(
                 name = f"{shows}: {benchmark}"
                 alt = f"{shows} of each method on {benchmark}."
                 figures.append(Figure(name, f"{shows}, all seeds.", alt, draw(rows, styles=styles)))
-    return write_report(
-        out,
-        title=title,
-        frame=frame,
-        figures=figures,
-        command="gen-invariance report",
-        baseline=baseline,
-        references=references,
-    )
+    return figures

@@ -85,7 +85,7 @@ def make_filled(
         seed=seed,
     )
     num_classes = base.train.num_classes
-    by_rank = _sizes(profile, num_classes, largest=largest, imbalance=imbalance, power=power, smallest=smallest)
+    by_rank = class_sizes(profile, num_classes, largest=largest, imbalance=imbalance, power=power, smallest=smallest)
     shuffled = class_order(num_classes, generator=named_generator(seed, "longtail", "order"))
     order = shuffled if shuffle_order else torch.arange(num_classes)
     counts = counts_by_class(by_rank, order)
@@ -113,8 +113,14 @@ def _check(shortage: str, base_images: int | None, profile: str, largest: int | 
         )
 
 
-def _sizes(profile: str, num_classes: int, *, largest: int, imbalance: float, power: float, smallest: int) -> Tensor:
-    """Class sizes by rank, int64 (K,)."""
+def class_sizes(
+    profile: str, num_classes: int, *, largest: int, imbalance: float, power: float, smallest: int
+) -> Tensor:
+    """Class sizes by rank, int64 (K,), of the profile "exponential", "step" or "zipf"; see `longtail`.
+
+    Raises:
+        SettingsError: another profile, or sizes that cannot be.
+    """
     shapes: dict[str, tuple[Any, dict[str, Any]]] = {
         "exponential": (exponential_counts, {"imbalance": imbalance}),
         "step": (step_counts, {"imbalance": imbalance}),

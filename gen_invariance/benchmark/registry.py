@@ -1,0 +1,288 @@
+"""Benchmarks and arms by name.
+
+A benchmark is a file of `configs/benchmark`, or one of its variants: `k49_rot_theta_lt` is the file `k49` with the
+changes it calls `rot` and `theta_lt`. An arm is a method of `configs/method` and what the stage gives:
+`ce_drs+munit_small`, `ldam_drw+oracle`, `ce_drs+pose+randaugment`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gen_invariance.benchmark.methods import build_method
+from gen_invariance.benchmark.suite import ClassifierSettings, Method, StageSettings
+from gen_invariance.benchmark.task import Task
+from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.data.sources import missing_files, source_names
+from gen_invariance.errors import SettingsError
+from gen_invariance.settings import settings_of
+
+PAPER = ("ce", "ce_drs", "ce_drw", "ldam", "ldam_drs", "ldam_drw")
+METHOD_SETS: Mapping[str, tuple[str, ...]] = {
+    "paper": tuple(f"{name}{stage}" for name in PAPER for stage in ("", "+git")),
+    "stages": ("ce_drs", "ce_drs+randaugment", "ce_drs+spatial", "ce_drs+pose", "ce_drs+munit_small", "ce_drs+oracle"),
+}
+"""Lists of arms by one name: the rows of Zhou et al. (2022), and what the stage may give."""
+
+_GIVEN = {"oracle": "true", "randaugment": "randaugment", "trivialaugment": "trivialaugment", "identity": "identity"}
+_ALIASES = {"git": "munit"}
+_CHANGES = ("data", "classifier", "training", "stage", "fit")
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How a benchmark measures invariance.
+
+    Attributes:
+        draws: transformations of each image.
+        invariance_images: test images of each class at most; None is all.
+        nuisance: measured against where none acts on the images; a hand-written one by name.
+    """
+
+    draws: int = 20
+    invariance_images: int | None = 40
+    nuisance: str | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task with how to train and measure on it.
+
+    Attributes:
+        name: in records.
+        summary: what it is, in a line or two.
+        task: its images.
+        classifier, training: what the methods start from.
+        augmentation: of every row, before what a method adds.
+        stage: to whom the stage gives; what it gives is said by the arm.
+        fit: loop of fitting a translator (`translator.fit.FitSettings`).
+        fits: what single translators change about it, by name.
+        measure: see `MeasureSettings`.
+        classes, images: how many, where known without looking at the data.
+    """
+
+    name: str
+    summary: str
+    task: Task
+    classifier: ClassifierSettings
+    training: TrainSettings
+    augmentation: str = "none"
+    stage: StageSettings = field(default_factory=StageSettings)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    fits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measure: MeasureSettings = field(default_factory=MeasureSettings)
+    classes: int | None = None
+    images: int | None = None
+
+    def missing(self) -> list[str]:
+        """Files of its data that are not there."""
+        return missing_files(self.task.source, self.task.path)
+
+
+@dataclass(frozen=True)
+class TranslatorFit:
+    """How one translator is fitted: its file in `configs/translator`, its network and objective, and the loop."""
+
+    choice: str
+    name: str
+    network: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    loop: Mapping[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result; how often to look is left out."""
+        from gen_invariance.translator.fit import FitSettings  # accelerate is slow to import
+
+        return {**asdict(self), "loop": settings_of(FitSettings, self.loop, "fit").identity()}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with what its stage gives, and the translator to fit for that."""
+
+    name: str
+    method: Method
+    fit: TranslatorFit | None = None
+
+
+def benchmark_names(configs: Path | str) -> tuple[str, ...]:
+    """Every benchmark of `configs`/benchmark, variants spelt out, file by file."""
+    return tuple(itertools.chain.from_iterable(_variants(layered(path)) for path in _files(configs).values()))
+
+
+def read_benchmark(
+    name: str,
+    configs: Path | str,
+    *,
+    data_root: Path | str | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Benchmark:
+    """The benchmark called `name`.
+
+    Args:
+        name: one of `benchmark_names(configs)`.
+        configs: folder of the config groups.
+        data_root: folder that holds published sets, each as SOURCE/ or SOURCE.npz; None looks into the cache.
+        changes: settings that replace the file's, under "data", "classifier", "training", "stage" and "fit" (there
+            also by translator: {"fit": {"munit": {"steps": 9}}}).
+
+    Raises:
+        SettingsError: an unknown name or setting.
+    """
+    configs = Path(configs)
+    for path in _files(configs).values():
+        layers = layered(path)
+        known = _variants(layers)
+        if name in known:
+            break
+    else:
+        names = benchmark_names(configs)
+        near = [other for other in names if other.split("_")[0] == name.split("_")[0]]
+        raise SettingsError(f"no benchmark {name!r}; choose {', '.join(near or names)}")
+    values = {key: dict(layers.get(key, {})) for key in _CHANGES}
+    values["data"] |= known[name]
+    for group, changed in (changes or {}).items():
+        values[group] |= changed
+    single = {key: value for key, value in values["fit"].items() if isinstance(value, Mapping)}
+    fits = {
+        key: {**layers.get("fits", {}).get(key, {}), **single.get(key, {})}
+        for key in {*layers.get("fits", {}), *single}
+    }
+    data = {"profile": "none", **values["data"]}
+    data["path"] = _path_of(data.get("source", "digits"), data.get("path"), data_root)
+    return Benchmark(
+        name=name,
+        summary=layers["summary"],
+        task=settings_of(Task, data, f"{name}: data"),
+        classifier=settings_of(ClassifierSettings, _like(configs, "classifier", values), f"{name}: classifier"),
+        training=settings_of(TrainSettings, _like(configs, "training", values), f"{name}: training"),
+        augmentation=layers.get("augmentation", "none"),
+        stage=settings_of(StageSettings, values["stage"], f"{name}: stage"),
+        fit={key: value for key, value in values["fit"].items() if key not in single},
+        fits=fits,
+        measure=settings_of(MeasureSettings, layers.get("measure", {}), f"{name}: measure"),
+        classes=layers.get("classes"),
+        images=layers.get("images"),
+    )
+
+
+def read_arm(name: str, benchmark: Benchmark, configs: Path | str) -> Arm:
+    """The arm called `name` on `benchmark`.
+
+    Raises:
+        SettingsError: an unknown method, or something the stage cannot give, or two translators at once.
+    """
+    configs = Path(configs)
+    method_name, *given = (part.strip() for part in name.split("+"))
+    nuisances, choices = [], []
+    for word in given:
+        choice = _ALIASES.get(word, word)
+        if word in _GIVEN:
+            nuisances.append(_GIVEN[word])
+        elif (configs / "translator" / f"{choice}.yaml").is_file():
+            nuisances.append("translator")
+            choices.append(choice)
+        else:
+            known = [*_GIVEN, *_ALIASES, *sorted(path.stem for path in (configs / "translator").glob("*.yaml"))]
+            raise SettingsError(f"method {name!r}: the stage cannot give {word!r}; choose {', '.join(known)}")
+    if len(choices) > 1:
+        raise SettingsError(f"method {name!r} names {len(choices)} translators; give one")
+    if "true" in nuisances and benchmark.task.nuisance == "identity":
+        raise SettingsError(f"method {name!r}: {benchmark.name} has no nuisance of its own, so there is no oracle")
+    stage = replace(benchmark.stage, nuisance="+".join(nuisances) or "none")
+    if stage.nuisance == "none":
+        stage = StageSettings()  # whom it would give to does not matter
+    method = build_method(
+        method_name, configs / "method", classifier=benchmark.classifier, training=benchmark.training, stage=stage
+    )
+    plain = [word for word in (benchmark.augmentation, method.augmentation) if word != "none"]
+    choice = choices[0] if choices else None
+    method = replace(method, name=name, translator=choice, augmentation="+".join(plain) or "none")
+    return Arm(name, method, None if choice is None else translator_fit(choice, benchmark, configs))
+
+
+def translator_fit(choice: str, benchmark: Benchmark, configs: Path | str) -> TranslatorFit:
+    """How `benchmark` fits the translator of the file `choice`.
+
+    Raises:
+        SettingsError: no such file.
+    """
+    path = Path(configs) / "translator" / f"{choice}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise SettingsError(f"no translator {choice!r}; choose {', '.join(known)}")
+    values = layered(path)
+    loop = {**benchmark.fit, **benchmark.fits.get(choice, {})}
+    return TranslatorFit(choice, values["name"], values["network"], values["objective"], loop)
+
+
+def arm_names(given: str | list[str]) -> list[str]:
+    """Names of arms: a list of them, in which a name of `METHOD_SETS` stands for its arms."""
+    words = [given] if isinstance(given, str) else list(given)
+    return list(dict.fromkeys(arm for word in words for arm in METHOD_SETS.get(word, (word,))))
+
+
+def layered(path: Path | str) -> dict[str, Any]:
+    """A config file over those it inherits from in its folder, mappings merged one level deep.
+
+    "summary" is its leading comment, "stem" its name.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    own = yaml.safe_load(text) or {}
+    merged: dict[str, Any] = {}
+    for parent in own.pop("defaults", ["_self_"]):
+        layer = own if parent == "_self_" else layered(path.with_name(f"{parent}.yaml"))
+        merged |= {
+            key: {**merged[key], **value} if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+            for key, value in layer.items()
+        }
+    header = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return {**merged, "summary": " ".join(line.lstrip("# ") for line in header), "stem": path.stem}
+
+
+def _files(configs: Path | str) -> dict[str, Path]:
+    found = sorted((Path(configs) / "benchmark").glob("*.yaml"))
+    return {path.stem: path for path in found if not path.stem.startswith("_")}
+
+
+def _variants(layers: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Changes to "data" by name of the variant."""
+    axes = [list(axis.items()) for axis in layers.get("variants", [])]
+    return {
+        "_".join([layers["stem"], *(name for name, _ in chosen)]): {
+            key: value for _, change in chosen for key, value in change.items()
+        }
+        for chosen in itertools.product(*axes)
+    }
+
+
+def _like(configs: Path, group: str, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of a group: those of the file that `like` names, with the changes."""
+    changes = dict(values[group])
+    base = layered(configs / group / f"{changes.pop('like')}.yaml") if "like" in changes else {}
+    return {**{key: value for key, value in base.items() if key not in ("summary", "stem")}, **changes}
+
+
+def _path_of(source: str, path: str | None, data_root: Path | str | None) -> str | None:
+    """Where the data of `source` lie: as given, or where they are found below `data_root`."""
+    if path is not None or data_root is None or source in ("digits", "npz", "folder") or source not in source_names():
+        return path
+    root = Path(data_root).expanduser()
+    places = [root / source, root / f"{source}.npz", root]
+    found = next((place for place in places if place.exists() and not missing_files(source, place)), None)
+    if found is None and not missing_files(source):
+        return None  # it is where it is looked for without a path
+    return str(found or places[0])
+
+
+def every_variant(configs: Path | str, **options: Any) -> Iterator[Benchmark]:
+    """All benchmarks of `benchmark_names`; `options` as for `read_benchmark`."""
+    for name in benchmark_names(configs):
+        yield read_benchmark(name, configs, **options)
