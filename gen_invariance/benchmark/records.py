@@ -131,7 +131,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 def provenance() -> dict[str, Any]:
     """The `command`, `versions` and `commit` of this process, for `Record(**provenance(), ...)`."""
-    return {"command": shlex.join(sys.argv), "versions": package_versions(), "commit": source_commit()}
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {"command": command, "versions": package_versions(), "commit": source_commit()}
 
 
 class RecordWriter:
