@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 from torch import nn
 
 from gen_invariance.errors import CheckpointError
-from gen_invariance.translator.flow import FlowTranslator
-from gen_invariance.translator.img2img import DiffusersTranslator
-from gen_invariance.translator.munit import MunitTranslator
-from gen_invariance.translator.pose import PoseTranslator
-from gen_invariance.translator.spatial import SpatialTranslator
 
 KINDS = {
-    kind.__name__: kind
-    for kind in (DiffusersTranslator, FlowTranslator, MunitTranslator, PoseTranslator, SpatialTranslator)
+    "DiffusersTranslator": "img2img",
+    "FlowTranslator": "flow",
+    "MunitTranslator": "munit",
+    "PoseTranslator": "pose",
+    "RedrawTranslator": "redraw",
+    "SpatialTranslator": "spatial",
 }
-"""What a saved folder may hold, by the class name that its config records."""
+"""What a saved folder may hold: class, as its config names it, and module; some are slow to import."""
 
 
 def load_translator(path: Path | str) -> nn.Module:
@@ -47,8 +47,9 @@ def load_translator(path: Path | str) -> nn.Module:
         )
     if not any(folder.rglob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no weights (*.safetensors); copy the whole folder, or fit again")
+    kind = getattr(import_module(f"gen_invariance.translator.{KINDS[name]}"), name)
     try:
-        translator, found = KINDS[name].from_pretrained(
+        translator, found = kind.from_pretrained(
             folder, low_cpu_mem_usage=False, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # diffusers and safetensors raise many kinds for one cause: the folder is damaged
