@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from gen_invariance.errors import ShapeError
 from gen_invariance.measure.accuracy import Predict
+from gen_invariance.measure.folding import folded
 
 
 @contextmanager
-def as_predict(model: Callable[[Tensor], Any]) -> Iterator[Predict]:
+def as_predict(model: Callable[[Tensor], Any], *, fold: bool = False) -> Iterator[Predict]:
     """`model` as images to logits, while the block lasts.
 
     A module is put in eval mode and gets back the mode of each of its parts afterwards. Images go to its device and
@@ -23,6 +24,7 @@ def as_predict(model: Callable[[Tensor], Any]) -> Iterator[Predict]:
 
     Args:
         model: a module or any other callable.
+        fold: ask a copy of a module whose batch norms are folded (`folding`): for many questions to one network.
 
     Raises:
         ShapeError: the answer holds no logits (B, K).
@@ -33,10 +35,13 @@ def as_predict(model: Callable[[Tensor], Any]) -> Iterator[Predict]:
     modes = {part: part.training for part in model.modules()}
     example = next((value for value in model.parameters() if value.is_floating_point()), None)
     model.eval()
+    asked: list[nn.Module] = [] if fold else [model]
 
     def predict(images: Tensor) -> Tensor:
         given = images if example is None else images.to(example)
-        return _logits(model(given), len(images)).to(images.device)
+        if not asked:
+            asked.append(folded(model, given[:16]))
+        return _logits(asked[0](given), len(images)).to(images.device)
 
     try:
         yield predict
