@@ -43,7 +43,8 @@ def bind(group, values):
 
 def test_something_was_collected():
     assert {verb for verb, _, _ in CHOICES} >= {"fit", "train"}
-    assert {group for _, group, _ in CHOICES} == {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+    by_name = {"benchmark", "hydra"}  # read by name, several at once, and a launcher's own
+    assert {group for _, group, _ in CHOICES} == {path.name for path in CONFIGS.iterdir() if path.is_dir()} - by_name
     assert len(CHOICES) > 25
 
 

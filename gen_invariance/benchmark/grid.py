@@ -23,7 +23,8 @@ from gen_invariance.benchmark.records import Cell, Record, RecordWriter, finishe
 from gen_invariance.benchmark.registry import Arm, Benchmark, TranslatorFit, translator_fit
 from gen_invariance.benchmark.suite import cell_digest, run_cell
 from gen_invariance.benchmark.task import Prepared, Task, prepare
-from gen_invariance.errors import DataNotFoundError, RunError, SettingsError
+from gen_invariance.data.sources import load_source
+from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.run import Run, config_digest, write_json
 from gen_invariance.settings import settings_of
@@ -131,9 +132,8 @@ def run_grid(
     """
     out = Path(out)
     for benchmark in {cell.benchmark.name: cell.benchmark for cell in cells}.values():
-        if left := benchmark.missing():
-            where = f" in {benchmark.task.path}" if benchmark.task.path else ""
-            raise DataNotFoundError(f"{benchmark.name} lacks {', '.join(left[:4])}{where}; see benchmark list")
+        if benchmark.missing():
+            load_source(benchmark.task.source, benchmark.task.path)  # downloads it, or says what to put where
     done = finished_cells(out / "records")
     missing = [cell for cell in _of_shard(cells, *shard) if cell.key not in done]
     jobs = list(_jobs(missing, out))

@@ -15,8 +15,8 @@ from torch import Tensor
 from gen_invariance.data.arrays import load_arrays, read_idx_pair
 from gen_invariance.data.folder import read_image_folder, read_listed_images, shown
 from gen_invariance.data.images import ImageData, names_or_numbers
-from gen_invariance.data.published import PublishedFile, PublishedSet, resized
-from gen_invariance.data.sources import Source, register
+from gen_invariance.data.published import PublishedFile, PublishedReader, PublishedSet
+from gen_invariance.data.sources import register
 from gen_invariance.errors import DataError
 
 _CODH = "http://codh.rois.ac.jp/kmnist/dataset"
@@ -35,42 +35,8 @@ _K49_MD5 = {
 }
 
 
-class _Published:
-    """A reader whose facts are a `PublishedSet`."""
-
-    needs_path = None
-    facts: PublishedSet
-
-    @property
-    def flip_safe(self) -> bool:
-        return self.facts.flip_safe
-
-    def missing(self, path: Path | None) -> list[str]:
-        """Files that are not there."""
-        return self.facts.missing(path)
-
-    def read(self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool) -> Source:
-        """Both parts, from the published files or from an .npz in their place."""
-        npz = self.facts.npz(path)
-        if npz:
-            return self.facts.read_npz(npz, image_size)
-        self.facts.require(path)
-        train, test = self.parts(path, image_size=image_size, skip_corrupt=skip_corrupt, progress=progress)
-        return self.facts.checked(resized(train, image_size), None if test is None else resized(test, image_size))
-
-    def parts(
-        self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool
-    ) -> tuple[ImageData, ImageData | None]:
-        raise NotImplementedError
-
-    def file(self, path: Path | None, name: str) -> Path:
-        found = self.facts.find(path, name)
-        assert found is not None, name  # noqa: S101  (`require` came first)
-        return found
-
-
 @register("k49")
-class _Kuzushiji49(_Published):
+class _Kuzushiji49(PublishedReader):
     """Kuzushiji-49: 232,365 and 38,547 grey images of 28x28, 49 classes of unequal size.
 
     Reference:
@@ -110,7 +76,7 @@ class _Kuzushiji49(_Published):
 
 
 @register("kmnist")
-class _KuzushijiMnist(_Published):
+class _KuzushijiMnist(PublishedReader):
     """Kuzushiji-MNIST: 60,000 and 10,000 grey images of 28x28, 10 classes.
 
     Reference:
@@ -140,7 +106,7 @@ class _KuzushijiMnist(_Published):
 
 
 @register("emnist_letters")
-class _EmnistLetters(_Published):
+class _EmnistLetters(PublishedReader):
     """EMNIST Letters: 124,800 and 20,800 grey images of 28x28, 26 classes, upper and lower case together.
 
     Reference:
@@ -173,7 +139,7 @@ class _EmnistLetters(_Published):
 
 
 @register("devanagari")
-class _Devanagari(_Published):
+class _Devanagari(PublishedReader):
     """Devanagari characters: 78,200 and 13,800 grey images of 32x32, 46 classes.
 
     Reference:
@@ -202,7 +168,7 @@ class _Devanagari(_Published):
 
 
 @register("omniglot")
-class _Omniglot(_Published):
+class _Omniglot(PublishedReader):
     """Omniglot's 964 background characters, 20 drawings each, as training images; ink inverted to light on dark.
 
     Its 659 evaluation characters are other classes and are not read: test on what is left of the training images.

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gen_invariance.data.characters import _Published
 from gen_invariance.data.folder import read_listed_images, shown
 from gen_invariance.data.images import ImageData, names_or_numbers
-from gen_invariance.data.published import PublishedFile, PublishedSet
+from gen_invariance.data.published import PublishedFile, PublishedReader, PublishedSet
 from gen_invariance.data.sources import register
 from gen_invariance.errors import DataError
 
@@ -26,7 +25,7 @@ _KRIZHEVSKY = "https://www.cs.toronto.edu/~kriz"
 _LARGE = 64  # pixels
 
 
-class _Cifar(_Published):
+class _Cifar(PublishedReader):
     """Records of `label_bytes` labels, of which the last counts, and 3,072 pixels."""
 
     label_bytes: int
@@ -98,7 +97,7 @@ class _Cifar100(_Cifar):
     )
 
 
-class _Listed(_Published):
+class _Listed(PublishedReader):
     """A set whose images are files with labels from lists; subclasses give both lists."""
 
     image_size = _LARGE

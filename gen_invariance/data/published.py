@@ -102,6 +102,41 @@ class PublishedSet:
         return Source(parts[0], parts[1], self.flip_safe)
 
 
+class PublishedReader:
+    """A reader whose facts are a `PublishedSet`; subclasses say how its files become images."""
+
+    needs_path = None
+    facts: PublishedSet
+
+    @property
+    def flip_safe(self) -> bool:
+        """Whether a mirrored image keeps its label."""
+        return self.facts.flip_safe
+
+    def missing(self, path: Path | None) -> list[str]:
+        """Files that are not there."""
+        return self.facts.missing(path)
+
+    def read(self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool) -> Source:
+        """Both parts, from the published files or from an .npz in their place."""
+        npz = self.facts.npz(path)
+        if npz:
+            return self.facts.read_npz(npz, image_size)
+        self.facts.require(path)
+        train, test = self.parts(path, image_size=image_size, skip_corrupt=skip_corrupt, progress=progress)
+        return self.facts.checked(resized(train, image_size), None if test is None else resized(test, image_size))
+
+    def parts(
+        self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool
+    ) -> tuple[ImageData, ImageData | None]:
+        """Training and test images of the published files, which are all there."""
+        raise NotImplementedError
+
+    def file(self, path: Path | None, name: str) -> Path:
+        """One of the published files."""
+        return self.facts.find(path, name) or self.facts.place(path) / name
+
+
 def resized(data: ImageData, image_size: int | None) -> ImageData:
     """`data` at `image_size`; as it is for None."""
     return data if image_size is None else replace(data, images=resize_images(data.images, image_size))
