@@ -1,4 +1,7 @@
-"""What the command `augment` does: open the set, find or fit the translator and the classifier, export."""
+"""What the command `augment` does: open the set, find or fit the translator and the classifier, export.
+
+Rooms that only some exports need are imported where they are needed: they take longer than a small export.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import gen_invariance.torchvision_guard  # noqa: F401  (kornia and torchvision)
 from gen_invariance.augment.export import FORMS, ExportSettings, ExportSummary, export, open_form
 from gen_invariance.augment.export.forms import Form
-from gen_invariance.augment.export.learning import image_data
 from gen_invariance.augment.export.runner import check_output, keep_apart
-from gen_invariance.benchmark.measuring import open_run
 from gen_invariance.benchmark.task import Task
 from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
 from gen_invariance.settings import settings_of, typed
-from gen_invariance.translator.build import build_objective
-from gen_invariance.translator.fit import FitSettings, fit_translator
 from gen_invariance.translator.load import load_translator
 from gen_invariance.translator.verdict import read_verdict
-
-from torchvision.transforms.functional import center_crop, rgb_to_grayscale  # isort: skip  (after the guard)
 
 _COLUMNS = {"table": ("path_column", "label_column"), "huggingface": ("image_column", "label_column")}
 """Settings that name columns, of the forms that have them."""
 
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow makes grey of them
 _LISTED = 10  # problems named one by one; the manifest has all
 
 
@@ -120,6 +117,10 @@ def _translator(
     """The translator, and the size it was fitted at if that is known."""
     if not fit:
         return load_translator(config["translator"]), _fitted_size(Path(config["translator"]))
+    from gen_invariance.augment.export.learning import image_data
+    from gen_invariance.translator.build import build_objective
+    from gen_invariance.translator.fit import FitSettings, fit_translator
+
     learn = dict(config["learn"])
     name, network, objective = (learn.pop(key) for key in ("translator", "network_options", "objective_options"))
     settings = settings_of(FitSettings, learn, "learn")
@@ -163,9 +164,10 @@ class _Judge(nn.Module):
         """Logits (B, K) of images float (B, C, H, W) in [0, 1]; their central square is looked at."""
         channels, *size = self.shape
         if images.shape[1] > channels:
-            images = rgb_to_grayscale(images)
+            images = (images * images.new_tensor(_LUMINANCE)[:, None, None]).sum(1, keepdim=True)
         side = min(images.shape[2:])
-        images = center_crop(images.expand(-1, channels, -1, -1), [side, side])
+        top, left = ((length - side) // 2 for length in images.shape[2:])
+        images = images.expand(-1, channels, -1, -1)[..., top : top + side, left : left + side]
         if list(images.shape[2:]) != size:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
         return self.model(images)[:, self.order]
@@ -174,6 +176,8 @@ class _Judge(nn.Module):
 def _predict(folder: str | None, form: Form, device: torch.device) -> _Judge | None:
     if folder is None:
         return None
+    from gen_invariance.benchmark.measuring import open_run
+
     model, prepared, *_ = open_run(folder, device=device)
     known = prepared.train.class_names
     if sorted(known) != sorted(form.class_names):

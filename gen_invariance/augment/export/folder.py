@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gen_invariance.augment.export.forms import Entry, Finish, Row, Stored
@@ -13,6 +14,7 @@ from gen_invariance.data.folder import SUFFIXES, existing_folder, find_splits, s
 from gen_invariance.errors import DataError
 from gen_invariance.run import atomic_write
 
+_WRITERS = 8
 _HUGGING_FACE = "dataset_info.json"
 
 
@@ -72,8 +74,7 @@ class FolderForm:
 
     def store(self, out: Path, state: Path, unit: str, items: Sequence[Stored], *, originals: str) -> None:
         """One file for each image."""
-        for item in items:
-            place_file(out, item, originals=originals, source=self.path / item.entry.place[0])
+        place_files(out, items, originals=originals, source_of=lambda entry: self.path / entry.place[0])
 
     def finish(self, work: Finish) -> None:
         """Nothing: a folder has no index."""
@@ -87,14 +88,21 @@ class FolderForm:
         return (out / row["file"]).read_bytes()
 
 
-def place_file(out: Path, item: Stored, *, originals: str, source: Path) -> None:
-    """Write one image file whole, or link to the original where that was asked for."""
-    target = out / item.file
-    with atomic_write(target) as temporary:
-        if originals == "link" and not item.generated:
-            temporary.symlink_to(source.resolve())
-        else:
-            temporary.write_bytes(item.content)
+def place_files(out: Path, items: Sequence[Stored], *, originals: str, source_of: Callable[[Entry], Path]) -> None:
+    """Write image files, each whole, or link to the originals where that was asked for.
+
+    Several at once: every file waits until the disk has it, and disks take many files in the time of one.
+    """
+
+    def place(item: Stored) -> None:
+        with atomic_write(out / item.file) as temporary:
+            if originals == "link" and not item.generated:
+                temporary.symlink_to(source_of(item.entry).resolve())
+            else:
+                temporary.write_bytes(item.content)
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        list(pool.map(place, items))
 
 
 def read_regular(path: Path) -> bytes:

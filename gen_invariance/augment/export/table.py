@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from gen_invariance.augment.export.folder import key_of, place_file, read_regular
+from gen_invariance.augment.export.folder import key_of, place_files, read_regular
 from gen_invariance.augment.export.forms import Entry, Finish, Row, Stored, in_order, unique_keys
 from gen_invariance.data.folder import shown
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
@@ -104,8 +104,7 @@ class TableForm:
 
     def store(self, out: Path, state: Path, unit: str, items: Sequence[Stored], *, originals: str) -> None:
         """One file for each image."""
-        for item in items:
-            place_file(out, item, originals=originals, source=self._source(item.entry))
+        place_files(out, items, originals=originals, source_of=self._source)
 
     def finish(self, work: Finish) -> None:
         """The table: readable originals in their order, then the new images."""

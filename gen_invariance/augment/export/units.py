@@ -31,7 +31,7 @@ from gen_invariance.augment.export.pictures import (
 )
 from gen_invariance.augment.export.settings import ExportSettings
 from gen_invariance.augment.held import HeldNuisance
-from gen_invariance.errors import GenInvarianceError, RunError, first_line
+from gen_invariance.errors import GenInvarianceError, RunError, first_line, is_out_of_memory
 from gen_invariance.nuisance.protocol import Draw, Nuisance
 from gen_invariance.run import named_generator
 
@@ -146,9 +146,9 @@ def _judged(
     images = torch.from_numpy(pixels).to(device).float().div_(255)
     try:
         moved = job.nuisance.apply(images, _draws(job, items, images.shape))
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"{job.device} ran out of memory at a batch of {len(items)}; lower batch_size") from error
-    except (RuntimeError, GenInvarianceError) as error:  # for instance a picture smaller than the network's border
+    except (MemoryError, RuntimeError, GenInvarianceError) as error:  # such as a picture smaller than a border
+        if is_out_of_memory(error):
+            raise RunError(f"{job.device} ran out of memory at a batch of {len(items)}; lower batch_size") from error
         reason = f"cannot be translated ({first_line(error)[:120]})"
         return [(None, _row(job, unit, entry, copy, "rejected", reason)) for entry, copy in items]
     finite = torch.isfinite(moved).flatten(1).all(1).tolist()
