@@ -17,6 +17,7 @@ from gen_invariance.translator.flow import FlowTranslator, levels_for
 from gen_invariance.translator.flow_fit import FlowSettings, fit_flow
 from gen_invariance.translator.img2img import translator_over
 from gen_invariance.translator.pose import PoseSettings, PoseTranslator, fit_pose
+from gen_invariance.translator.redraw import RedrawTranslator, build_redraw, fit_redraw
 
 
 def fit_by_name(
@@ -32,12 +33,12 @@ def fit_by_name(
     """Fit the translator called `name` on `data`, save it to `run.path / "translator"`, and return it in eval mode.
 
     Args:
-        name: "spatial", "munit", "pose" or "flow".
+        name: "spatial", "munit", "pose", "redraw" or "flow".
         data: training images.
         loop: steps, batch size, head classes.
         run: of the fit.
         network: settings of the translator, without `channels`.
-        objective: settings of the objective; of "pose" those of `PoseSettings` that `loop` does not have, of "flow"
+        objective: settings of the objective; of "pose" and "redraw" those of `PoseSettings` not in `loop`, of "flow"
             `FlowSettings`.
         progress: show a progress bar; None shows one on a terminal only.
 
@@ -51,7 +52,7 @@ def fit_by_name(
     if name == "flow":
         options = settings_of(FlowSettings, objective or {}, "translator.objective")
         return fit_flow(_new_flow(data, network or {}, run), data, loop, options, run=run, progress=progress)
-    if name != "pose":
+    if name not in ("pose", "redraw"):
         built = build_objective(name, channels=channels, seed=run.seed, network=network, **(objective or {}))
         return fit_translator(built, data, loop, run=run, progress=progress)
     given = {"steps": loop.steps, "batch_size": loop.batch_size, "head_from": loop.head_from, **(objective or {})}
@@ -59,12 +60,21 @@ def fit_by_name(
     with torch.random.fork_rng(devices=[]):
         # Layers initialise themselves from the global stream; lend it to them and give it back.
         torch.random.set_rng_state(named_generator(run.seed, "translator").get_state())
-        shape = options_of(PoseTranslator, network or {}, "translator.network")
-        translator = PoseTranslator(channels=channels, **shape)
-    fit_pose(translator, data, settings, run=run, progress=progress)
+        if name == "redraw":
+            translator, fit = _new_redraw(data, dict(network or {})), fit_redraw
+        else:
+            shape = options_of(PoseTranslator, network or {}, "translator.network")
+            translator, fit = PoseTranslator(channels=channels, **shape), fit_pose
+    fit(translator, data, settings, run=run, progress=progress)
     write_grid(run.path / "samples" / f"step-{loop.steps:08d}.png", translator, data, class_members(data, loop), run)
     save_translator(translator, run.path / "translator")
     return translator
+
+
+def _new_redraw(data: ImageData, network: dict[str, Any]) -> RedrawTranslator:
+    """An untrained redraw translator for images like those of `data`; what is "auto" or None is chosen by them."""
+    choice = {"parts": network.pop("parts", None), "kind": network.pop("kind", "auto")}
+    return build_redraw(data, **choice, **options_of(RedrawTranslator, network, "translator.network"))
 
 
 def _new_flow(data: ImageData, network: Mapping[str, Any], run: Run) -> FlowTranslator:

@@ -58,16 +58,14 @@ class PoseGrid:
 
     def undone(self, images: Tensor) -> Tensor:
         """Each image with each pose undone, standardised: (N, C, H, W) to (N, A * S, C * H * W) of unit norm."""
-        count = len(images)
-        parts = []
-        for angle in self.angles.tolist():
-            for scale in self.scales:
-                turned = rotate_and_scale(
-                    images, images.new_full((count,), -angle), images.new_full((count,), 1 / scale)
-                )
-                flat = turned.flatten(1)
-                parts.append(F.normalize(flat - flat.mean(1, keepdim=True), dim=1))
-        return torch.stack(parts, dim=1)
+        count, channels, height, width = images.shape
+        angles = self.angles.repeat_interleave(len(self.scales))
+        scales = torch.tensor(self.scales).repeat(len(self.angles))
+        # A pose moves all images alike, so images are channels of one picture and each pose is computed once.
+        picture = images.reshape(1, count * channels, height, width).expand(len(angles), -1, -1, -1)
+        turned = rotate_and_scale(picture, -angles.to(images), (1 / scales).to(images))
+        flat = turned.unflatten(1, (count, channels)).flatten(2).transpose(0, 1)
+        return F.normalize(flat - flat.mean(2, keepdim=True), dim=2).contiguous()
 
 
 @dataclass(frozen=True)
@@ -137,18 +135,18 @@ def _first_template(
     variants: Tensor, grid: PoseGrid, sharpness: float, starts: int, generator: torch.Generator
 ) -> Tensor:
     """The best of several congealings of one class alone: its mean image and single images as first templates."""
-    upright = variants[:, grid.upright]
-    best, best_score = upright[0], -math.inf
-    for start in range(starts):
-        chosen = int(torch.randint(len(variants), (1,), generator=generator))
-        template = upright[chosen] if start else F.normalize(upright.mean(0), dim=0)
-        for _ in range(10):
-            posterior = (sharpness * (variants @ template)).softmax(1)
-            template = F.normalize(torch.einsum("ng,ngd->d", posterior, variants), dim=0)
-        score = float(torch.logsumexp(sharpness * (variants @ template), 1).mean())
-        if score > best_score:
-            best, best_score = template, score
-    return best
+    upright, flat = variants[:, grid.upright], variants.flatten(0, 1)
+    chosen = torch.randint(len(variants), (starts - 1,), generator=generator)
+    templates = torch.cat([F.normalize(upright.mean(0, keepdim=True), dim=1), upright[chosen]])
+
+    def agreement() -> Tensor:
+        """Of every image in every pose with every template, (N, G, starts)."""
+        return sharpness * (flat @ templates.T).unflatten(0, variants.shape[:2])
+
+    for _ in range(10):
+        posterior = agreement().softmax(1).flatten(0, 1)
+        templates = F.normalize(posterior.T @ flat, dim=1)
+    return templates[agreement().logsumexp(1).mean(0).argmax()]
 
 
 def _smooth(histogram: Tensor, step: float, width: float = 8.0) -> Tensor:

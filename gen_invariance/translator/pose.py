@@ -98,11 +98,18 @@ class PoseTranslator(ModelMixin, ConfigMixin):
         check_images(images, channels=self.config.channels, where="pose translator")
         if not len(images):
             return images.clone()
-        source = images.float()
-        degrees, log_scale = self.pose(source)
-        target = self.bank[draw_to(draw, images)["pose"]]
-        factor = (target[:, 1] - log_scale).exp() if self.config.scale else torch.ones_like(degrees)
-        return rotate_and_scale(source, target[:, 0] - degrees, factor).clamp(0, 1).to(images.dtype)
+        return self.bring_to(images.float(), self.bank[draw_to(draw, images)["pose"]]).clamp(0, 1).to(images.dtype)
+
+    def bring_to(self, images: Tensor, target: Tensor, *, strength: float = 1.0, seen: Tensor | None = None) -> Tensor:
+        """Images brought from their own pose to `target` (B, 2), degrees and log scale; part of the way if asked.
+
+        The pose is read off `seen` (B, channels, H, W) where it is given; then the images may have any channels.
+        """
+        degrees, log_scale = self.pose(images if seen is None else seen)
+        # The shorter way round, so that half the strength is half a turn at most.
+        turn = (target[:, 0] - degrees + 180) % 360 - 180
+        growth = target[:, 1] - log_scale if self.config.scale else torch.zeros_like(log_scale)
+        return rotate_and_scale(images, strength * turn, (strength * growth).exp())
 
     def describe(self) -> str:
         """The learned distribution in words, a line for each parameter."""
@@ -149,6 +156,7 @@ def fit_pose(
     """Align, fill the bank, train the estimator; returns the translator in eval mode. Not saved.
 
     Takes seconds, so a stopped fit starts again and ends in the same weights.
+    See `fit_pose_and_rows` for which images the bank's poses are of.
 
     Args:
         translator: untrained.
@@ -161,6 +169,13 @@ def fit_pose(
         SettingsError: no class is large enough.
         RunError: the loss became NaN or infinite.
     """
+    return fit_pose_and_rows(translator, data, settings, run=run, progress=progress)[0]
+
+
+def fit_pose_and_rows(
+    translator: PoseTranslator, data: ImageData, settings: PoseSettings, *, run: Run, progress: bool | None = None
+) -> tuple[PoseTranslator, Tensor]:
+    """`fit_pose`, and the rows of `data` whose poses the bank holds, int64 (bank_size,)."""
     run.load_latest()  # drops metrics of a stopped fit
     head, tail = _members(data, settings, run)
     if not head:
@@ -170,7 +185,7 @@ def fit_pose(
         )
     found = congeal([_small(data, rows) for rows in head], generator=run.generator("congeal", "head"))
     run.log(step=0, concentration=found.concentration)
-    _fill_bank(translator, found, settings, run)
+    banked = _fill_bank(translator, found, head, settings, run)
     poses = [(rows, degrees, scale) for rows, degrees, scale in zip(head, found.degrees, found.log_scale, strict=True)]
     if tail:
         small = congeal(
@@ -178,7 +193,7 @@ def fit_pose(
         )
         poses += list(zip(tail, small.degrees, small.log_scale, strict=True))
     _train_estimator(translator, data, poses, settings, run, progress=progress)
-    return translator.eval()
+    return translator.eval(), banked
 
 
 def _members(data: ImageData, settings: PoseSettings, run: Run) -> tuple[list[Tensor], list[Tensor]]:
@@ -199,8 +214,10 @@ def _small(data: ImageData, rows: Tensor) -> Tensor:
     return F.interpolate(data.float_images(rows).cpu(), size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
 
 
-def _fill_bank(translator: PoseTranslator, found: Congealed, settings: PoseSettings, run: Run) -> None:
-    """Poses of head images, every class with the same weight, spread over the step of the grid."""
+def _fill_bank(
+    translator: PoseTranslator, found: Congealed, head: list[Tensor], settings: PoseSettings, run: Run
+) -> Tensor:
+    """Poses of head images, every class with the same weight, spread over the step of the grid; returns the rows."""
     size, generator, step = translator.config.bank_size, run.generator("bank"), PoseGrid().step
     classes = torch.randint(len(found.degrees), (size,), generator=generator)
     rows = [int(torch.randint(len(found.degrees[label]), (1,), generator=generator)) for label in classes.tolist()]
@@ -211,6 +228,7 @@ def _fill_bank(translator: PoseTranslator, found: Congealed, settings: PoseSetti
         degrees = 360 * (torch.rand(size, generator=generator) - 0.5)
     log_scale = torch.stack([found.log_scale[label][row] for label, row in picked])
     translator.bank.copy_(torch.stack([degrees, log_scale], dim=1))
+    return torch.stack([head[label][row] for label, row in picked])
 
 
 def _train_estimator(

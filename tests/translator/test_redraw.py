@@ -1,0 +1,275 @@
+"""Tone and stroke width are read as they were put in, and the draw of the redraw translator depends on the image."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import normalized_mutual_info_score
+
+from gen_invariance.benchmark.task import Task, prepare
+from gen_invariance.data.images import ImageData
+from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance import Background, Lighting
+from gen_invariance.nuisance.protocol import Nuisance, select_rows
+from gen_invariance.nuisance.thickness import dilate
+from gen_invariance.run import Run, named_generator
+from gen_invariance.translator.fit import save_translator
+from gen_invariance.translator.load import load_translator
+from gen_invariance.translator.pose import PoseSettings
+from gen_invariance.translator.redraw import RedrawTranslator, build_redraw, fit_redraw
+from gen_invariance.translator.stroke import match_width, read_width
+from gen_invariance.translator.tone import _two_group_threshold, figure_of, looks_like, put_in, read_tone, take_out
+
+
+def task(nuisance, **options):
+    return Task(largest=110, imbalance=22, rest_is_test=True, nuisance=nuisance, nuisance_options=options)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return prepare(task("identity"), seed=0).train
+
+
+def strokes(width, *, size=24):
+    """A vertical bar of this width."""
+    images = torch.zeros(1, 1, size, size)
+    left = (size - width) // 2
+    images[..., 3:-3, left : left + width] = 1
+    return images
+
+
+# ---- tone
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=40))
+def test_the_threshold_splits_into_the_two_groups_farthest_apart(values):
+    if len(set(values)) < 2:
+        return
+    given_values = torch.tensor([values], dtype=torch.float64)
+    threshold = float(_two_group_threshold(given_values))
+
+    def between(cut):
+        low, high = [v for v in values if v <= cut], [v for v in values if v > cut]
+        return len(low) * len(high) * (sum(high) / len(high) - sum(low) / len(low)) ** 2 if low and high else -1.0
+
+    best = max(between(cut) for cut in values)
+    assert between(threshold) == pytest.approx(best, rel=1e-6, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(ground=st.floats(0, 1), ink=st.floats(0, 1), channels=st.sampled_from([1, 3]))
+def test_levels_of_a_glyph_are_read_and_taken_out(ground, ink, channels):
+    if abs(ground - ink) < 0.05:
+        return
+    figure = strokes(4)
+    image = (ground + (ink - ground) * figure).expand(1, channels, -1, -1)
+    tone = read_tone(image, kind="glyph")
+    assert tone.ground.flatten().tolist() == pytest.approx([ground] * channels, abs=1e-5)
+    assert tone.ink.flatten().tolist() == pytest.approx([ink] * channels, abs=1e-5)
+    content = take_out(image, tone, kind="glyph")
+    torch.testing.assert_close(content, figure, atol=1e-4, rtol=0)
+    torch.testing.assert_close(put_in(content, tone, kind="glyph"), image, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["cutout", "photo"])
+def test_what_is_taken_out_can_be_put_back(kind, digits):
+    images = digits.float_images()[:50]
+    images = Background(200).apply(images, Background(200).sample(images.shape, generator=named_generator(0)))
+    tone = read_tone(images, kind=kind)
+    back = put_in(take_out(images, tone, kind=kind), tone, kind=kind)
+    torch.testing.assert_close(back, images, atol=0.021 if kind == "cutout" else 1e-5, rtol=0)
+
+
+def test_a_cutout_knows_nothing_of_its_ground(digits):
+    """Two grounds under one figure: the figures taken out are the same but where a pixel happens to have the level."""
+    images = digits.float_images()[:50]
+    figures = []
+    for level in (30, 170):
+        moved = Background(256).apply(images, {"level": torch.full((50,), level)})
+        tone = read_tone(moved, kind="cutout")
+        assert (tone.ground * 255).round().flatten().tolist() == [level] * 50
+        figures.append(figure_of(take_out(moved, tone, kind="cutout"), kind="cutout"))
+    same = (figures[0] - figures[1]).abs() < 1e-6
+    assert same.float().mean() > 0.9
+
+
+def test_moments_of_a_photo_are_means_and_deviations():
+    images = torch.rand(5, 3, 8, 8, generator=named_generator(0))
+    tone = read_tone(images, kind="photo")
+    for image, ground, ink in zip(images, tone.ground, tone.ink, strict=True):
+        for channel in range(3):
+            pixels = image[channel].flatten().numpy()
+            assert float(ground[channel]) == pytest.approx(pixels.mean(), abs=1e-6)
+            assert float(ink[channel]) == pytest.approx(pixels.mean() + pixels.std(), abs=1e-6)
+
+
+def test_the_kind_is_chosen_by_the_images():
+    for nuisance, options, expected in (
+        ("identity", {}, "glyph"),
+        ("lighting", {}, "glyph"),
+        ("background", {"levels": 200}, "cutout"),
+    ):
+        data = prepare(task(nuisance, **options), seed=3).train
+        assert build_redraw(data).config.kind == expected, nuisance
+    noise = torch.rand(30, 3, 16, 16, generator=named_generator(0))
+    assert looks_like(noise, torch.arange(30) % 3) == "photo"
+
+
+# ---- stroke
+
+
+def test_the_width_of_a_bar_is_read_and_changed():
+    widths = [2, 3, 4, 5, 6]
+    bars = torch.cat([strokes(width) for width in widths])
+    read = read_width(bars)
+    assert (read.diff() > 0).all()
+    assert read.exp().tolist() == pytest.approx(widths, rel=0.35), "ends of the bar count as outline too"
+    wanted = read[torch.tensor([2, 4, 0])]
+    changed = match_width(bars[torch.tensor([0, 1, 2])], wanted, figure_of=lambda content: content)
+    expected = [dilate(strokes(2), 3), dilate(strokes(3), 4), None]
+    torch.testing.assert_close(changed[0], expected[0][0])
+    torch.testing.assert_close(changed[1], expected[1][0])
+    assert read_width(changed[2:]) < read[2]
+
+
+def test_a_thin_stroke_is_not_eroded_away():
+    thin = strokes(2)
+    kept = match_width(thin, torch.tensor([-5.0]), figure_of=lambda content: content)
+    assert kept.sum() >= 0.3 * thin.sum()
+    empty = torch.zeros(2, 1, 8, 8)
+    assert torch.equal(match_width(empty, torch.zeros(2), figure_of=lambda content: content), empty)
+
+
+# ---- the translator
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Digits under a strong lighting, and a translator of tone and stroke fitted on them."""
+    prepared = prepare(task("lighting", brightness=0.3, contrast=2.0), seed=1)
+    translator = build_redraw(prepared.train, parts=("tone", "stroke"))
+    run = Run(tmp_path_factory.mktemp("fit") / "run", kind="fit", seed=1)
+    return prepared, fit_redraw(translator, prepared.train, PoseSettings(), run=run, progress=False)
+
+
+def test_laws(fitted, tmp_path):
+    prepared, translator = fitted
+    assert isinstance(translator, Nuisance)
+    images = prepared.train.float_images()[:12]
+    before = images.clone()
+    draw = translator.sample(images.shape, generator=torch.Generator().manual_seed(0))
+    moved = translator.apply(images, draw)
+    alone = translator.apply(images[3:5], select_rows(draw, torch.tensor([3, 4])))
+    assert torch.equal(images, before)
+    assert moved.shape == images.shape
+    assert 0 <= moved.min() <= moved.max() <= 1
+    torch.testing.assert_close(alone, moved[3:5], atol=1e-5, rtol=0)
+    assert translator.apply(images[:0], {"row": torch.zeros(0, dtype=torch.int64)}).shape == (0, 1, 16, 16)
+
+    save_translator(translator, tmp_path / "translator")
+    again = load_translator(tmp_path / "translator")
+    assert torch.equal(again.apply(images, draw), moved)
+
+
+def test_the_tone_of_the_result_is_the_drawn_one_whatever_the_image_had(fitted):
+    prepared, translator = fitted
+    images = prepared.split.train.float_images()[:60]
+    draw = translator.sample(images.shape, generator=named_generator(0))
+    relit = Lighting().apply(images, Lighting().sample(images.shape, generator=named_generator(1)))
+    one, other = (read_tone(translator.apply(given, draw), kind="glyph") for given in (images, relit))
+    assert (one.ground - translator.ground[draw["row"]]).abs().median() < 0.02
+    assert (one.ground - other.ground).abs().median() < 0.03
+    assert (one.ink - other.ink).abs().median() < 0.06
+
+
+def test_translated_images_have_the_spread_of_head_images(fitted):
+    prepared, translator = fitted
+    head = prepared.train.counts[prepared.train.labels] >= 20
+    real = read_tone(prepared.train.float_images()[head], kind="glyph")
+    images = prepared.train.float_images()
+    draw = translator.sample(images.shape, generator=named_generator(0))
+    made = read_tone(translator.apply(images, draw), kind="glyph")
+    for levels in (0.1, 0.5, 0.9):
+        for part in ("ground", "ink"):
+            values = [getattr(tone, part).quantile(levels) for tone in (real, made)]
+            assert abs(values[0] - values[1]) < 0.08, (part, levels)
+
+
+def test_without_a_nuisance_the_tone_stays_still(digits, tmp_path):
+    translator = build_redraw(digits, parts=("tone",))
+    fit_redraw(translator, digits, PoseSettings(), run=Run(tmp_path / "run", kind="fit"), progress=False)
+    images = digits.float_images()
+    moved = translator.apply(images, translator.sample(images.shape, generator=named_generator(0)))
+    assert (moved - images).abs().mean() < 0.05
+    assert translator.ground.std() < 0.03
+
+
+def test_strength_goes_from_nothing_to_all(fitted):
+    prepared, translator = fitted
+    images = prepared.train.float_images()[:40]
+    draw = translator.sample(images.shape, generator=named_generator(0))
+    changes = []
+    for strength in (0.0, 0.5, 1.0):
+        weaker = RedrawTranslator(1, ("tone", "stroke"), translator.config.kind, strength=strength)
+        weaker.load_state_dict(translator.state_dict())
+        changes.append(float((weaker.apply(images, draw) - images).abs().mean()))
+    assert changes[0] == 0
+    assert changes[0] < changes[1] < changes[2]
+
+
+def test_photographs_get_the_moments_of_a_head_image(tmp_path):
+    generator = named_generator(0)
+    base = torch.rand(80, 3, 12, 12, generator=generator)
+    cast = 0.3 * torch.rand(80, 3, 1, 1, generator=generator)
+    images = (0.3 * base + 0.3 + cast).mul(255).round().to(torch.uint8)
+    data = ImageData(images, torch.arange(80) % 2, class_names=("a", "b"), name="noise")
+    translator = build_redraw(data)
+    assert translator.config.kind == "photo"
+    fit_redraw(translator, data, PoseSettings(), run=Run(tmp_path / "run", kind="fit"), progress=False)
+    floats = data.float_images()
+    draw = translator.sample(floats.shape, generator=generator)
+    made = translator.apply(floats, draw)
+    torch.testing.assert_close(made.mean((2, 3)), translator.ground[draw["row"]], atol=0.02, rtol=0)
+
+
+def test_a_pose_is_taken_from_the_same_head_image_as_the_tone(tmp_path):
+    """Bright digits stand upright, dark ones lie: the dependence between the parts survives."""
+    plain = prepare(task("identity"), seed=0).train
+    largest = plain.counts.argsort(descending=True)[:3]
+    plain = plain.subset(torch.isin(plain.labels, largest).nonzero().squeeze(1))
+    lying = torch.rand(len(plain), generator=named_generator(0)) < 0.5
+    images = plain.float_images()
+    images = torch.where(lying[:, None, None, None], 0.4 * images.rot90(1, (2, 3)), images)
+    data = replace(plain, images=(images * 255).round().to(torch.uint8))
+    translator = build_redraw(data, parts=("tone", "pose"), kind="glyph")
+    fast = PoseSettings(steps=1, images_per_class=25, head_from=20)
+    fit_redraw(translator, data, fast, run=Run(tmp_path / "run", kind="fit"), progress=False)
+    dark = translator.ink[:, 0] < 0.5
+    # Which pose is called upright is free, and some shapes can be read both ways.
+    angles = torch.deg2rad(translator.pose.bank[:, 0])
+    middle = torch.atan2(angles[dark].sin().mean(), angles[dark].cos().mean())
+    assert normalized_mutual_info_score(dark, (angles - middle).cos() < 0.7) > 0.4
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"parts": ()}, "some of tone, stroke, pose"),
+        ({"parts": ("colour",)}, "some of tone, stroke, pose"),
+        ({"kind": "drawing"}, "kind must be one of"),
+        ({"kind": "photo"}, "have no stroke"),
+        ({"strength": 1.5}, "strength"),
+    ],
+)
+def test_bad_settings_are_named(bad, message):
+    with pytest.raises(SettingsError, match=message):
+        RedrawTranslator(1, **bad)
+
+
+def test_no_head_class_is_named(digits, tmp_path):
+    translator = build_redraw(digits, parts=("tone",))
+    with pytest.raises(SettingsError, match="no class has 500"):
+        fit_redraw(translator, digits, PoseSettings(head_from=500), run=Run(tmp_path / "run", kind="fit"))
