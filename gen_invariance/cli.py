@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gen_invariance.cli_help import config_folder, groups_of, usage, verb_help
-from gen_invariance.errors import GenInvarianceError, SettingsError
+from gen_invariance.errors import GenInvarianceError, SettingsError, is_out_of_memory
 from gen_invariance.settings import typed
 from gen_invariance.stopping import Terminated, sigterm_raises
 from gen_invariance.verbs import VERBS, printable
@@ -54,9 +54,11 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or 'a file'}; check the path, rights and space", 2)
     except (MemoryError, RuntimeError) as error:
-        if not re.search("out of memory|not enough memory", str(error)) and not isinstance(error, MemoryError):
-            raise
-        return _fail(f"out of memory ({str(error)[:200]}); use a smaller batch size, image size or network", 1)
+        if is_out_of_memory(error):
+            return _fail(f"out of memory ({str(error)[:200]}); use a smaller batch size, image size or network", 1)
+        if os.environ.get("WORLD_SIZE", "1") != "1" and re.search(_PEER_GONE, str(error), re.IGNORECASE):
+            return _fail(f"another process of this run died{_GOES_ON.get(verb, _AGAIN)}", 1)
+        raise
     return 0
 
 
@@ -196,6 +198,9 @@ _GOES_ON = {
 
 _ACTIONS = {"benchmark": ("run", "list", "report")}
 """Words that may follow a verb and stand for action=WORD."""
+
+_PEER_GONE = "connection (closed|reset|refused)|broken pipe|gloo|nccl"
+"""What collectives say in the processes that are left."""
 
 _AGAIN = "; run the same command again"
 

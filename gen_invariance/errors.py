@@ -5,6 +5,8 @@ caller would expect, so `except ValueError` keeps working. The message is one li
 expected, what to do. The command line prints that line and exits with `exit_code`.
 """
 
+import re
+
 
 class GenInvarianceError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line leaves with."""
@@ -50,6 +52,12 @@ class RunError(GenInvarianceError, RuntimeError):
     """A run that started well failed: a loss became non-finite, a worker died."""
 
     exit_code = 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine had no memory left; torch says so in errors of several kinds."""
+    said = re.search("out of memory|not enough memory|can't allocate memory", str(error))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said is not None)
 
 
 def first_line(error: BaseException) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,14 @@ from gen_invariance.benchmark.suite import ClassifierSettings, build_model, reco
 from gen_invariance.benchmark.task import Prepared, Task, prepare
 from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import CheckpointError, DataError, DataNotFoundError, SettingsError, first_line
+from gen_invariance.errors import (
+    CheckpointError,
+    DataError,
+    DataNotFoundError,
+    SettingsError,
+    first_line,
+    is_out_of_memory,
+)
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
 from gen_invariance.nuisance.build import build_nuisance
@@ -137,22 +145,41 @@ def measure_run(
         raise DataError(
             f"the run in {folder} has no {split} images; train with data.validation_fraction=0.2 or measure test"
         )
-    accuracy = measure_accuracy(model, data, batch_size=batch_size)
-    invariance = measure_invariance(
-        model,
-        data.images,
-        data.labels,
-        chosen,
-        originals=prepared.originals(split).images if nuisance == "data" else None,
-        num_classes=data.num_classes,
-        draws=draws,
-        batch_size=batch_size,
-        generator=named_generator(seed, "measure"),
-    )
+
+    def measure(batch_size: int) -> tuple[AccuracyScores, InvarianceScores]:
+        accuracy = measure_accuracy(model, data, batch_size=batch_size)
+        invariance = measure_invariance(
+            model,
+            data.images,
+            data.labels,
+            chosen,
+            originals=prepared.originals(split).images if nuisance == "data" else None,
+            num_classes=data.num_classes,
+            draws=draws,
+            batch_size=batch_size,
+            generator=named_generator(seed, "measure"),
+        )
+        return accuracy, invariance
+
+    accuracy, invariance = _with_less_memory(measure, batch_size)
     path = run.path / "measures" / nuisance
     measured = Measured(accuracy, invariance, prepared, path, nuisance)
     _write(measured, run, task, method=method, split=split, draws=draws, seconds=time.perf_counter() - started)
     return measured
+
+
+def _with_less_memory(
+    measure: Callable[[int], tuple[AccuracyScores, InvarianceScores]], batch_size: int
+) -> tuple[AccuracyScores, InvarianceScores]:
+    """`measure(batch_size)`, with half of it as long as the memory does not suffice: figures do not depend on it."""
+    while True:
+        try:
+            return measure(batch_size)
+        except (MemoryError, RuntimeError) as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+        batch_size //= 2
+        warnings.warn(f"out of memory; measuring with batch_size={batch_size} instead", stacklevel=3)
 
 
 def chosen_nuisance(
