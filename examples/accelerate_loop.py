@@ -29,8 +29,8 @@ def main(folder: Path, *, epochs: int = 2) -> float:
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-    print("last loss:", float(loss))
-    return float(loss)
+    print("last loss:", loss.item())
+    return loss.item()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main(folder: Path, *, epochs: int = 3) -> float:
 
     scores = measure_invariance(model, test.images, test.labels, Rotation(30), draws=3)
     print("eKLD by class:", [round(value, 2) for value in scores.ekld.tolist()])
-    return float(loss)
+    return loss.item()
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main(folder: Path, *, steps: int = 4) -> float:
         loss.backward()
         optimizer.step()
     print("accuracy:", measure_accuracy(model.eval(), test.subset(torch.arange(64))).balanced)
-    return float(loss)
+    return loss.item()
 
 
 if __name__ == "__main__":

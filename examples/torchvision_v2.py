@@ -33,8 +33,8 @@ def main(folder: Path, *, epochs: int = 2) -> float:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    print("last loss:", float(loss))
-    return float(loss)
+    print("last loss:", loss.item())
+    return loss.item()
 
 
 if __name__ == "__main__":

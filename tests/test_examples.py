@@ -3,6 +3,7 @@
 import importlib
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ NEEDS = {
     "timm_train": "timm",
     "imblearn_pipeline": "imblearn",
     "lightning_module": "lightning",
+    "huggingface_trainer": "transformers",
 }
 
 
@@ -33,7 +35,10 @@ def test_example(name, tmp_path, monkeypatch):
     with torch.random.fork_rng():
         torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
         try:
-            value = importlib.import_module(name).main(tmp_path / "work")
+            with warnings.catch_warnings():
+                # What our own lines cause; libraries of others warn as they like.
+                warnings.filterwarnings("error", message=".*requires_grad.*")
+                value = importlib.import_module(name).main(tmp_path / "work")
         finally:
             sys.modules.pop(name, None)
     assert math.isfinite(value)

@@ -45,24 +45,31 @@ class HeldNuisance:
 
 
 class Stream:
-    """The generator a stage draws from when a call brings none; each rank of a distributed run gets its own stream.
+    """The generator a stage draws from when a call brings none.
 
-    The rank is asked for at the first draw, since many loops build their modules before the processes meet.
+    Each rank of a distributed run gets its own stream, and so does each worker of a `DataLoader` in each epoch: workers
+    begin with copies of one stage. Rank and worker are asked for at the draw, since many loops build their modules
+    before the processes meet.
 
     Args:
-        seed: rank 0, and a run without ranks, draw from `torch.Generator().manual_seed(seed)`.
+        seed: rank 0, and a run without ranks, draw from `torch.Generator().manual_seed(seed)`; workers from streams
+            that depend on their loader's seed, too.
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed, self._told = seed, False
+        self.seed, self._place = seed, (0, None)
         self.own = torch.Generator().manual_seed(seed)
 
     def generator(self) -> torch.Generator:
-        """The generator, by now of this rank."""
-        if not self._told and torch.distributed.is_available() and torch.distributed.is_initialized():
-            self._told = True
-            if rank := torch.distributed.get_rank():
-                self.own.set_state(named_generator(self.seed, "stage", rank).get_state())
+        """The generator, by now of this rank and worker."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        worker = torch.utils.data.get_worker_info()
+        rank = torch.distributed.get_rank() if distributed else self._place[0]
+        place = (rank, None if worker is None else worker.seed)
+        if place != self._place:
+            self._place = place
+            words = (rank,) if worker is None else (rank, "worker", worker.seed)
+            self.own.set_state(named_generator(self.seed, "stage", *words).get_state())
         return self.own
 
 

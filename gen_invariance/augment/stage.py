@@ -312,8 +312,12 @@ class _DrawGenerator(RandomGeneratorBase):
 
     def __init__(self, nuisance: Nuisance, seed: int) -> None:
         super().__init__()
-        self._held = (nuisance,)
-        self.generator = torch.Generator().manual_seed(seed)
+        self._held, self._stream = (nuisance,), Stream(seed)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The generator of this process, see `Stream`."""
+        return self._stream.generator()
 
     def make_samplers(self, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing to move: sampling stays on the CPU in float32."""

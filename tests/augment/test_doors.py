@@ -340,3 +340,38 @@ def test_defaults_of_measure_invariance_are_repeatable(batch):
 def test_models_without_logits_are_named(batch):
     with pytest.raises(ShapeError, match=r"logits \(B, K\)"), as_predict(nn.Flatten(0)) as predict:
         predict(batch[0])
+
+
+class _Collated:
+    """A collate function with a stage in it, as users write them; it travels to the loader's workers."""
+
+    def __init__(self, stage):
+        self.stage = stage
+
+    def __call__(self, rows):
+        images = torch.stack(rows)
+        if isinstance(self.stage, TailAugment):
+            return self.stage(images, torch.zeros(len(images), dtype=torch.int64))[0]
+        return self.stage(images)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: TailAugment(Rotation(90), ALWAYS), lambda: KorniaNuisance(Rotation(90), p=1.0)]
+)
+def test_workers_of_a_loader_and_its_epochs_draw_differently(build, generator):
+    """A worker begins with a copy of the stage; without streams of their own all would draw the same, every epoch."""
+    same = [torch.rand(1, 8, 8, generator=generator)] * 8
+
+    def drawn(workers, seed=3):
+        loader = torch.utils.data.DataLoader(
+            same, batch_size=2, num_workers=workers, collate_fn=_Collated(build()),
+            generator=torch.Generator().manual_seed(seed), multiprocessing_context="fork" if workers else None,
+        )  # fmt: skip
+        return torch.cat([batch for _ in range(2) for batch in loader])
+
+    moved = drawn(2)
+    assert len(moved) == 16
+    assert len({tuple(row.flatten().tolist()) for row in moved}) == 16
+    assert torch.equal(moved, drawn(2))  # it depends on the loader's seed and nothing else
+    assert not torch.equal(moved, drawn(2, seed=4))
+    assert len({tuple(row.flatten().tolist()) for row in drawn(0)}) == 16
