@@ -6,7 +6,9 @@ import os
 import pickle
 import random
 import signal
+import struct
 import tarfile
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +22,7 @@ from gen_invariance import Compose, Identity, Lighting, MunitTranslator, Rotatio
 from gen_invariance.augment.export import ExportSettings, export, open_form, workers
 from gen_invariance.augment.export.learning import image_data
 from gen_invariance.augment.export.manifest import COLUMNS, read_manifest
-from gen_invariance.augment.export.pictures import describe, encode, prepare, scaled_back
+from gen_invariance.augment.export.pictures import decode, describe, encode, prepare, scaled_back
 from gen_invariance.augment.export.settings import goal_of
 from gen_invariance.augment.export.units import draw_generator, outside
 from gen_invariance.data import to_uint8
@@ -395,14 +397,79 @@ def test_modes_of_pictures(tmp_path):
     assert {row["status"] for row in rows.values()} == {"kept"}
     assert {(row["width"], row["height"]) for row in rows.values()} == {(12, 8)}
     form, entries = open_form("folder", tmp_path / "in"), open_form("folder", tmp_path / "in").entries()
-    from gen_invariance.augment.export.pictures import decode
-
     pixels = {
         entry.key: prepare(decode(form.read(entry)), size=None, whole=True, channels=3).pixels for entry in entries
     }
     for name in ("rgba", "palette", "turned"):
         assert np.array_equal(pixels[f"a/{name}.png"], pixels["a/rgb.png"]), name
     assert np.array_equal(pixels["a/deep.png"], pixels["a/grey.png"])
+
+
+def cmyk(pixels):
+    """Cyan, magenta, yellow and black of uint8 RGB, without black; the inverse of what `decode` has to do."""
+    return Image.merge("CMYK", [*(Image.fromarray(255 - pixels[..., channel]) for channel in range(3)),
+                                Image.new("L", pixels.shape[1::-1], 0)])  # fmt: skip
+
+
+def deep_colour(pixels):
+    """A PNG of 16 bits a channel, which Pillow cannot write: by hand, after the PNG specification."""
+    height, width, _ = pixels.shape
+    big = (pixels.astype(">u2") * 257).reshape(height, -1).view(np.uint8)
+    raw = b"".join(b"\0" + row.tobytes() for row in big)
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def half_clear(pixels):
+    """Grey with transparency: what shows over white is uint8 `pixels`[..., 0], to one level."""
+    grey, alpha = np.array([pixels[..., 0], np.full(pixels.shape[:2], 255)], np.float64)
+    alpha[:4] = 200
+    under = np.clip((grey - (255 - alpha)) * 255 / alpha, 0, 255).round().astype(np.uint8)
+    return Image.merge("LA", [Image.fromarray(under), Image.fromarray(alpha.astype(np.uint8))])
+
+
+KINDS = {
+    "png": lambda rgb: (saved(Image.fromarray(rgb), "PNG"), rgb),
+    "bmp": lambda rgb: (saved(Image.fromarray(rgb), "BMP"), rgb),
+    "webp": lambda rgb: (saved(Image.fromarray(rgb), "WEBP", lossless=True), rgb),
+    "cmyk tiff": lambda rgb: (saved(cmyk(rgb), "TIFF"), rgb),
+    "16-bit colour": lambda rgb: (deep_colour(rgb), rgb),
+    "bilevel": lambda rgb: (
+        saved(Image.fromarray(rgb[..., 0] > 127), "PNG"),
+        ((rgb[..., :1] > 127) * 255).repeat(3, 2),
+    ),
+    "grey and alpha": lambda rgb: (
+        saved(half_clear(np.maximum(rgb, 60)), "PNG"),
+        np.maximum(rgb, 60)[..., :1].repeat(3, 2),
+    ),
+    "turned": lambda rgb: (saved(Image.fromarray(np.rot90(rgb).copy()), "PNG", exif=turned(6)), rgb),
+    "mirrored": lambda rgb: (saved(Image.fromarray(rgb[:, ::-1].copy()), "PNG", exif=turned(2)), rgb),
+    "upside down": lambda rgb: (saved(Image.fromarray(rgb[::-1, ::-1].copy()), "PNG", exif=turned(3)), rgb),
+}
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_translator_sees_of_a_kind_of_picture(kind):
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    content, expected = KINDS[kind](rgb)
+    found = prepare(decode(content), size=None, whole=True, channels=3).pixels.transpose(1, 2, 0)
+    assert np.abs(found.astype(int) - expected).max() <= 1
 
 
 def test_near_copies_and_other_classes_are_rejected_and_made_up_for(photos, tmp_path):

@@ -69,6 +69,13 @@ SETTINGS = {
     "a profile": (["translator=T", "data.profile=exponential"], "takes the data as they are"),
     "no classifier there": (["translator=T", "classifier=/no/where"], "/no/where"),
     "device": (["translator=T", "device=tpu"], "device must be"),
+    "engine": (["translator=T", "engine=spark"], "engine must be one of local, ray"),
+    "strength of words": (["translator=T", "strength=weak"], "strength must be auto or a number"),
+    "strength above 1": (["translator=T", "strength=2"], "strength must lie in (0, 1]"),
+    "force of words": (["translator=T", "force=maybe"], "force must be true or false"),
+    "off_distribution": (["translator=T", "off_distribution=-1"], "off_distribution must lie in"),
+    "nothing per source": (["translator=T", "per_source=0"], "per_source must be"),
+    "fractional size": (["translator=T", "data.image_size=12.5"], "image_size"),
     "unknown learner": (["fit=true", "data.image_size=12", "learn.translator=gan"], "unknown translator 'gan'"),
     "learning nothing": (["fit=true", "data.image_size=12", "learn.steps=0"], "steps must be at least 1"),
     "no head class": (["fit=true", "data.image_size=12"], "no class has 20 images"),
@@ -130,6 +137,8 @@ INPUTS = {
     "no rows": ("table.csv", lambda p: p.write_text("path,label\n"), "has no rows"),
     "empty table": ("table.csv", lambda p: p.write_text(""), "cannot be read as a table"),
     "torn table": ("table.csv", lambda p: p.write_text('path,label\n"a.png,cat\n'), "cannot be read as a table"),
+    "torn JSON": ("table.jsonl", lambda p: p.write_text('{"path": "a.png", "label"'), "cannot be read as a table"),
+    "JSON of numbers": ("table.jsonl", lambda p: p.write_text("1\n2\n"), "in.jsonl"),
     "no parquet": ("table.parquet", lambda p: p.write_bytes(b"PAR1junk"), "cannot be read as a table"),
     "nested": (
         "table.parquet",
@@ -224,7 +233,28 @@ def animated(path):
     frames[0].save(path.with_suffix(".gif"), save_all=True, append_images=frames[1:])
 
 
+def pages(path, suffix):
+    first, second = (Image.new("L", (8, 8), level) for level in (0, 99))
+    first.save(path.with_suffix(suffix), save_all=True, append_images=[second])
+
+
+def wide_grey(path):
+    pixels = np.full((8, 8), 1 << 20, np.int32)
+    Image.fromarray(pixels, "I").save(path.with_suffix(".tif"))
+
+
+def lab(path):
+    Image.new("LAB", (8, 8)).save(path.with_suffix(".tif"))
+
+
 FILES = {
+    "animated png": lambda p: pages(p, ".png"),
+    "animated webp": lambda p: pages(p, ".webp"),
+    "pages of a tiff": lambda p: pages(p, ".tif"),
+    "grey of 32 bits": wide_grey,
+    "Lab colours": lab,
+    "heif in a jpg": lambda p: p.with_suffix(".jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64)),
+    "svg": lambda p: p.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"),
     "empty": lambda p: p.write_bytes(b""),
     "text": lambda p: p.write_text("hello"),
     "cut off": lambda p: half(p, p.parent / "0.png"),
