@@ -53,7 +53,7 @@ class FlowSettings:
 
     learning_rate: float = 2e-3
     code_weight: float = 0.01
-    code_noise: float = 0.3
+    code_noise: float = 0.1
     average: float = 0.995
 
     def __post_init__(self) -> None:
