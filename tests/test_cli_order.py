@@ -1,8 +1,11 @@
 """`gen-invariance order` on toy images, through the real command line."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -211,3 +214,38 @@ def test_the_file_of_settings_has_all_of_the_library_and_is_read():
     assert (settings.seed, settings.analysis.seed) == (7, 7)
     assert settings.seeds == (0, 1, 2)
     assert isinstance(settings.source, SourceSettings)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_cells_and_write_what_one_writes(tmp_path):
+    small = [
+        "order", "order.count=2", "order.seeds=[0]", "order.source.epochs=1", "order.source.images_per_class=5",
+        "order.analysis.resamples=100", "progress=false", "device=cpu",
+    ]  # fmt: skip
+    assert run([*small, f"out={tmp_path / 'one'}"]) == 0
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20000 + (os.getpid() * 7 + 5) % 20000),
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "gen_invariance.cli", *small, f"out={tmp_path / 'two'}"],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert [out.count("page:") for out, _ in said] == [1, 0]
+    for name in ("order.json", "order.txt", "subsets.csv", "predictors.csv"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    lines = [
+        sum(len(path.read_text().splitlines()) for path in (tmp_path / folder / "records").iterdir())
+        for folder in ("one", "two")
+    ]
+    assert lines[0] == lines[1] > 0

@@ -172,7 +172,8 @@ def run_order(
     _check_data(train, test)
     sources = choose_subsets(settings, class_names=train.class_names, counts=train.counts)
     _check_sources(sources, settings)
-    device = PartialState().device if settings.device == "auto" else torch.device(settings.device)
+    place = _join(settings.device)
+    device = place.device if settings.device == "auto" else torch.device(settings.device)
     # An "own" decision does not exist for the start, which has no head.
     subsets = sources if settings.head == "own" else (START, *sources)
     trainer = SourceTrainer(train, settings.source, pool=settings.pool, data_seed=settings.seed, device=device)
@@ -235,6 +236,12 @@ def _check_sources(sources: tuple[Subset, ...], settings: OrderSettings) -> None
     bad = [c for c in settings.analysis.heldout_classes if any(c in source for source in sources)]
     if bad:
         raise SettingsError(f"held-out class {bad[0]} is in a source; held-out pairs must be new to every source")
+
+
+def _join(device: str) -> PartialState:
+    """This process's place among those that were launched together; without an accelerator accelerate must be told."""
+    cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    return PartialState(cpu=cpu)
 
 
 def _shared_run(folder: Path, seed: int, config: dict[str, Any], *, resume: bool) -> Run:
