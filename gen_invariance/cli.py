@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gen_invariance.cli_help import config_folder, groups_of, usage, verb_help
+from gen_invariance.cli_help import config_folder, groups_of, sections_of, usage, verb_help
 from gen_invariance.errors import GenInvarianceError, SettingsError, is_out_of_memory
 from gen_invariance.settings import typed
 from gen_invariance.stopping import Terminated, sigterm_raises
@@ -77,6 +77,9 @@ def _run_verb(verb: str, rest: list[str]) -> None:
     dashed = [word for word in overrides if word.startswith("-")]
     if dashed:
         raise SettingsError(f"{verb} knows no option {dashed[0]}; settings have no dashes: seed=1 out=FOLDER")
+    removed = [word for word in overrides if word.startswith("~")]
+    if removed:
+        raise SettingsError(f"settings cannot be taken away ({removed[0]}); write KEY=VALUE")
     if wanted["help"]:
         print(verb_help(verb, overrides), end="")
         return
@@ -114,7 +117,7 @@ def _compose(verb: str, overrides: list[str], *, missing_is_error: bool = True) 
             for override in OverridesParser.create().parse_overrides(values):
                 config[override.key_or_group] = override.value()
             return OmegaConf.to_container(config, resolve=True, throw_on_missing=missing_is_error)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:  # the last two: `data=3`
         raise SettingsError(_one_line(verb, error)) from error
 
 
@@ -166,6 +169,9 @@ def _nearest(verb: str, key: str) -> str:
 def _check_plain(verb: str, config: dict[str, Any]) -> None:
     """Give the settings that belong to no group their kind, in place."""
     groups = dict(groups_of(verb))
+    for name in (*groups, *sections_of(verb)):
+        if not isinstance(config.get(name, {}), dict):
+            raise SettingsError(f"{name} must be a group of settings, got {config[name]!r}; write {name}.KEY=VALUE")
     for name, value in config.items():
         hint = _PLAIN.get(f"{verb} {name}", _PLAIN.get(name))
         if hint is not None and name not in groups:

@@ -45,6 +45,12 @@ def groups_of(verb: str) -> list[tuple[str, str]]:
     return re.findall(r"^  - (\w+): (\w+)$", text, flags=re.MULTILINE)
 
 
+def sections_of(verb: str) -> list[str]:
+    """Names of the verb's own settings that hold further ones, such as "fit" of `fit.steps`."""
+    text = (config_folder() / f"{verb}.yaml").read_text(encoding="utf-8")
+    return re.findall(r"^(\w+):[ \t]*(?:#.*)?\n(?=  \w)", text, flags=re.MULTILINE)
+
+
 def verb_help(verb: str, words: Iterable[str] = ()) -> str:
     """What a verb does, its choices and all its settings; those of the groups as chosen in `words` (GROUP=CHOICE)."""
     folder = config_folder()

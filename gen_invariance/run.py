@@ -169,7 +169,7 @@ class Run:
         try:
             old = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             old_kind, old_settings = old["kind"], {**old["config"], "seed": old["seed"]}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{self.path / 'run.json'} is damaged ({error}); choose another folder") from error
         if old_kind != self.kind:
             raise SettingsError(f"{self.path} holds a '{old_kind}' run, not '{self.kind}'; choose another folder")

@@ -26,6 +26,8 @@ def settings_of(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
     Raises:
         SettingsError: an unknown name, a value of another type, or a number that is not finite.
     """
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{where} must be {_in_words(Mapping)}, got {values!r}")
     hints = typing.get_type_hints(kind)
     unknown = [name for name in values if name not in hints]
     if unknown:

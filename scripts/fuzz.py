@@ -3,6 +3,7 @@
     python scripts/fuzz.py cases=10000 out=runs/fuzz                 # about half an hour of one CPU core
     python scripts/fuzz.py cases=500 only=images,npz seed=1 out=runs/fuzz
     python scripts/fuzz.py case=1234 out=runs/fuzz                   # that case again, its output shown
+    python scripts/fuzz.py again=true cases=10000 out=runs/fuzz      # those that failed again, after a fix; then go on
 
 Each case is made from its number (`fuzz_inputs`), and read by the command line, `gen_invariance.cli.run`, or by a
 public reader, in a fork of this process with limits on memory and time. A case passes if the command succeeds, or is
@@ -27,6 +28,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +37,7 @@ import fuzz_inputs as make
 import torch
 from stress_resume import DIGITS, import_all, make_folder  # first: it sets the environment
 
-from gen_invariance import cli
+from gen_invariance import cli, verbs
 from gen_invariance.benchmark.measuring import open_run
 from gen_invariance.benchmark.records import finished_cells, load_records
 from gen_invariance.cli_help import config_folder
@@ -371,6 +373,7 @@ def through(door: Door) -> int:
     if isinstance(door, list):
         sys.argv = ["gen-invariance", *door]
         return cli.run(door)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {verbs.printable(str(message))}", file=sys.stderr)
     try:
         door()
     except GenInvarianceError as error:
@@ -509,6 +512,15 @@ def main(given: dict[str, str]) -> int:
         print((out / f"case-{number}" / "log").read_text(errors="replace"))
         return 0
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if given.get("again") == "true":
+        for row in [row for row in rows if row["faults"]]:
+            number = row["case"]
+            rows[number] = run_case(number, seed, family_of(number, seed, chosen), out, base) | {
+                "before": row.get("before", row["faults"])
+            }
+            print(number, row["family"], rows[number]["faults"] or "passes now", flush=True)
+            shutil.rmtree(out / f"case-{number}", ignore_errors=True)
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     for number in range(len(rows), cases):
         row = run_case(number, seed, family_of(number, seed, chosen), out, base)
         rows.append(row)

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import warnings
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from PIL import Image
 from gen_invariance.augment.export import ExportSettings, export, open_form
 from gen_invariance.benchmark.records import Record, RecordWriter, as_frame, finished_cells, load_records
 from gen_invariance.cli import run
-from gen_invariance.errors import first_line
+from gen_invariance.data.arrays import read_npz
+from gen_invariance.data.folder import read_image_folder
+from gen_invariance.errors import CheckpointError, DataError, first_line
 from gen_invariance.nuisance import Rotation
 from gen_invariance.run import load_checkpoint, save_checkpoint
+from gen_invariance.translator.load import load_translator
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
@@ -125,3 +130,79 @@ def test_a_checkpoint_of_something_else(kind, key, value, runs, tmp_path, capsys
 def test_an_error_without_a_message_has_a_line():
     assert first_line(ValueError("a\nb")) == "a"
     assert first_line(KeyError()) == "KeyError"
+
+
+# ---- command lines
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "data=3"], ["fit", "data=0.5"], ["fit", "data=true"], ["demo", "demo=true"], ["fit", "fit=3"],
+        ["fit", "translator=[1,2]"], ["order", "order=null"], ["order", "order.source=3"], ["inspect", "inspect=x",
+        "translator=x"], ["fit", "~data"], ["train", "~seed"], ["augment", "learn=3", "out=x", "fit=true"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_settings_of_the_wrong_shape(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == 2
+    one_line(capsys)
+    assert os.listdir(tmp_path) == []
+
+
+# ---- files that are no files of their kind
+
+
+def npz_with_header(path, header):
+    text = header.encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64)
+        archive.writestr("train_images.npy", content)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{" * 3000,
+        "[" * 9000,
+        "(" * 60000,
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999, 99999, 9999), }",
+    ],
+    ids=lambda header: header[:20],
+)
+def test_array_headers_that_are_no_headers(header, tmp_path):
+    npz_with_header(tmp_path / "a.npz", header)
+    with pytest.raises(DataError, match=r"a\.npz: train_images cannot be read"):
+        read_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", [["MunitTranslator"], {"a": 1}, 3, None, True])
+def test_a_translator_whose_kind_is_no_name(name, runs, tmp_path):
+    folder = shutil.copytree(runs / "fit", tmp_path / "fit") / "translator"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_class_name": name}))
+    with pytest.raises(CheckpointError, match="not a translator"):
+        load_translator(folder)
+
+
+@pytest.mark.parametrize("file", ["translator/config.json", "quality.json", "run.json"])
+def test_json_nested_without_end(file, runs, tmp_path, capsys):
+    out = shutil.copytree(runs / "fit", tmp_path / "fit")
+    (out / file).write_text("[" * 200_000)
+    staged = ["stage=translator", f"stage.translator={out}", f"out={tmp_path / 'out'}"]
+    assert run([*FIT, f"out={out}", "resume=true"] if file == "run.json" else [*TRAIN, *staged]) == 2
+    assert Path(file).name in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path)]
+)
+def test_images_that_are_no_files_do_not_block(make, tmp_path):
+    root = photos(tmp_path / "in")
+    make(root / "cat" / "odd.png")
+    with pytest.raises(DataError, match=r"odd\.png: (not a regular file|cannot be decoded)"):
+        read_image_folder(root)
+    data, report = read_image_folder(root, skip_corrupt=True)
+    assert len(data) == 7
+    assert [path.name for path, _ in report.skipped] == ["odd.png"]

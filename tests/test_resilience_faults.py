@@ -23,6 +23,7 @@ from gen_invariance.cli import run
 from gen_invariance.errors import RunError, SettingsError, is_out_of_memory
 from gen_invariance.nuisance import Rotation
 
+SLOW = pytest.mark.slow
 DATA = ["data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few_below=8", "data.many_above=16"]
 SLIM = ["fit.batch_size=4", "translator.objective.discriminator_width=4", "fit.log_every=1"]
 COMMANDS = {
@@ -113,7 +114,7 @@ def test_a_full_disk_then_space_again(verb, size, tmp_path, fitted, capsys):
         assert contents(disk / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("verb", [pytest.param("fit", marks=SLOW), pytest.param("train", marks=SLOW), "augment"])
 def test_a_disk_that_becomes_read_only(verb, tmp_path, fitted, capsys, monkeypatch):
     line = line_of(verb, tmp_path, fitted)
     assert run([*line, f"out={tmp_path / 'whole'}"]) == 0
@@ -133,7 +134,7 @@ def test_a_disk_that_becomes_read_only(verb, tmp_path, fitted, capsys, monkeypat
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("verb", ["fit", pytest.param("augment", marks=SLOW)])
 def test_a_read_only_folder(verb, tmp_path, fitted, capsys):
     line = line_of(verb, tmp_path, fitted)
     with small_disk(tmp_path / "disk", 100) as disk:

@@ -7,6 +7,7 @@ what would be right. Nothing is unpickled.
 from __future__ import annotations
 
 import gzip
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -20,7 +21,11 @@ from gen_invariance.data.folder import shown
 from gen_invariance.data.images import ImageData, names_or_numbers, to_uint8
 from gen_invariance.errors import DataError, DataNotFoundError, RangeError, ShapeError
 
-_DAMAGED = (ValueError, OSError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (
+    *(ValueError, OSError, EOFError, MemoryError, NotImplementedError, TypeError, RecursionError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What reading a damaged .npz file raises; array headers are parsed as Python literals."""
 _NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names", "test_class_names")
 
 
@@ -71,8 +76,8 @@ def load_arrays(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
                     arrays[key] = stored[key]
     except DataError:
         raise
-    except _DAMAGED as error:
-        if "allow_pickle" in str(error):
+    except DAMAGED as error:
+        if "Object arrays" in str(error):
             raise DataError(
                 f"{shown(path)}: {key} holds pickled objects, which are never loaded; store plain numbers or strings"
             ) from error

@@ -9,6 +9,7 @@ unless the caller asks to skip damaged ones; what was skipped, and why, is in th
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -211,6 +212,8 @@ def _decode_all(
 def _decode(file: Path, image_size: int | None) -> np.ndarray | str:
     """Uint8 (H, W) when the picture is grey, else (H, W, 3); a string says why there is none."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return "not a regular file"  # a pipe or a device would block or never end
         with Image.open(file) as image:
             # Phones store a photo and its preview as two frames (MPO); the photo comes first.
             if getattr(image, "is_animated", False) and image.format != "MPO":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
+from gen_invariance.data.arrays import DAMAGED
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
 from gen_invariance.order.backbone import FittedSource, SourceTrainer, in_batches
@@ -118,7 +118,7 @@ def _intact(path: Path) -> bool:
     try:
         with np.load(path, allow_pickle=False) as cell:
             return "seconds" in cell.files and cell["diverged"].shape == ()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*DAMAGED, KeyError):
         return False
 
 

@@ -38,10 +38,10 @@ def load_translator(path: Path | str) -> nn.Module:
         raise CheckpointError(
             f"no translator in {path}: {folder / 'config.json'} cannot be read; give a folder that fit wrote"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not JSON ({error}); the translator is damaged") from error
     name = config.get("_class_name") if isinstance(config, dict) else None
-    if name not in KINDS:
+    if not isinstance(name, str) or name not in KINDS:
         raise CheckpointError(
             f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(KINDS)}); choose another folder"
         )

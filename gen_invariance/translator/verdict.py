@@ -206,7 +206,7 @@ def read_verdict(translator: Path | str) -> Verdict | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         word, reasons, digest = found["verdict"], tuple(map(str, found["reasons"])), found["translator_digest"]
         STRENGTH[word]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); run gen-invariance inspect again") from error
     if digest != weights_digest(folder):
         raise CheckpointError(
