@@ -55,7 +55,8 @@ def fit_by_name(
     if name not in ("pose", "redraw"):
         built = build_objective(name, channels=channels, seed=run.seed, network=network, **(objective or {}))
         return fit_translator(built, data, loop, run=run, progress=progress)
-    given = {"steps": loop.steps, "batch_size": loop.batch_size, "head_from": loop.head_from, **(objective or {})}
+    shared = {each: getattr(loop, each) for each in ("steps", "batch_size", "classes", "head_from")}
+    given = {**shared, **(objective or {})}
     settings = settings_of(PoseSettings, given, "translator.objective")
     with torch.random.fork_rng(devices=[]):
         # Layers initialise themselves from the global stream; lend it to them and give it back.

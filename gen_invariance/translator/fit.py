@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +24,7 @@ from gen_invariance.errors import CheckpointError, OutputError, RunError, Settin
 from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
 from gen_invariance.run import MISFITS, Run, atomic_write, cannot_write
 from gen_invariance.stopping import signals_noted
+from gen_invariance.translator.fit_settings import FitSettings, class_members
 
 
 class Objective(Protocol):
@@ -53,47 +53,6 @@ class Objective(Protocol):
     def translator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named, weighted loss terms of the translator."""
         ...
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How long, on what, and how often to look.
-
-    Attributes:
-        steps: updates of the translator (and as many of its adversary).
-        batch_size: images a step, over all processes; drawn class-balanced.
-        classes: "head" fits on classes with at least `head_from` images, "all" on every class.
-        head_from: the smallest training count of a head class.
-        flip: mirror half of the images; only where a mirrored image keeps its label.
-        log_every, sample_every, checkpoint_every: steps between metrics lines, sample grids and checkpoints.
-        mixed_precision: "no", "bf16" or "fp16" (GPU).
-
-    Raises:
-        SettingsError: a value out of its range.
-    """
-
-    steps: int = 2000
-    batch_size: int = 16
-    classes: str = "head"
-    head_from: int = 20
-    flip: bool = False
-    log_every: int = 50
-    sample_every: int = 500
-    checkpoint_every: int = 500
-    mixed_precision: str = "no"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "head_from", "log_every", "sample_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"fit.{name} must be at least 1, got {getattr(self, name)}")
-        if self.classes not in ("head", "all"):
-            raise SettingsError(f"fit.classes must be head or all, got {self.classes!r}")
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise SettingsError(f"fit.mixed_precision must be no, bf16 or fp16, got {self.mixed_precision!r}")
-
-    def identity(self) -> dict[str, object]:
-        """The settings that decide the result, for a run's config; how often to look is left out."""
-        return {k: v for k, v in asdict(self).items() if k not in ("log_every", "sample_every", "checkpoint_every")}
 
 
 def fit_translator(
@@ -218,18 +177,6 @@ def update_weights(
             if parameter.grad is not None:
                 parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
     optimizer.step()
-
-
-def class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
-    """Indices of each chosen class's images."""
-    least = settings.head_from if settings.classes == "head" else 1
-    chosen = [label for label, count in enumerate(data.counts.tolist()) if count >= least]
-    if not chosen:
-        raise SettingsError(
-            f"{data.name}: no class has {least} images or more (largest: {int(data.counts.max())}); "
-            "lower fit.head_from or set fit.classes=all"
-        )
-    return [(data.labels.cpu() == label).nonzero().squeeze(1) for label in chosen]
 
 
 def draw_images(data: ImageData, members: list[Tensor], settings: FitSettings, generator: torch.Generator) -> Tensor:

@@ -31,6 +31,7 @@ from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
 from gen_invariance.run import Run
 from gen_invariance.translator.congeal import Congealed, PoseGrid, congeal, rotate_and_scale
+from gen_invariance.translator.fit_settings import checked_classes, chosen_classes
 
 _SIDE = 16  # poses are estimated at this size: cheaper, and no pose needs more
 
@@ -128,7 +129,8 @@ class PoseSettings:
 
     Attributes:
         steps, batch_size, learning_rate: of the estimator (Adam).
-        head_from: the smallest training count of a class whose poses enter the bank.
+        classes: whose poses enter the bank: "head", "all", or a list of names.
+        head_from: the smallest training count of a head class.
         images_per_class: at most so many are aligned; bounds time and memory.
         uniform_below: a density of smaller concentration (mean resultant length) is taken for uniform. Of a limited
             rotation of +-45 degrees it is .90, of +-120 degrees .41.
@@ -140,13 +142,15 @@ class PoseSettings:
     steps: int = 400
     batch_size: int = 64
     learning_rate: float = 2e-3
+    classes: str | tuple[str | int, ...] = "head"
     head_from: int = 20
     images_per_class: int = 200
     uniform_below: float = 0.3
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", checked_classes(self.classes, "pose.classes"))
         for name, value in asdict(self).items():
-            if not value > 0:
+            if name != "classes" and not value > 0:
                 raise SettingsError(f"pose.{name} must be positive, got {value}")
 
 
@@ -160,7 +164,7 @@ def fit_pose(
 
     Args:
         translator: untrained.
-        data: the training set; classes below `settings.head_from` images are aligned under the density of the others.
+        data: the training set; classes that are not chosen are aligned under the density of the others.
         settings: see `PoseSettings`.
         run: for its generators and metrics.
         progress: show a progress bar; None shows one on a terminal only.
@@ -178,11 +182,6 @@ def fit_pose_and_rows(
     """`fit_pose`, and the rows of `data` whose poses the bank holds, int64 (bank_size,)."""
     run.load_latest()  # drops metrics of a stopped fit
     head, tail = _members(data, settings, run)
-    if not head:
-        raise SettingsError(
-            f"{data.name}: no class has {settings.head_from} images or more (largest: {int(data.counts.max())}); "
-            "lower the bound of head classes"
-        )
     found = congeal([_small(data, rows) for rows in head], generator=run.generator("congeal", "head"))
     run.log(step=0, concentration=found.concentration)
     banked = _fill_bank(translator, found, head, settings, run)
@@ -197,16 +196,23 @@ def fit_pose_and_rows(
 
 
 def _members(data: ImageData, settings: PoseSettings, run: Run) -> tuple[list[Tensor], list[Tensor]]:
-    """Rows of the head classes and of the others, each class cut to `images_per_class`."""
+    """Rows of the chosen classes and of the others, each class cut to `images_per_class`."""
     head, tail = [], []
+    chosen = set(head_labels(data, settings))
     labels = data.labels.cpu()
     for label, count in enumerate(data.counts.tolist()):
         rows = (labels == label).nonzero().squeeze(1)
         order = torch.randperm(count, generator=run.generator("congeal", label))
         rows = rows[order[: settings.images_per_class]]
         if count:
-            (head if count >= settings.head_from else tail).append(rows)
+            (head if label in chosen else tail).append(rows)
     return head, tail
+
+
+def head_labels(data: ImageData, settings: PoseSettings) -> list[int]:
+    """Labels of the classes whose images enter a bank."""
+    advice = "lower the bound of head classes"
+    return chosen_classes(data, settings.classes, head_from=settings.head_from, advice=advice)
 
 
 def _small(data: ImageData, rows: Tensor) -> Tensor:

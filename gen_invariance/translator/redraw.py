@@ -29,7 +29,7 @@ from gen_invariance.data.images import ImageData, check_images, to_uint8
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
 from gen_invariance.run import Run
-from gen_invariance.translator.pose import PoseSettings, PoseTranslator, fit_pose_and_rows
+from gen_invariance.translator.pose import PoseSettings, PoseTranslator, fit_pose_and_rows, head_labels
 from gen_invariance.translator.stroke import match_width, read_width
 from gen_invariance.translator.tone import KINDS, Tone, figure_of, looks_like, put_in, read_tone, take_out
 
@@ -155,7 +155,7 @@ def fit_redraw(
     Args:
         translator: new.
         data: the training set.
-        settings: of the pose; `head_from` says whose readings enter the bank.
+        settings: of the pose; `classes` and `head_from` say whose readings enter the bank.
         run: for its generators and metrics.
         progress: show a progress bar; None shows one on a terminal only.
 
@@ -206,12 +206,7 @@ def _some_rows(data: ImageData, *, most: int = 600) -> Tensor:
 def _head_rows(data: ImageData, settings: PoseSettings, size: int, run: Run) -> Tensor:
     """Rows of images of head classes, every class with the same weight."""
     labels = data.labels.cpu()
-    head = [label for label, count in enumerate(data.counts.tolist()) if count >= settings.head_from]
-    if not head:
-        raise SettingsError(
-            f"{data.name}: no class has {settings.head_from} images or more (largest: {int(data.counts.max())}); "
-            "lower the bound of head classes"
-        )
+    head = head_labels(data, settings)
     generator = run.generator("bank")
     members = [(labels == label).nonzero().squeeze(1) for label in head]
     classes = torch.randint(len(head), (size,), generator=generator).tolist()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,14 @@ from sklearn.datasets import load_digits
 
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError
-from gen_invariance.run import Run
+from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.build import build_objective
+from gen_invariance.translator.by_name import fit_by_name
 from gen_invariance.translator.fit import FitSettings, fit_translator, save_translator, tile
+from gen_invariance.translator.fit_settings import seconds_of
 from gen_invariance.translator.load import load_translator
+from gen_invariance.translator.pose import PoseSettings, _members
+from gen_invariance.translator.tone import read_tone
 
 NETWORKS = {
     "munit": {"network": {"width": 4, "residual_blocks": 1, "mlp_width": 8}, "discriminator_width": 4},
@@ -235,9 +240,61 @@ def test_no_class_is_large_enough(tmp_path):
         fit_translator(objective(), digits(), settings(head_from=31), run=Run(tmp_path, kind="fit"), progress=False)
 
 
+@pytest.mark.parametrize("name", ["munit", "spatial", "flow", "pose", "redraw"])
+def test_every_translator_takes_a_subset_of_classes(name, tmp_path, monkeypatch):
+    """Only images of the named classes reach grids and banks, however small the classes are."""
+    data, loop = digits((30, 20, 9)), settings(classes=["2", 0], steps=1)
+    rows = {}
+    for module in ("by_name", "fit", "flow_fit"):
+        monkeypatch.setattr(
+            f"gen_invariance.translator.{module}.write_grid",
+            lambda path, translator, data, members, run: rows.update(members=members),
+        )
+    network = {"flow": {"width": 16, "bank_size": 4}, "munit": NETWORKS["munit"]["network"]}.get(name, {})
+    chosen = {"redraw": {"parts": ["tone"], "kind": "glyph"}}.get(name, network)
+    translator = fit_by_name(name, data, loop, run=Run(tmp_path / "run", kind="fit"), network=chosen, progress=False)
+    assert {int(data.labels[own].unique()) for own in rows["members"]} == {0, 2}
+    if name == "redraw":  # its bank holds what was read off images of these classes, and of no others
+        ground = read_tone(data.float_images(), kind="glyph").ground
+        allowed = set(ground[data.labels != 1].flatten().tolist())
+        assert set(translator.ground.flatten().tolist()) <= allowed
+        assert len(set(translator.ground.flatten().tolist())) > 5
+
+
+def test_bank_of_poses_is_of_the_named_classes():
+    data, settings = digits((30, 20, 9)), PoseSettings(classes=("2",), head_from=20)
+    head, tail = _members(data, settings, SimpleNamespace(generator=lambda *purpose: named_generator(0, *purpose)))
+    assert [int(data.labels[rows].unique()) for rows in head] == [2]
+    assert [int(data.labels[rows].unique()) for rows in tail] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["0", "nine"], r"data has no class 'nine' to fit on; choose of 0, 1, 2, 3$"),
+        (["3"], r"data: class '3' has no image to fit on; name another one$"),
+    ],
+)
+def test_classes_that_are_not_there(classes, message, tmp_path):
+    run = Run(tmp_path, kind="fit")
+    data = digits()
+    data = ImageData(data.images, data.labels, ("0", "1", "2", "3"))
+    with pytest.raises(SettingsError, match=message):
+        fit_translator(objective(), data, settings(classes=classes), run=run, progress=False)
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        {"classes": []},
+        {"classes": ["0", 0]},
+        {"average": 1.0},
+        {"average": -0.1},
+        {"budget": "ten minutes"},
+        {"budget": "0min"},
+        {"budget": "5 m"},
+        {"watch_every": -1},
+        {"patience": 3},
         {"steps": 0},
         {"batch_size": 0},
         {"head_from": 0},
@@ -250,6 +307,22 @@ def test_no_class_is_large_enough(tmp_path):
 def test_bad_settings_are_named(change):
     with pytest.raises(SettingsError, match=next(iter(change))):
         FitSettings(**change)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5 min", 90), ("2h", 7200), (" 10min ", 600)])
+def test_times_are_read(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+def test_identity_names_what_was_added_later_only_where_it_is_on():
+    """Runs that were begun before there was a moving average go on."""
+    before = {"steps", "batch_size", "classes", "head_from", "flip", "mixed_precision"}
+    assert set(settings(budget="1h").identity()) == before
+    assert set(settings(average=0.9, watch_every=2, patience=1).identity()) == before | {
+        "average",
+        "watch_every",
+        "patience",
+    }
 
 
 def test_identity_leaves_out_how_often_one_looks():
@@ -315,7 +388,7 @@ import sys, torch
 sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 from test_fit import digits, objective, settings
-from gen_invariance.run import Run
+from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.fit import fit_translator
 import os
 rank = os.environ["RANK"]
