@@ -3,12 +3,12 @@
     python scripts/benchmark_augment.py --data cifar10.npz --images 20000 [--processes 1] [--kills 20] [--out FOLDER]
 
 The images of `--data` (an .npz with train_images and train_labels, or an image folder) are drawn long-tailed, scaled
-to random sizes from 24 to 256 pixels, and written as JPEG and PNG in grey, colour, palette, transparent, 16-bit and
+to random sizes from 24 to 128 pixels, and written as JPEG and PNG in grey, colour, palette, transparent, 16-bit and
 turned by EXIF. Then the real command runs on a quarter of them and on all. Printed, and written to `--out`: images per
 second (originals checked and copied, and new ones), processor time, peak memory of the command and its workers (the
 sum of their resident sets), time to the first recorded images, and how memory grew from a quarter of the set to all.
-With `--kills`, the command is killed by SIGKILL that often at random moments, resumed each time, and its output
-compared, byte for byte, with the uninterrupted one.
+With `--kills`, the command on the quarter is killed by SIGKILL that often at random moments, resumed each time, and
+its output compared, byte for byte, with the uninterrupted one.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from gen_invariance.data.folder import read_image_folder
 from gen_invariance.run import package_versions, write_json, write_text
 
 LARGEST_OVER_SMALLEST = 20
-SIDES = (24, 256)
+SIDES = (24, 128)
 
 
 @dataclass
@@ -163,7 +163,7 @@ def digest(root: Path) -> str:
     return found.hexdigest()
 
 
-def kill_and_resume(words: list[str], out: Path, kills: int, cost: Cost) -> tuple[int, bool]:
+def kill_and_resume(words: list[str], kills: int, cost: Cost) -> tuple[int, bool]:
     """Kill the command `kills` times, at moments spread over its course; returns how many it took, and if it ended."""
     draw, done = random.Random(1), 0
     for _ in range(kills):
@@ -197,7 +197,7 @@ def table(costs: dict[int, Cost], kills: str, options: argparse.Namespace, headl
         )
     small, large = costs[min(costs)], costs[max(costs)]
     growth = (large.peak - small.peak) * 1024 / (large.originals - small.originals)
-    lines += ["", f"Memory grew by {large.peak - small.peak:.0f} MiB, {growth:.1f} KiB for each further original."]
+    lines += ["", f"Memory grew by {large.peak - small.peak:.0f} MiB, {growth:.1f} KiB for each further original.", ""]
     return "\n".join([*lines, *([kills] if kills else []), ""])
 
 
@@ -226,10 +226,11 @@ def main() -> None:
             print(f"{count}: {costs[count]}", flush=True)
         kills = ""
         if options.kills:
-            words = command(work / f"photos-{options.images}", work / "killed", work / "translator", options)
-            done, ended = kill_and_resume(words, work / "killed", options.kills, costs[options.images])
-            same = ended and digest(work / "killed") == digest(work / f"out-{options.images}")
-            kills = f"Killed {done} times at random moments and resumed: {'the same' if same else 'OTHER'} bytes."
+            quarter = min(costs)
+            words = command(work / f"photos-{quarter}", work / "killed", work / "translator", options)
+            done, ended = kill_and_resume(words, options.kills, costs[quarter])
+            same = ended and digest(work / "killed") == digest(work / f"out-{quarter}")
+            kills = f"{quarter} originals, killed {done} times and resumed: {'the same' if same else 'OTHER'} bytes."
     headline = "python scripts/benchmark_augment.py " + " ".join(sys.argv[1:]).replace(
         str(options.data), options.data.name
     )
