@@ -277,8 +277,9 @@ def csv_table(folder: Path, dice: random.Random) -> Path:
         quoted = dice.random() < 0.7
         cells = [head, *rows]
         text = "\n".join(mark.join(f'"{part}"' if quoted else part for part in row) for row in cells)
-        content = text.encode(dice.choice(("utf-8", "utf-16", "latin-1", "utf-8-sig")), "surrogateescape"
-                              if dice.random() < 0.3 else "replace")  # fmt: skip
+        encoding = dice.choice(("utf-8", "utf-16", "latin-1", "utf-8-sig"))
+        escaped = dice.random() < 0.3 and encoding == "utf-8"
+        content = text.encode(encoding, "surrogateescape" if escaped else "replace")
         if ending == ".parquet":
             content = parquet(rows, head) or content
     file = folder / f"table{ending}"

@@ -139,7 +139,9 @@ def test_an_error_without_a_message_has_a_line():
     "words",
     [
         ["train", "data=3"], ["fit", "data=0.5"], ["fit", "data=true"], ["demo", "demo=true"], ["fit", "fit=3"],
-        ["fit", "translator=[1,2]"], ["order", "order=null"], ["order", "order.source=3"], ["inspect", "inspect=x",
+        ["fit", "translator=[1,2]"], ["order", "order=null"],
+        ["fit", "translator.objective=2"], ["fit", "translator.network=[a]"],
+        ["order", "order.source=3"], ["inspect", "inspect=x",
         "translator=x"], ["fit", "~data"], ["train", "~seed"], ["augment", "learn=3", "out=x", "fit=true"],
     ],
     ids=" ".join,
@@ -148,7 +150,7 @@ def test_settings_of_the_wrong_shape(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(words) == 2
     one_line(capsys)
-    assert os.listdir(tmp_path) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 # ---- files that are no files of their kind

@@ -122,7 +122,10 @@ def _translator(
     from gen_invariance.translator.fit import FitSettings, fit_translator
 
     learn = dict(config["learn"])
-    name, network, objective = (learn.pop(key) for key in ("translator", "network_options", "objective_options"))
+    name = typed(learn.pop("translator"), str, "learn.translator")
+    network, objective = (
+        typed(learn.pop(key), dict, f"learn.{key}") for key in ("network_options", "objective_options")
+    )
     settings = settings_of(FitSettings, learn, "learn")
     folder = Path(f"{str(config['out']).rstrip('/')}-translator")
     identity = {"learn": dict(config["learn"]), "data": str(form.path), "image_size": image_size}

@@ -10,7 +10,7 @@ from torch import nn
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.run import Run, named_generator
-from gen_invariance.settings import options_of, settings_of
+from gen_invariance.settings import options_of, settings_of, typed
 from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.fit import FitSettings, class_members, fit_translator, save_translator, write_grid
 from gen_invariance.translator.flow import FlowTranslator, levels_for
@@ -46,6 +46,8 @@ def fit_by_name(
         SettingsError: unknown name, or a setting that does not exist.
         RunError: a loss became NaN or infinite.
     """
+    network = typed(network, Mapping | None, "translator.network")
+    objective = typed(objective, Mapping | None, "translator.objective")
     channels = data.images.shape[1]
     if name == "img2img":  # nothing to fit: made of a pipeline in a folder
         return _write(translator_over(network or {}, channels=channels).to(data.device), data, loop, run)
