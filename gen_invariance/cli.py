@@ -191,7 +191,7 @@ _PLAIN: dict[str, Any] = {
     **dict.fromkeys(("benchmark orders", "benchmark seeds"), int | str | list),
     **dict.fromkeys(("benchmark learned", "data_root"), str | None),
     "benchmark processes": int,
-    **dict.fromkeys((f"{group}_options" for group in ("data", "classifier", "training", "stage", "fit")), dict),
+    **dict.fromkeys((f"{group}_options" for group in ("data", "classifier", "training", "stage", "fit", "measure")), dict),
 }
 """What the settings that belong to no group are, in every verb that has them, or in one ("VERB NAME")."""
 

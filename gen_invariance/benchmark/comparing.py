@@ -13,7 +13,7 @@ import torch
 from gen_invariance.benchmark.grid import GridCell, grid_cells, grid_records, learned_of, run_grid
 from gen_invariance.benchmark.measuring import figures_of
 from gen_invariance.benchmark.metrics import PUBLISHED
-from gen_invariance.benchmark.records import finished_cells
+from gen_invariance.benchmark.records import finished_cells, measured
 from gen_invariance.benchmark.registry import arm_names, benchmark_names, every_variant, read_arm, read_benchmark
 from gen_invariance.benchmark.report import write_report
 from gen_invariance.benchmark.size_effect import size_effect_table, size_effects
@@ -65,7 +65,7 @@ def cells_of(config: Mapping[str, Any], configs: Path) -> list[GridCell]:
     names = config["benchmark"] if isinstance(config["benchmark"], list) else [config["benchmark"]]
     changes = {
         group: typed(config[f"{group}_options"], dict, f"{group}_options")
-        for group in ("data", "classifier", "training", "stage", "fit")
+        for group in ("data", "classifier", "training", "stage", "fit", "measure")
     }
     root = typed(config["data_root"], str | None, "data_root")
     benchmarks = [read_benchmark(str(name), configs, data_root=root, changes=changes) for name in names]
@@ -104,7 +104,7 @@ def compare(
         failed = run_grid(cells, out, processes=processes, shard=shard, device=device, say=say)
     done = finished_cells(out / "records")
     left = sum(cell.key not in done for cell in cells)
-    if config["action"] == "report" or shard[1] == 1 or not left:
+    if config["action"] == "report" or (left < len(cells) and (shard[1] == 1 or not left)):
         say(f"report: {write_grid_report(cells, out, baseline=config['baseline'])}")
     if left:
         say(f"{left} of {len(cells)} cells are missing; run the same command again to measure them")
@@ -150,7 +150,7 @@ def write_grid_report(cells: list[GridCell], out: Path, *, baseline: str | None 
     """
     frame = grid_records(cells, out)
     names = list(dict.fromkeys(cell.arm.name for cell in cells))
-    measured = set(frame["method"])
+    known = set(measured(frame)["method"])
     effects = size_effects(frame)
     page = write_report(
         out / "report",
@@ -159,7 +159,7 @@ def write_grid_report(cells: list[GridCell], out: Path, *, baseline: str | None 
         figures=figures_of(frame),
         notes=_notes(frame),
         command="gen-invariance benchmark",
-        baseline=baseline or next((name for name in names if name in measured), None),
+        baseline=baseline or next((name for name in names if name in known), None),
         references=[name for name in names if "+oracle" in name],
         published={(benchmark, "ce_drs+git"): entry for (benchmark, _), entry in PUBLISHED.items()},
     )

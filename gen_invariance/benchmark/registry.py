@@ -7,6 +7,7 @@ changes it calls `rot` and `theta_lt`. An arm is a method of `configs/method` an
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +33,7 @@ METHOD_SETS: Mapping[str, tuple[str, ...]] = {
 
 _GIVEN = {"oracle": "true", "randaugment": "randaugment", "trivialaugment": "trivialaugment", "identity": "identity"}
 _ALIASES = {"git": "munit"}
-_CHANGES = ("data", "classifier", "training", "stage", "fit")
+_CHANGES = ("data", "classifier", "training", "stage", "fit", "measure")
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ def read_benchmark(
         name: one of `benchmark_names(configs)`.
         configs: folder of the config groups.
         data_root: folder that holds published sets, each as SOURCE/ or SOURCE.npz; None looks into the cache.
-        changes: settings that replace the file's, under "data", "classifier", "training", "stage" and "fit" (there
-            also by translator: {"fit": {"munit": {"steps": 9}}}).
+        changes: settings that replace the file's, under "data", "classifier", "training", "stage", "measure" and
+            "fit" (there also by translator: {"fit": {"munit": {"steps": 9}}}).
 
     Raises:
         SettingsError: an unknown name or setting.
@@ -150,10 +151,8 @@ def read_benchmark(
     for group, changed in (changes or {}).items():
         values[group] |= changed
     single = {key: value for key, value in values["fit"].items() if isinstance(value, Mapping)}
-    fits = {
-        key: {**layers.get("fits", {}).get(key, {}), **single.get(key, {})}
-        for key in {*layers.get("fits", {}), *single}
-    }
+    fits = dict(layers.get("fits", {}))
+    fits |= {key: {**fits.get(key, {}), **value} for key, value in single.items()}
     data = {"profile": "none", **values["data"]}
     data["path"] = _path_of(data.get("source", "digits"), data.get("path"), data_root)
     return Benchmark(
@@ -166,7 +165,7 @@ def read_benchmark(
         stage=settings_of(StageSettings, values["stage"], f"{name}: stage"),
         fit={key: value for key, value in values["fit"].items() if key not in single},
         fits=fits,
-        measure=settings_of(MeasureSettings, layers.get("measure", {}), f"{name}: measure"),
+        measure=settings_of(MeasureSettings, values["measure"], f"{name}: measure"),
         classes=layers.get("classes"),
         images=layers.get("images"),
     )
@@ -234,8 +233,8 @@ def layered(path: Path | str) -> dict[str, Any]:
     "summary" is its leading comment, "stem" its name.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
-    own = yaml.safe_load(text) or {}
+    own, summary = _parsed(path, path.stat().st_mtime_ns)
+    own = dict(own)
     merged: dict[str, Any] = {}
     for parent in own.pop("defaults", ["_self_"]):
         layer = own if parent == "_self_" else layered(path.with_name(f"{parent}.yaml"))
@@ -243,8 +242,15 @@ def layered(path: Path | str) -> dict[str, Any]:
             key: {**merged[key], **value} if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
             for key, value in layer.items()
         }
+    return {**merged, "summary": summary, "stem": path.stem}
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(path: Path, modified: int) -> tuple[dict[str, Any], str]:
+    """What a file says and its leading comment; read again when it was `modified`. Not to be changed."""
+    text = path.read_text(encoding="utf-8")
     header = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return {**merged, "summary": " ".join(line.lstrip("# ") for line in header), "stem": path.stem}
+    return yaml.safe_load(text) or {}, " ".join(line.lstrip("# ") for line in header)
 
 
 def _files(configs: Path | str) -> dict[str, Path]:

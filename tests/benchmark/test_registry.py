@@ -1,0 +1,246 @@
+"""Benchmarks and arms by name: every one builds, published sizes, what names mean, what is refused; the list."""
+
+import hashlib
+import re
+
+import pytest
+import torch
+
+from gen_invariance.benchmark.comparing import arm_names, list_lines, numbers_of, shard_of
+from gen_invariance.benchmark.methods import read_method
+from gen_invariance.benchmark.registry import (
+    METHOD_SETS,
+    PAPER,
+    benchmark_names,
+    every_variant,
+    layered,
+    read_arm,
+    read_benchmark,
+)
+from gen_invariance.benchmark.suite import build_augmentation
+from gen_invariance.benchmark.task import prepare
+from gen_invariance.benchmark.workload import estimated_seconds, training_images
+from gen_invariance.cli_help import config_folder
+from gen_invariance.errors import SettingsError
+from gen_invariance.settings import settings_of
+from gen_invariance.translator.fit import FitSettings
+
+CONFIGS = config_folder()
+NAMES = benchmark_names(CONFIGS)
+ALL = {benchmark.name: benchmark for benchmark in every_variant(CONFIGS)}
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml") if path.stem != "none")
+TRANSLATORS = sorted(path.stem for path in (CONFIGS / "translator").glob("*.yaml"))
+
+
+def test_the_benchmarks_of_the_field_are_there():
+    nuisances = ("rot", "bg", "dil")
+    sets = ("k49", "kmnist", "digits", "emnist_letters", "fashion_mnist", "devanagari", "omniglot")
+    wanted = {f"{name}_{nuisance}_{tail}" for name in sets for nuisance in nuisances for tail in ("lt", "theta_lt")}
+    wanted |= {f"{name}_{tail}_if{factor}" for name in ("cifar10", "cifar100") for tail in ("lt", "lt_step")
+               for factor in (10, 50, 100)}  # fmt: skip
+    wanted |= {"gtsrb_lt", "tiny_imagenet_lt", "imagenet_lt", "places_lt", "inaturalist2018", "folder"}
+    assert wanted <= set(NAMES)
+    assert len(NAMES) == len(set(NAMES)) == len(ALL)
+    assert tuple(ALL) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_builds(name):
+    benchmark = ALL[name]
+    assert benchmark.summary
+    assert benchmark.task.build_nuisance() is not None
+    assert build_augmentation(benchmark.augmentation, flip=True) is None or benchmark.augmentation != "none"
+    for choice in (None, "munit", "pose"):
+        settings_of(FitSettings, {**benchmark.fit, **benchmark.fits.get(choice, {})}, "fit")
+    arm = read_arm("ce_drs+spatial", benchmark, CONFIGS)
+    assert arm.method.training.sampling == "delayed"
+    assert arm.method.stage.nuisance == "translator"
+    seconds = estimated_seconds(benchmark)
+    assert (seconds is None) == (name == "folder")
+    assert seconds is None or 1 < seconds < 1e9
+
+
+PUBLISHED = {
+    "k49_rot_lt": 7822, "k49_bg_theta_lt": 7822, "cifar10_lt_if100": 12_406, "cifar10_lt_if50": 13_996,
+    "cifar10_lt_if10": 20_431, "cifar100_lt_if100": 10_847, "cifar100_lt_if50": 12_608, "cifar100_lt_if10": 19_573,
+    "cifar10_lt_step_if100": 25_250, "tiny_imagenet_lt": 21_549, "imagenet_lt": 115_846, "places_lt": 62_500,
+    "inaturalist2018": 437_513,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "images"), PUBLISHED.items())
+def test_training_sizes_are_the_published_ones(name, images):
+    assert training_images(ALL[name]) == images
+
+
+def test_k49_is_the_papers():
+    task = ALL["k49_rot_lt"].task
+    assert (task.validation_fraction, task.shuffle_order, task.shortage) == (0.2, True, "repeat")
+    assert ALL["k49_dil_theta_lt"].task.base_images == 5
+    training, net = ALL["k49_bg_lt"].training, ALL["k49_bg_lt"].classifier
+    assert (training.epochs, training.batch_size, training.milestones, net.backbone) == (50, 128, (30, 40), "resnet20")
+    assert (training.learning_rate, training.momentum, training.weight_decay) == (0.1, 0.9, 2e-4)
+    assert (ALL["k49_rot_lt"].measure.draws, ALL["k49_rot_lt"].measure.invariance_images) == (100, 40)
+    cifar = ALL["cifar10_lt_if100"]
+    assert (cifar.training.epochs, cifar.training.milestones, cifar.augmentation) == (200, (160, 180), "crop_flip")
+    assert (cifar.classifier.backbone, cifar.task.shuffle_order) == ("resnet32", False)
+
+
+CHOSEN = {
+    ("digits_rot_lt", 0): "bd78097bebae6619",
+    ("digits_rot_lt", 1): "2f12583bcb8b036b",
+    ("digits_rot_theta_lt", 0): "53a703c93e71117f",
+}
+PIXELS = {
+    ("digits_bg_lt", 0): "5522bb3bfd41b15f5068",
+    ("digits_dil_lt", 1): "0657758f8eb9dc36a2db",
+    ("digits_bg_theta_lt", 0): "67ec439589c22c4b7cc2",
+}
+
+
+def digest_of(*tensors):
+    return hashlib.sha256(b"".join(tensor.numpy().astype("<i8").tobytes() for tensor in tensors)).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("name", "order"), CHOSEN)
+def test_class_orders_and_chosen_images_stay_the_same(name, order):
+    split = prepare(ALL[name].task, seed=order).split
+    assert digest_of(split.order, split.train_indices, split.train.labels, split.test_indices) == CHOSEN[name, order]
+
+
+@pytest.mark.parametrize(("name", "order"), PIXELS)
+def test_generated_images_stay_the_same(name, order):
+    """Of the nuisances that do not interpolate, whose pixels are the same on every machine."""
+    prepared = prepare(ALL[name].task, seed=order)
+    assert prepared.train.digest[:16] + prepared.test.digest[:4] == PIXELS[name, order]
+
+
+def test_five_images_of_each_class_under_a_long_tail_of_draws():
+    prepared, images = (prepare(ALL[f"digits_rot_{tail}"].task, seed=0) for tail in ("theta_lt", "lt"))
+    assert torch.equal(prepared.train.counts, images.train.counts)
+    for label in range(10):
+        rows = prepared.train.labels == label
+        assert len(prepared.split.train_indices[rows].unique()) == 5
+        assert len(prepared.draws["train"]["degrees"][rows].unique()) == int(rows.sum())  # each use a draw of its own
+    assert not set(prepared.split.train_indices.tolist()) & set(prepared.split.test_indices.tolist())
+
+
+def test_arms_by_name():
+    benchmark = ALL["digits_rot_lt"]
+    arm = read_arm("ldam_drw+munit_small", benchmark, CONFIGS)
+    assert (arm.name, arm.method.name, arm.method.translator) == ("ldam_drw+munit_small",) * 2 + ("munit_small",)
+    assert (arm.fit.name, arm.fit.network["width"], arm.fit.network["style_dim"]) == ("munit", 16, 8)
+    assert arm.method.classifier.loss == "ldam"
+    assert read_arm("ce+git", benchmark, CONFIGS).fit.choice == "munit"
+    assert read_arm("ce+pose+randaugment", benchmark, CONFIGS).method.stage.nuisance == "translator+randaugment"
+    oracle = read_arm("ce_drs+oracle", benchmark, CONFIGS)
+    assert (oracle.method.stage.nuisance, oracle.fit) == ("true", None)
+    assert oracle.method.stage.policy == "hard_cutoff"
+    assert read_arm("ce", benchmark, CONFIGS).method.stage.nuisance == "none"
+    photos = ALL["cifar10_lt_if100"]
+    assert read_arm("ce", photos, CONFIGS).method.augmentation == "crop_flip"
+    assert read_arm("randaugment", photos, CONFIGS).method.augmentation == "crop_flip+randaugment"
+
+
+@pytest.mark.parametrize(
+    "stage", ["", "+oracle", "+randaugment", "+trivialaugment", *(f"+{name}" for name in TRANSLATORS)]
+)
+def test_every_method_with_everything_the_stage_can_give(stage):
+    for name in METHODS:
+        arm = read_arm(name + stage, ALL["digits_rot_lt"], CONFIGS)
+        changed = read_method(name, CONFIGS / "method")
+        assert arm.method.training.sampling == changed["training"]["sampling"]
+        assert (arm.fit is not None) == (stage[1:] in TRANSLATORS)
+
+
+def test_the_rows_of_the_paper():
+    rows = METHOD_SETS["paper"]
+    assert len(rows) == 12
+    assert rows[:4] == ("ce", "ce+git", "ce_drs", "ce_drs+git")
+    assert set(PAPER) <= set(METHODS)
+    assert arm_names(["stages", "ce", "ce_drs"])[-1] == "ce"
+    assert read_method("ldam_drs", CONFIGS / "method")["training"]["sampling"] == "delayed"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ce_dsr", "no method 'ce_dsr'; choose balanced_softmax"),
+        ("ce+gan", "the stage cannot give 'gan'; choose oracle"),
+        ("ce+pose+spatial", "names 2 translators"),
+    ],
+)
+def test_bad_arms_are_named(name, message):
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        read_arm(name, ALL["digits_rot_lt"], CONFIGS)
+
+
+def test_photos_have_no_oracle():
+    with pytest.raises(SettingsError, match="there is no oracle"):
+        read_arm("ce+oracle", ALL["cifar10_lt_if100"], CONFIGS)
+
+
+def test_bad_benchmarks_and_settings_are_named():
+    with pytest.raises(SettingsError, match=r"no benchmark 'k49_rot'; choose k49_rot_lt, "):
+        read_benchmark("k49_rot", CONFIGS)
+    with pytest.raises(SettingsError, match=r"digits_rot_lt: data has no setting 'largst'"):
+        read_benchmark("digits_rot_lt", CONFIGS, changes={"data": {"largst": 3}})
+    with pytest.raises(SettingsError, match=r"digits_rot_lt: training.epochs"):
+        read_benchmark("digits_rot_lt", CONFIGS, changes={"training": {"epochs": "many"}})
+
+
+def test_changes_replace_what_the_file_says():
+    changes = {"data": {"largest": 50}, "training": {"epochs": 3}, "fit": {"steps": 7, "pose": {"steps": 9}}}
+    benchmark = read_benchmark("digits_rot_lt", CONFIGS, changes=changes)
+    assert (benchmark.task.largest, benchmark.training.epochs) == (50, 3)
+    assert read_arm("ce+pose", benchmark, CONFIGS).fit.loop["steps"] == 9
+    assert read_arm("ce+munit", benchmark, CONFIGS).fit.loop["steps"] == 7
+    assert read_arm("ce+pose", ALL["digits_rot_lt"], CONFIGS).fit.loop["steps"] == 400  # others are not touched
+
+
+def test_files_are_read_over_what_they_inherit(tmp_path):
+    (tmp_path / "base.yaml").write_text("# Base.\na: {x: 1, y: 2}\nb: 3\n")
+    (tmp_path / "child.yaml").write_text("# Child,\n# on two lines.\ndefaults: [base, _self_]\na: {y: 5}\n")
+    assert layered(tmp_path / "child.yaml") == {
+        "a": {"x": 1, "y": 5},
+        "b": 3,
+        "summary": "Child, on two lines.",
+        "stem": "child",
+    }
+
+
+def test_data_is_found_below_a_folder(tmp_path):
+    (tmp_path / "k49.npz").write_bytes(b"anything")
+    found = read_benchmark("k49_rot_lt", CONFIGS, data_root=tmp_path)
+    assert found.task.path == str(tmp_path / "k49.npz")
+    assert found.missing() == []
+    lacking = read_benchmark("cifar10_lt_if100", CONFIGS, data_root=tmp_path)
+    assert lacking.task.path == str(tmp_path / "cifar10")
+    assert "data_batch_1.bin" in lacking.missing()
+    assert read_benchmark("digits_rot_lt", CONFIGS, data_root=tmp_path).missing() == []
+
+
+def test_the_list_says_what_is_missing(tmp_path):
+    lines = list_lines({"benchmark": "digits_rot_lt", "data_root": str(tmp_path)}, CONFIGS)
+    text = "\n".join(lines)
+    assert all(re.search(rf"^{name} ", text, flags=re.MULTILINE) for name in NAMES)
+    assert re.search(r"^digits_rot_lt +\d+ s  found$", text, flags=re.MULTILINE)
+    assert re.search(r"^gtsrb_lt .*lacks GTSRB/Final_Training/Images", text, flags=re.MULTILINE)
+    some = list_lines({"benchmark": ["k49", "gtsrb"], "data_root": None}, CONFIGS)
+    assert {line.split()[0] for line in some if "lacks" in line} == {n for n in NAMES if n.startswith(("k49", "gtsrb"))}
+    with pytest.raises(SettingsError, match="no benchmark starts with 'q'"):
+        list_lines({"benchmark": "q", "data_root": None}, CONFIGS)
+
+
+def test_numbers_and_shards():
+    assert numbers_of(3, "orders") == [3]
+    assert numbers_of("0-2", "orders") == [0, 1, 2]
+    assert numbers_of("0,4-5", "orders") == [0, 4, 5]
+    assert numbers_of([1, "1-2"], "orders") == [1, 2]
+    for wrong in ("2-0", "a", True, -1, "", "1.5"):
+        with pytest.raises(SettingsError, match="orders must be whole numbers"):
+            numbers_of([wrong] if wrong is True else wrong, "orders")
+    assert shard_of("2/4") == (2, 4)
+    for wrong in ("4/4", "1", "a/b", 3):
+        with pytest.raises(SettingsError, match="shard must be i/n"):
+            shard_of(wrong)
