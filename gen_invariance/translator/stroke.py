@@ -31,9 +31,10 @@ def read_width(content: Tensor) -> Tensor:
 def match_width(
     content: Tensor, log_width: Tensor, *, figure_of: Callable[[Tensor], Tensor], least_kept: float = 0.3
 ) -> Tensor:
-    """Content (B, C, H, W) dilated or eroded to the stroke width (B,) of the figure, as near as whole pixels come.
+    """Content (B, C, H, W) dilated or eroded until the figure has that log stroke width (B,).
 
-    An erosion that would leave less than `least_kept` of the figure's area is not taken: thin strokes would break.
+    Between whole pixels the two neighbouring results are blended. An erosion that would leave less than `least_kept` of
+    the figure's area is not taken: thin strokes would break.
     """
     if not len(content):
         return content
@@ -42,7 +43,12 @@ def match_width(
     widths = read_width(figures).unflatten(0, (len(SIDES), len(content)))
     area = figures.sum((1, 2, 3)).unflatten(0, (len(SIDES), len(content)))
     broken = area < least_kept * area[SIDES.index(1)]
-    off = (widths - log_width).abs().masked_fill(broken, float("inf"))
-    # Where nothing fits, as in an empty image, the figure stays as it is.
-    off[SIDES.index(1)] = torch.nan_to_num(off[SIDES.index(1)], nan=0.0, posinf=1e6)
-    return tried[off.argmin(0), torch.arange(len(content), device=content.device)]
+    # Wider operations never give a smaller reading here, so the wanted width lies between two neighbours.
+    widths = widths.masked_fill(broken, float("-inf")).cummax(0).values
+    upper = (widths < log_width).sum(0).clamp(max=len(SIDES) - 1)
+    lower = (upper - 1).clamp(min=0)
+    rows = torch.arange(len(content), device=content.device)
+    low, high = widths[lower, rows], widths[upper, rows]
+    share = ((log_width - low) / (high - low)).clamp(0, 1)
+    share = torch.where(low.isfinite() & (high > low), share, 1.0)[:, None, None, None]
+    return torch.lerp(tried[lower, rows], tried[upper, rows], share)
