@@ -1,0 +1,96 @@
+"""How long 10,000 records take to be written, read, summarised and rendered as a report with pictures.
+
+    python scripts/benchmark_report.py [--records 10000] [--out FOLDER]
+
+Records are made up: five methods on two benchmarks of 49 classes, as many class orders as it takes. Prints CPU and
+wall-clock seconds of each part and whether reading, summarising and rendering together stay below ten seconds.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from time import perf_counter, process_time
+
+import numpy as np
+
+METHODS = ("ce", "ce_drs", "ce_drs+git", "ce_drs+pose", "ce_drs+oracle")
+BENCHMARKS = ("k49_rot_lt", "k49_bg_lt")
+CLASSES = 49
+TOTALS = ("balanced_accuracy", "many_accuracy", "medium_accuracy", "few_accuracy", "mean_ekld", "few_ekld")
+BY_CLASS = ("accuracy", "ekld", "agreement")
+
+
+def cells(number):
+    """Lists of the records of single cells, `number` records in all or a few more."""
+    from gen_invariance.benchmark.records import Record, provenance
+    from gen_invariance.data.longtail import zipf_counts
+
+    sizes = zipf_counts(CLASSES, largest=4800, power=2.0, smallest=5).numpy()
+    random, facts, made, order = np.random.default_rng(0), provenance(), 0, 0
+    while made < number:
+        for benchmark in BENCHMARKS:
+            counts = random.permutation(sizes).tolist()
+            for place, method in enumerate(METHODS):
+                about = {
+                    "benchmark": benchmark,
+                    "method": method,
+                    "seed": 0,
+                    "order": order,
+                    "config_digest": method,
+                    **facts,
+                }
+                records = [Record(metric=m, value=random.uniform() + place / 10, **about) for m in TOTALS]
+                records += [
+                    Record(metric=metric, value=random.uniform() / np.log(2 + count), class_name=str(label),
+                           class_index=label, class_count=count, group="few" if count < 20 else "many", **about)
+                    for metric in BY_CLASS for label, count in enumerate(counts)
+                ]  # fmt: skip
+                made += len(records)
+                yield records
+        order += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    from gen_invariance.benchmark.measuring import figures_of
+    from gen_invariance.benchmark.records import RecordWriter, finished_cells, load_records, measured
+    from gen_invariance.benchmark.report import write_report
+    from gen_invariance.benchmark.size_effect import size_effects
+    from gen_invariance.benchmark.summary import summarise
+
+    seconds = {}
+
+    def timed(name, function):
+        wall, cpu = perf_counter(), process_time()
+        answer = function()
+        seconds[name] = perf_counter() - wall, process_time() - cpu
+        return answer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        out = given.out or Path(scratch)
+        writer, made = RecordWriter(out / "records"), list(cells(given.records))
+        timed("write", lambda: [writer.write_cell(records) for records in made])
+        frame = timed("read", lambda: load_records(out / "records"))
+        timed("which cells are finished", lambda: finished_cells(frame))
+        timed("summarise", lambda: summarise(frame, baseline="ce_drs"))
+        timed("class size and eKLD", lambda: size_effects(frame))
+        figures = timed("draw", lambda: figures_of(frame))
+        timed(
+            "render",
+            lambda: write_report(out / "report", title="Speed", frame=frame, figures=figures, baseline="ce_drs"),
+        )
+        total = sum(wall for name, (wall, _) in seconds.items() if name != "write")
+    print(f"{len(measured(frame))} records of {len(made)} cells")
+    for name, (wall, cpu) in seconds.items():
+        print(f"{name:26} {wall:6.2f} s, CPU {cpu:6.2f} s")
+    total_cpu = sum(cpu for name, (_, cpu) in seconds.items() if name != "write")
+    print(
+        f"all but writing            {total:6.2f} s, CPU {total_cpu:6.2f} s: {'below' if total < 10 else 'NOT below'} 10 s"
+    )
+
+
+if __name__ == "__main__":
+    main()
