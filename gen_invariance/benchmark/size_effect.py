@@ -9,7 +9,7 @@ from gen_invariance.measure.statistics import class_size_association
 from gen_invariance.run import named_generator
 
 
-def size_effects(frame: pd.DataFrame, *, metric: str = "ekld", resamples: int = 2000) -> pd.DataFrame:
+def size_effects(frame: pd.DataFrame, *, metric: str = "ekld", resamples: int = 1000) -> pd.DataFrame:
     """One row a benchmark and method: spearman, slope (nats for a tenfold class size), their intervals, classes used.
 
     Classes of all orders are pooled; intervals are over classes resampled within orders
