@@ -1,8 +1,11 @@
 """What `scripts/fuzz.py` found, each as small as it gets: all of these once ended in a traceback, a hang or worse."""
 
+import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -208,3 +211,89 @@ def test_images_that_are_no_files_do_not_block(make, tmp_path):
     data, report = read_image_folder(root, skip_corrupt=True)
     assert len(data) == 7
     assert [path.name for path, _ in report.skipped] == ["odd.png"]
+
+
+# ---- every hostile name at once, through every output
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture(scope="module")
+def hostile():
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import fuzz_inputs
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    return [name for name in fuzz_inputs.NAMES if name not in ("train", "test") and not name.startswith(".")]
+
+
+def check_pages(folder):
+    pages = [path for ending in ("html", "svg", "md") for path in folder.rglob(f"*.{ending}")]
+    assert pages
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "<script>alert(1)" not in text
+        assert "<img src=x" not in text
+        assert "\x1b" not in text or page.suffix == ".html"  # a browser does nothing with it, a terminal does
+
+
+def test_hostile_class_and_file_names_through_an_export(hostile, runs, tmp_path, capsys):
+    root, noise = tmp_path / "in", np.random.default_rng(0)
+    for number, name in enumerate(hostile):
+        (root / name).mkdir(parents=True)
+        for place in range(2 + number % 2):
+            picture = Image.fromarray(noise.integers(0, 256, (16, 16), np.uint8))
+            (root / name / f"{name[:100]}{place}.png").write_bytes(encoded(picture))
+    line = ["augment", f"data.path={root}", f"translator={runs / 'fit'}", f"out={tmp_path / 'out'}"]
+    assert run([*line, "target=4", "near_copy=0", "off_distribution=null"]) == 0
+    told = capsys.readouterr()
+    assert all(letter.isprintable() or letter == "\n" for letter in told.out + told.err)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
+    assert {row["class"] for row in rows} == set(hostile)
+    assert all((tmp_path / "out" / row["file"]).is_file() for row in rows if row["status"] == "kept")
+    assert sum(row["kind"] == "generated" and row["status"] == "kept" for row in rows) > len(hostile)
+    check_pages(tmp_path / "out")
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"in", "out"}
+
+
+def encoded(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.slow
+def test_hostile_class_names_through_a_report(hostile, runs, tmp_path, capsys):
+    folder = shutil.copytree(runs / "train", tmp_path / "train")
+    assert run(["measure", f"run={folder}", "draws=1"]) == 0
+    file = next((folder / "records").iterdir())
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    names = [name for name in hostile if len(name) < 60]
+    for turn in range(0, len(names), 10):
+        for row in rows:
+            if row["class_index"] is not None:
+                row["class_name"] = names[(turn + row["class_index"]) % len(names)]
+            row["method"] = names[turn]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert run(["report", f"records={folder}", f"out={tmp_path / f'report{turn}'}"]) == 0
+        check_pages(tmp_path / f"report{turn}")
+    assert all(letter.isprintable() or letter == "\n" for letter in capsys.readouterr().out)
+
+
+# ---- the programs themselves, in short
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("stress_resume", ["kills=4", "only=fit,augment"]), ("fuzz", ["cases=60", "seed=7"]), ("long_run", ["steps=320"])],
+)
+def test_a_short_form_of_each_program(program, words, tmp_path):
+    line = [sys.executable, str(SCRIPTS / f"{program}.py"), *words, f"out={tmp_path / 'out'}"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.count("\n") >= 3
+    assert table in done.stdout or program == "long_run"
