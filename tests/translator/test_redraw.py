@@ -118,9 +118,17 @@ def test_the_kind_is_chosen_by_the_images():
     assert looks_like(noise, torch.arange(30) % 3) == "photo"
 
 
-@pytest.mark.parametrize(("nuisance", "parts"), [("lighting", ("tone", "pose")), ("thickness", PARTS)])
-def test_the_stroke_takes_part_where_the_data_show_it(nuisance, parts):
-    assert build_redraw(prepare(task(nuisance), seed=3).train).config.parts == parts
+@pytest.mark.parametrize(
+    ("nuisance", "options", "parts"),
+    [
+        ("rotation", {}, ("tone", "pose")),
+        ("background", {"levels": 200}, ("tone", "pose")),
+        ("lighting", {}, PARTS),
+        ("thickness", {}, PARTS),
+    ],
+)
+def test_the_stroke_takes_part_where_the_data_show_it(nuisance, options, parts):
+    assert build_redraw(prepare(task(nuisance, **options), seed=3).train).config.parts == parts
 
 
 # ---- stroke
