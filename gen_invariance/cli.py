@@ -181,7 +181,9 @@ def _check_plain(verb: str, config: dict[str, Any]) -> None:
 _PLAIN: dict[str, Any] = {
     **dict.fromkeys(("seed", "draws", "batch_size"), int),
     **dict.fromkeys(("out", "device", "augmentation", "run", "nuisance", "split", "title"), str),
-    **dict.fromkeys(("method", "baseline", "translator", "inspect out", "order nuisance"), str | None),
+    **dict.fromkeys(
+        ("method", "baseline", "translator", "inspect out", "order nuisance", "augment classifier"), str | None
+    ),
     **dict.fromkeys(("resume", "anyway"), bool),
     "progress": bool | None,
     "nuisance_options": dict,
@@ -191,7 +193,9 @@ _PLAIN: dict[str, Any] = {
     **dict.fromkeys(("benchmark orders", "benchmark seeds"), int | str | list),
     **dict.fromkeys(("benchmark learned", "data_root"), str | None),
     "benchmark processes": int,
-    **dict.fromkeys((f"{group}_options" for group in ("data", "classifier", "training", "stage", "fit", "measure")), dict),
+    **dict.fromkeys(
+        (f"{group}_options" for group in ("data", "classifier", "training", "stage", "fit", "measure")), dict
+    ),
 }
 """What the settings that belong to no group are, in every verb that has them, or in one ("VERB NAME")."""
 
