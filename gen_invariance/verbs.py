@@ -98,6 +98,23 @@ def _first_process_first(config: Mapping[str, Any]) -> AbstractContextManager[No
     return PartialState(cpu=_device(config["device"]).type == "cpu").main_process_first()
 
 
+def _say(line: str) -> None:
+    """One line on what a long command does, from the first process of several."""
+    if _is_first():
+        print(printable(line), flush=True)
+
+
+def _watch(data: Any, settings: Any, *, seed: int) -> Any:
+    """Looks at a fit with a judge, trained here on the images that are fitted on."""
+    from gen_invariance.benchmark.inspect import InspectSettings, train_judge
+    from gen_invariance.translator.watch import judge_sets, quality_watch
+
+    seen, held = judge_sets(data, settings, seed=seed)
+    _say(f"training a judge on {len(seen)} images of {seen.num_classes} classes, {len(held)} are held out ...")
+    judge = train_judge(seen, InspectSettings(), seed=seed)
+    return quality_watch(seen, held, judge=judge, features=judge.features, seed=seed)
+
+
 def _fit(config: dict[str, Any]) -> None:
     from gen_invariance.translator.by_name import fit_by_name
     from gen_invariance.translator.fit import FitSettings
@@ -119,9 +136,14 @@ def _fit(config: dict[str, Any]) -> None:
             network=chosen["network"],
             objective=chosen["objective"],
             progress=config["progress"],
+            watch=_watch(prepared.train, settings, seed=run.seed) if settings.watch_every else None,
+            say=_say,
         )
     print(f"translator: {run.path / 'translator'}")
-    print(f"sample grid: {run.path / 'samples' / f'step-{settings.steps:08d}.png'}")
+    # "kept.png" of a watched fit comes before "step-...", and is the one to look at.
+    grids = sorted((run.path / "samples").glob("*.png"))
+    for grid in grids[:1] if grids and grids[0].stem == "kept" else grids[-1:]:
+        print(f"sample grid: {grid}")
     if hasattr(translator, "describe"):
         print(translator.describe())
 

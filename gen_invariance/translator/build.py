@@ -50,9 +50,9 @@ def build_objective(
 def _check_ranges(values: Mapping[str, Any]) -> None:
     """Counts and sizes are at least 1, rates positive, other numbers not negative, shares at most 1."""
     for name, value in values.items():
-        low = 1 if isinstance(value, int) else 0
+        low = 1 if isinstance(value, int) and name != "bank_size" else 0
         if isinstance(value, int | float) and (value < low or (name.endswith("rate") and value == 0)):
-            expected = "at least 1" if isinstance(value, int) and not name.endswith("rate") else "positive"
+            expected = f"at least {low}" if isinstance(value, int) and not name.endswith("rate") else "positive"
             raise SettingsError(f"translator: {name} must be {expected}, got {value}")
         if name == "start" and value > 1:
             raise SettingsError(f"translator: start is a share of the cap and must be at most 1, got {value}")

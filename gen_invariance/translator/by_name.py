@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from gen_invariance.data.images import ImageData
+from gen_invariance.errors import SettingsError
 from gen_invariance.run import Run, named_generator
 from gen_invariance.settings import options_of, settings_of, typed
 from gen_invariance.translator.build import build_objective
@@ -18,6 +19,9 @@ from gen_invariance.translator.flow_fit import FlowSettings, fit_flow
 from gen_invariance.translator.img2img import translator_over
 from gen_invariance.translator.pose import PoseSettings, PoseTranslator, fit_pose
 from gen_invariance.translator.redraw import RedrawTranslator, build_redraw, fit_redraw
+from gen_invariance.translator.watch import Watch
+
+_LOOP_ONLY = ("average", "budget", "watch_every")
 
 
 def fit_by_name(
@@ -29,6 +33,8 @@ def fit_by_name(
     network: Mapping[str, Any] | None = None,
     objective: Mapping[str, Any] | None = None,
     progress: bool | None = None,
+    watch: Watch | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
     """Fit the translator called `name` on `data`, save it to `run.path / "translator"`, and return it in eval mode.
 
@@ -41,22 +47,26 @@ def fit_by_name(
         objective: settings of the objective; of "pose" and "redraw" those of `PoseSettings` not in `loop`, of "flow"
             `FlowSettings`.
         progress: show a progress bar; None shows one on a terminal only.
+        watch: see `fit_translator`.
+        say: gets a line when the fit collapses, and when it stops early.
 
     Raises:
-        SettingsError: unknown name, or a setting that does not exist.
+        SettingsError: unknown name, a setting that does not exist, or one of `loop` that this translator does not have.
         RunError: a loss became NaN or infinite.
     """
     network = typed(network, Mapping | None, "translator.network")
     objective = typed(objective, Mapping | None, "translator.objective")
     channels = data.images.shape[1]
+    _check_loop(name, loop)
+    seen = {"run": run, "progress": progress, "watch": watch, "say": say}
     if name == "img2img":  # nothing to fit: made of a pipeline in a folder
         return _write(translator_over(network or {}, channels=channels).to(data.device), data, loop, run)
     if name == "flow":
         options = settings_of(FlowSettings, objective or {}, "translator.objective")
-        return fit_flow(_new_flow(data, network or {}, run), data, loop, options, run=run, progress=progress)
+        return fit_flow(_new_flow(data, network or {}, run), data, loop, options, **seen)
     if name not in ("pose", "redraw"):
         built = build_objective(name, channels=channels, seed=run.seed, network=network, **(objective or {}))
-        return fit_translator(built, data, loop, run=run, progress=progress)
+        return fit_translator(built, data, loop, **seen)
     shared = {each: getattr(loop, each) for each in ("steps", "batch_size", "classes", "head_from")}
     given = {**shared, **(objective or {})}
     settings = settings_of(PoseSettings, given, "translator.objective")
@@ -72,6 +82,15 @@ def fit_by_name(
     write_grid(run.path / "samples" / f"step-{loop.steps:08d}.png", translator, data, class_members(data, loop), run)
     save_translator(translator, run.path / "translator")
     return translator
+
+
+def _check_loop(name: str, loop: FitSettings) -> None:
+    """Raise `SettingsError` for a setting that would be passed over."""
+    lacking = {"flow": ("average",)}.get(name, ()) if name in ("munit", "spatial", "flow") else _LOOP_ONLY
+    for each in lacking:
+        if getattr(loop, each):
+            why = "keeps an average anyway, see its objective" if name == "flow" else "is fitted in one go"
+            raise SettingsError(f"translator {name!r} {why}, so it has no fit.{each}; leave it out")
 
 
 def _new_redraw(data: ImageData, network: dict[str, Any]) -> RedrawTranslator:

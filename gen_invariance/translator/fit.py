@@ -7,7 +7,9 @@ to the processes, so a resumed run, and a run on more processes, see the same nu
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from gen_invariance.data.images import ImageData
@@ -24,7 +27,12 @@ from gen_invariance.errors import CheckpointError, OutputError, RunError, Settin
 from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
 from gen_invariance.run import MISFITS, Run, atomic_write, cannot_write
 from gen_invariance.stopping import signals_noted
+from gen_invariance.translator.bank import fill_bank
 from gen_invariance.translator.fit_settings import FitSettings, class_members
+from gen_invariance.translator.watch import Watch, Watcher
+
+KEPT_GRID = "kept.png"
+"""Sample grid of the weights that a watched fit keeps."""
 
 
 class Objective(Protocol):
@@ -56,7 +64,14 @@ class Objective(Protocol):
 
 
 def fit_translator(
-    objective: Objective, data: ImageData, settings: FitSettings, *, run: Run, progress: bool | None = None
+    objective: Objective,
+    data: ImageData,
+    settings: FitSettings,
+    *,
+    run: Run,
+    progress: bool | None = None,
+    watch: Watch | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
     """Fit, save to `run.path / "translator"`, and return the translator in eval mode.
 
@@ -66,9 +81,11 @@ def fit_translator(
         settings: see `FitSettings`.
         run: where checkpoints, metrics and sample grids go. If it holds a checkpoint, fitting goes on from there.
         progress: show a progress bar; None shows one on a terminal only.
+        watch: gives the figures of the translator after a step, for `settings.watch_every`; see `watch`.
+        say: gets a line when the fit collapses, and when it stops early.
 
     Raises:
-        SettingsError: no class is large enough, or the batch does not divide over the processes.
+        SettingsError: no class is large enough, the batch does not divide over the processes, or nobody watches.
         RunError: a loss term became NaN or infinite; names the term and the step.
     """
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=data.device.type == "cpu")
@@ -81,14 +98,18 @@ def fit_translator(
             f"fit.batch_size {settings.batch_size} does not divide over {accelerator.num_processes} processes"
         )
     share = slice(accelerator.process_index, None, accelerator.num_processes)
-    members = class_members(data, settings)
-    start = _restore(objective, run, accelerator)
+    watcher = Watcher(settings, watch, run=run, accelerator=accelerator, say=say)
+    members = watcher.fitted(class_members(data, settings))
+    average = _moving_average(translator, settings.average) if settings.average else None
+    fitting = _Fitting(objective, average, watcher, data, members, settings, run, accelerator)
+    start = fitting.restore()
     # Under fp16 the wrapped optimisers undo the loss scale and skip steps whose gradients overflowed.
     optimizers = {name: accelerator.prepare_optimizer(each) for name, each in objective.optimizers.items()}
 
     bar = tqdm(total=settings.steps, initial=start, desc="fit", disable=None if progress is None else not progress)
-    with signals_noted(active=accelerator.num_processes == 1) as stop_asked:
-        for step in range(start, settings.steps):
+    over = start > 0 and (watcher.out_of_time(start) or watcher.out_of_patience(start))
+    with signals_noted(active=accelerator.num_processes == 1) as stop_asked, bar:
+        for step in range(start, start if over else settings.steps):
             generator = run.generator("fit", step)
             images = draw_images(data, members, settings, generator)
             draw = objective.sample(images.shape, generator=generator)
@@ -108,58 +129,131 @@ def fit_translator(
             update_weights(translator, optimizers["translator"], translator_terms, accelerator)
             discriminator.requires_grad_(True)
 
+            if average is not None:
+                average.update_parameters(translator)
             bar.update()
-            terms = {**discriminator_terms, **translator_terms}
-            leaving = stop_asked()
-            _look(
-                step + 1, terms, objective, data, members, settings, run, bar, accelerator=accelerator, leaving=leaving
-            )  # fmt: skip
-            if leaving:
-                bar.close()
+            if fitting.look(step + 1, {**discriminator_terms, **translator_terms}, bar, asked=stop_asked()):
                 break
-    bar.close()
-    translator.eval()
-    if accelerator.is_main_process:
-        save_translator(translator, run.path / "translator")
-    accelerator.wait_for_everyone()
-    return translator
+    return fitting.finish()
 
 
-def _look(
-    done: int,
-    terms: Mapping[str, Tensor],
-    objective: Objective,
-    data: ImageData,
-    members: list[Tensor],
-    settings: FitSettings,
-    run: Run,
-    bar: tqdm,
-    *,
-    accelerator: Accelerator,
-    leaving: bool = False,
-) -> None:
-    """What is written after `done` steps: a metrics line, a sample grid, a checkpoint, each at its own pace.
+@dataclass(frozen=True)
+class _Fitting:
+    """What stands beside the steps of a fit: what is written during it, what it goes on from, what is kept."""
 
-    When `leaving`, a checkpoint in any case.
-    """
+    objective: Objective
+    average: AveragedModel | None
+    watcher: Watcher
+    data: ImageData
+    members: list[Tensor]
+    settings: FitSettings
+    run: Run
+    accelerator: Accelerator
 
-    def due(every: int) -> bool:
-        return done % every == 0 or done == settings.steps
+    def look(self, done: int, terms: Mapping[str, Tensor], bar: tqdm, *, asked: bool) -> bool:
+        """What is written after `done` steps: figures, a metrics line, a sample grid, a checkpoint, each at its own
+        pace; all of them after the last step. When `asked` to stop, a checkpoint in any case.
 
-    if not (leaving or due(settings.log_every) or due(settings.checkpoint_every) or due(settings.sample_every)):
-        return
-    numbers = {name: float(value.detach()) for name, value in terms.items()}
-    stop_if_not_finite(numbers, step=done)
-    _stop_if_broken(objective, step=done)
-    if not accelerator.is_main_process:
-        return
-    if due(settings.log_every):
-        bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items()}, refresh=False)
-        run.log(step=done, **numbers)
-    if due(settings.sample_every):
-        write_grid(run.path / "samples" / f"step-{done:08d}.png", objective.translator, data, members, run)
-    if leaving or due(settings.checkpoint_every):
-        run.save(done, _state(objective, accelerator))
+        Returns:
+            Whether this was the last step.
+        """
+        settings = self.settings
+        last = self.watcher.out_of_time(done) or done == settings.steps
+
+        def due(every: int) -> bool:
+            return every > 0 and (last or done % every == 0)
+
+        paces = (settings.watch_every, settings.log_every, settings.sample_every, settings.checkpoint_every)
+        if not (asked or any(map(due, paces))):
+            return False
+        numbers = {name: float(value.detach()) for name, value in terms.items()}
+        stop_if_not_finite(numbers, step=done)
+        _stop_if_broken(self.objective, step=done)
+        if due(settings.watch_every):
+            with self._shown() as translator:
+                self.watcher.look(translator, done)
+            last = last or self.watcher.out_of_patience(done)
+        if self.accelerator.is_main_process:
+            if due(settings.log_every):
+                bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items()}, refresh=False)
+                self.run.log(step=done, **numbers)
+            if due(settings.sample_every):
+                self._write_grid(f"step-{done:08d}.png")
+            if asked or due(settings.checkpoint_every):
+                self.run.save(done, self._state())
+        return asked or last
+
+    def finish(self) -> nn.Module:
+        """The translator with the weights that are kept, saved, in eval mode."""
+        translator, best = self.objective.translator, self.watcher.best
+        if best is not None:
+            translator.load_state_dict(best)
+        elif self.average is not None:
+            translator.load_state_dict(self.average.module.state_dict())
+        translator.eval()
+        fill_bank(translator, self.data, self.members, self.run)
+        if self.accelerator.is_main_process:
+            save_translator(translator, self.run.path / "translator")
+            if best is not None:
+                write_grid(self.run.path / "samples" / KEPT_GRID, translator, self.data, self.members, self.run)
+        self.accelerator.wait_for_everyone()
+        return translator
+
+    @contextmanager
+    def _shown(self) -> Iterator[nn.Module]:
+        """What is looked at: the average of the weights if there is one, in eval mode, its bank full."""
+        translator = self.objective.translator if self.average is None else self.average.module
+        translator.eval()
+        fill_bank(translator, self.data, self.members, self.run)
+        yield translator
+        translator.train()
+
+    def _write_grid(self, name: str) -> None:
+        with self._shown() as translator:
+            write_grid(self.run.path / "samples" / name, translator, self.data, self.members, self.run)
+
+    def _state(self) -> dict[str, object]:
+        objective, scaler = self.objective, self.accelerator.scaler
+        return {
+            **({} if scaler is None else {"scaler": scaler.state_dict()}),
+            "translator": objective.translator.state_dict(),
+            "discriminator": objective.discriminator.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in objective.optimizers.items()},
+            **({} if self.average is None else {"average": self.average.state_dict()}),
+            **self.watcher.state(),
+        }
+
+    def restore(self) -> int:
+        """Load the newest checkpoint, if any; returns the number of steps already done."""
+        objective, state = self.objective, self.run.load_latest()
+        if state is None:
+            return 0
+        try:
+            objective.translator.load_state_dict(state["translator"])
+            objective.discriminator.load_state_dict(state["discriminator"])
+            for name, optimizer in objective.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
+            self.watcher.restore(state)
+        except MISFITS as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.run.path} does not fit this translator ({first_line(error)}); "
+                "use the settings it was fitted with"
+            ) from error
+        return int(state["step"])
+
+
+def _moving_average(translator: nn.Module, decay: float) -> AveragedModel:
+    """An average that rises to `decay`, so that a short fit is not ruled by its first steps."""
+
+    def step(kept: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        done = int(count)
+        torch._foreach_lerp_(kept, current, 1 - min(decay, (1 + done) / (10 + done)))
+
+    return AveragedModel(translator, multi_avg_fn=step)
 
 
 def update_weights(
@@ -210,36 +304,6 @@ def _stop_if_broken(objective: Objective, *, step: int) -> None:
                 f"fitting stopped at step {step}: a weight of the {what} is NaN or infinite; "
                 "lower the learning rate, the last checkpoint is kept"
             )
-
-
-def _state(objective: Objective, accelerator: Accelerator) -> dict[str, object]:
-    scale = {} if accelerator.scaler is None else {"scaler": accelerator.scaler.state_dict()}
-    return {
-        **scale,
-        "translator": objective.translator.state_dict(),
-        "discriminator": objective.discriminator.state_dict(),
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in objective.optimizers.items()},
-    }
-
-
-def _restore(objective: Objective, run: Run, accelerator: Accelerator) -> int:
-    """Load the newest checkpoint, if any; returns the number of steps already done."""
-    state = run.load_latest()
-    if state is None:
-        return 0
-    try:
-        objective.translator.load_state_dict(state["translator"])
-        objective.discriminator.load_state_dict(state["discriminator"])
-        for name, optimizer in objective.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
-    except MISFITS as error:
-        raise CheckpointError(
-            f"the checkpoint in {run.path} does not fit this translator ({first_line(error)}); "
-            "use the settings it was fitted with"
-        ) from error
-    return int(state["step"])
 
 
 def save_translator(translator: nn.Module, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -22,7 +22,9 @@ from gen_invariance.errors import CheckpointError, RunError, SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to, select_rows
 from gen_invariance.run import Run
 from gen_invariance.stopping import signals_noted
+from gen_invariance.translator.bank import fill_bank
 from gen_invariance.translator.fit import (
+    KEPT_GRID,
     FitSettings,
     class_members,
     draw_images,
@@ -33,6 +35,7 @@ from gen_invariance.translator.fit import (
 )
 from gen_invariance.translator.flow import FlowTranslator
 from gen_invariance.translator.flow_view import content_view, sample_view
+from gen_invariance.translator.watch import Watch, Watcher
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def fit_flow(
     *,
     run: Run,
     progress: bool | None = None,
+    watch: Watch | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> FlowTranslator:
     """Fit, save to `run.path / "translator"`, and return the translator in eval mode, its bank full.
 
@@ -82,9 +87,11 @@ def fit_flow(
         settings: see `FlowSettings`.
         run: where checkpoints, metrics and sample grids go. If it holds a checkpoint, fitting goes on from there.
         progress: show a progress bar; None shows one on a terminal only.
+        watch: gives the figures of the translator after a step, for `loop.watch_every`; see `watch`.
+        say: gets a line when the fit collapses, and when it stops early.
 
     Raises:
-        SettingsError: no class is large enough, or the batch does not divide over the processes.
+        SettingsError: no class is large enough, the batch does not divide over the processes, or nobody watches.
         RunError: a loss term, or a weight, became NaN or infinite; names the term and the step.
     """
     accelerator = Accelerator(mixed_precision=loop.mixed_precision, cpu=data.device.type == "cpu")
@@ -94,13 +101,15 @@ def fit_flow(
         )
     translator.to(accelerator.device).train()
     data = data.to(accelerator.device)
-    members = class_members(data, loop)
-    state = _State(translator, settings, run, accelerator)
+    watcher = Watcher(loop, watch, run=run, accelerator=accelerator, say=say)
+    members = watcher.fitted(class_members(data, loop))
+    state = _State(translator, settings, run, accelerator, watcher)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
 
     bar = tqdm(total=loop.steps, initial=state.start, desc="flow", disable=None if progress is None else not progress)
+    over = state.start > 0 and (watcher.out_of_time(state.start) or watcher.out_of_patience(state.start))
     with signals_noted(active=accelerator.num_processes == 1) as stop_asked, bar:
-        for step in range(state.start, loop.steps):
+        for step in range(state.start, state.start if over else loop.steps):
             generator = run.generator("fit", step)
             images = draw_images(data, members, loop, generator)
             draw = sample_step(translator, images.shape, generator=generator)
@@ -112,15 +121,18 @@ def fit_flow(
             update_weights(translator, state.optimizer, terms, accelerator)
             state.average.step(translator.parameters())
             bar.update()
-            leaving = stop_asked()
-            _look(step + 1, terms, state, data, members, loop, leaving=leaving)
-            if leaving:
+            if _look(step + 1, terms, state, data, members, loop, asked=stop_asked()):
                 break
-    state.average.copy_to(translator.parameters())
+    if watcher.best is None:
+        state.average.copy_to(translator.parameters())
+    else:
+        translator.load_state_dict(watcher.best)
     translator.eval()
     fill_bank(translator, data, members, run)
     if accelerator.is_main_process:
         save_translator(translator, run.path / "translator")
+        if watcher.best is not None:
+            write_grid(run.path / "samples" / KEPT_GRID, translator, data, members, run)
     accelerator.wait_for_everyone()
     return translator
 
@@ -184,23 +196,13 @@ def learning_rate_at(step: int, steps: int, highest: float) -> float:
     return highest * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-@torch.no_grad()
-def fill_bank(translator: FlowTranslator, data: ImageData, members: list[Tensor], run: Run) -> None:
-    """Put styles of images of the chosen classes in the bank, every class with the same weight."""
-    size, generator = translator.config.bank_size, run.generator("bank")
-    sizes = torch.tensor([len(rows) for rows in members])
-    classes = torch.randint(len(members), (size,), generator=generator)
-    within = (torch.rand(size, generator=generator) * sizes[classes]).long()
-    rows = torch.cat(members)[(sizes.cumsum(0) - sizes)[classes] + within]
-    parts = [translator.style(data.float_images(part)) for part in rows.split(256)]
-    translator.bank.copy_(torch.cat(parts))
-
-
 class _State:
     """What a checkpoint holds: weights, their average, the optimiser, and how many steps are done."""
 
-    def __init__(self, translator: FlowTranslator, settings: FlowSettings, run: Run, accelerator: Accelerator) -> None:
-        self.translator, self.run, self.accelerator = translator, run, accelerator
+    def __init__(
+        self, translator: FlowTranslator, settings: FlowSettings, run: Run, accelerator: Accelerator, watcher: Watcher
+    ) -> None:
+        self.translator, self.run, self.accelerator, self.watcher = translator, run, accelerator, watcher
         optimizer = torch.optim.Adam(translator.parameters(), lr=settings.learning_rate, fused=True)
         self.average = EMAModel(
             translator.parameters(), decay=settings.average, use_ema_warmup=True, power=2 / 3, foreach=True
@@ -217,6 +219,7 @@ class _State:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **({} if scaler is None else {"scaler": scaler.state_dict()}),
+            **self.watcher.state(),
         }
         self.run.save(step, parts)
 
@@ -231,6 +234,7 @@ class _State:
             optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.watcher.restore(state)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint in {self.run.path} does not fit this translator ({str(error).splitlines()[0]}); "
@@ -257,18 +261,22 @@ def _look(
     members: list[Tensor],
     loop: FitSettings,
     *,
-    leaving: bool,
-) -> None:
-    """What is written after `done` steps: a metrics line, a sample grid, a checkpoint, each at its own pace.
+    asked: bool,
+) -> bool:
+    """What is written after `done` steps: figures, a metrics line, a sample grid, a checkpoint, each at its own pace;
+    all of them after the last step. When `asked` to stop, a checkpoint in any case.
 
-    When `leaving`, a checkpoint in any case.
+    Returns:
+        Whether this was the last step.
     """
+    watcher, run = state.watcher, state.run
+    last = watcher.out_of_time(done) or done == loop.steps
 
     def due(every: int) -> bool:
-        return done % every == 0 or done == loop.steps
+        return every > 0 and (last or done % every == 0)
 
-    if not (leaving or due(loop.log_every) or due(loop.checkpoint_every) or due(loop.sample_every)):
-        return
+    if not (asked or any(map(due, (loop.watch_every, loop.log_every, loop.sample_every, loop.checkpoint_every)))):
+        return False
     numbers = {name: float(value.detach()) for name, value in terms.items()}
     stop_if_not_finite(numbers, step=done)
     if not all(bool(weight.isfinite().all()) for weight in state.translator.parameters()):
@@ -276,14 +284,18 @@ def _look(
             f"fitting stopped at step {done}: a weight of the translator is NaN or infinite; "
             "lower the learning rate, the last checkpoint is kept"
         )
-    if not state.accelerator.is_main_process:
-        return
-    run = state.run
-    if due(loop.log_every):
-        run.log(step=done, **numbers)
-    if due(loop.sample_every):
+    if due(loop.watch_every):
         with state.averaged():
             fill_bank(state.translator, data, members, run)
-            write_grid(run.path / "samples" / f"step-{done:08d}.png", state.translator, data, members, run)
-    if leaving or due(loop.checkpoint_every):
-        state.save(done)
+            watcher.look(state.translator, done)
+        last = last or watcher.out_of_patience(done)
+    if state.accelerator.is_main_process:
+        if due(loop.log_every):
+            run.log(step=done, **numbers)
+        if due(loop.sample_every):
+            with state.averaged():
+                fill_bank(state.translator, data, members, run)
+                write_grid(run.path / "samples" / f"step-{done:08d}.png", state.translator, data, members, run)
+        if asked or due(loop.checkpoint_every):
+            state.save(done)
+    return asked or last

@@ -5,7 +5,7 @@ and its use by Zhou et al. (ICLR 2022): both domains are the long-tailed trainin
 one decoder suffice, and the decoder is judged on exactly the path that is used later - an image's own content with a
 style drawn from the prior.
 
-    x' = decode(content(x), s),   s ~ N(0, I)
+    x' = decode(content(x), s),   s ~ N(0, I), or s = style(a real head image)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from gen_invariance.data.images import check_images
+from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
 from gen_invariance.translator.blocks import (
     AdaptiveResidualBlock,
@@ -121,6 +122,12 @@ class MunitTranslator(ModelMixin, ConfigMixin):
         style_dim: length of the style code.
         style_downsamples: halvings in the style encoder.
         mlp_width: hidden units between style and AdaIN parameters.
+        styles: where the style of a translation comes from: "prior" draws it from N(0, I), as fitting does; "bank"
+            takes that of a real head image, which helps while a fit is young. `draw_from` changes it later.
+        bank_size: styles of head images that are kept, filled after fitting; 0 keeps none.
+
+    Raises:
+        SettingsError: an unknown source of styles, or a bank of none to draw from.
     """
 
     @register_to_config
@@ -133,12 +140,27 @@ class MunitTranslator(ModelMixin, ConfigMixin):
         style_dim: int = 8,
         style_downsamples: int = 4,
         mlp_width: int = 256,
+        styles: str = "prior",
+        bank_size: int = 0,
     ) -> None:
         super().__init__()
+        _check_styles(styles, bank_size)
         self.content_encoder = ContentEncoder(channels, width, downsamples, residual_blocks)
         self.style_encoder = StyleEncoder(channels, width, style_downsamples, style_dim)
         self.decoder = Decoder(channels, width, downsamples, residual_blocks, style_dim, mlp_width)
         kaiming_init(self)
+        # An empty bank is not written, so weights from before there were banks load as they are.
+        self.register_buffer("bank", torch.zeros(bank_size, style_dim), persistent=bank_size > 0)
+
+    def draw_from(self, styles: str) -> MunitTranslator:
+        """Draw styles from the "prior" or the "bank" from now on; it is saved so, too. Returns the translator itself.
+
+        Raises:
+            SettingsError: neither of them, or this translator has no bank.
+        """
+        _check_styles(styles, self.config.bank_size)
+        self.register_to_config(styles=styles)
+        return self
 
     def content(self, images: Tensor) -> Tensor:
         """Content codes (B, W, h, w) of images (B, C, H, W) in [0, 1]."""
@@ -154,7 +176,14 @@ class MunitTranslator(ModelMixin, ConfigMixin):
         return image[..., : size[0], : size[1]]
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """`style`: float32 (B, S), standard normal."""
+        """`style`: float32 (B, S), standard normal, or uniformly from the bank; on the CPU, or where the bank is."""
+        if self.config.styles == "bank":
+            rows = torch.randint(self.config.bank_size, (shape[0],), generator=generator)
+            return {"style": self.bank[rows.to(self.bank.device)].float()}
+        return self.sample_prior(shape, generator=generator)
+
+    def sample_prior(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """`style`: float32 (B, S), standard normal, wherever `sample` draws from."""
         return {"style": torch.randn(shape[0], self.config.style_dim, generator=generator)}
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
@@ -178,6 +207,15 @@ class MunitTranslator(ModelMixin, ConfigMixin):
         multiple = 2**self.config.downsamples
         height, width = (-size % multiple for size in images.shape[-2:])
         return F.pad(images, (0, width, 0, height), mode="reflect") if height or width else images
+
+
+def _check_styles(styles: str, bank_size: int) -> None:
+    if styles not in ("prior", "bank"):
+        raise SettingsError(f"MUNIT translator: styles must be prior or bank, got {styles!r}")
+    if styles == "bank" and bank_size < 1:
+        raise SettingsError(
+            "MUNIT translator: it keeps no bank of styles; use styles=prior, or fit with bank_size=1024"
+        )
 
 
 @dataclass(frozen=True)
@@ -227,8 +265,8 @@ class MunitObjective:
         return dict.fromkeys(self.optimizers, rate)
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """All randomness of one step."""
-        return self.translator.sample(shape, generator=generator)
+        """All randomness of one step: styles of the prior, which is what the decoder learns to understand."""
+        return self.translator.sample_prior(shape, generator=generator)
 
     def forward(self, images: Tensor, draw: Draw) -> dict[str, Tensor]:
         """Encode once, decode twice (own style, drawn style) in one batch."""

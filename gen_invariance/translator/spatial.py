@@ -16,12 +16,15 @@ import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads t
 
 # isort: split
 import math
+from typing import Any
 
 import torch
 
 # diffusers reloads a model only if its module holds these very names.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from kornia import augmentation
+from kornia.augmentation import AugmentationSequential
 from kornia.filters import gaussian_blur2d
 from torch import Tensor, nn
 
@@ -85,6 +88,47 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
             low, high = (math.exp(-width), math.exp(width)) if UNITS[name] == "factor" else (-width, width)
             lines.append(f"{name}: uniform in [{low:.3g}, {high:.3g}] {UNITS[name]}")
         return "\n".join(lines)
+
+    def to_kornia(self) -> AugmentationSequential:
+        """The learned family as plain kornia operations, without this package: to look at, or to use elsewhere.
+
+        They have the same ranges, order, centre and interpolation, but kornia draws factors (scale, gain) uniformly
+        and not log-uniformly, so half of them lie above 1.11 for scale and 1.25 for gain where a width is at its
+        cap, and above 1 here. Kornia draws from the global random state. `KorniaNuisance` has the exact draws.
+
+        Raises:
+            SettingsError: the translator does nothing yet, all widths are 0.
+        """
+        steps = [getattr(augmentation, name)(**options) for name, options in self._kornia_steps()]
+        return AugmentationSequential(*steps, data_keys=["input"])
+
+    def kornia_code(self) -> str:
+        """`to_kornia` as a Python text to paste; it needs nothing but kornia."""
+        lines = ["import kornia.augmentation as K", "", "augment = K.AugmentationSequential("]
+        for name, options in self._kornia_steps():
+            given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+            lines.append(f"    K.{name}({given}),")
+        return "\n".join([*lines, '    data_keys=["input"],', ")"]) + "\n"
+
+    def _kornia_steps(self) -> list[tuple[str, dict[str, Any]]]:
+        """Names and options of kornia's operations, with ranges rounded to what a reader wants to see."""
+        widths = {name: round(width, 6) for name, width in self.widths().items()}
+        factors = {name: (round(math.exp(-width), 6), round(math.exp(width), 6)) for name, width in widths.items()}
+        steps: list[tuple[str, dict[str, Any]]] = []
+        if widths.get("rotation") or widths.get("scale"):
+            turn = widths.get("rotation", 0.0)
+            grow = {"scale": factors["scale"]} if widths.get("scale") else {}
+            steps.append(("RandomAffine", {"degrees": (-turn, turn), **grow, "align_corners": True, "p": 1.0}))
+        if widths.get("gain"):  # kornia's contrast is a factor on pixels
+            steps.append(("RandomContrast", {"contrast": factors["gain"], "clip_output": False, "p": 1.0}))
+        if widths.get("bias"):  # kornia's brightness is a shift, 1 shifts by 0
+            shifts = (round(1 - widths["bias"], 6), round(1 + widths["bias"], 6))
+            steps.append(("RandomBrightness", {"brightness": shifts, "clip_output": False, "p": 1.0}))
+        if widths.get("gain") or widths.get("bias"):  # a shift by 0 that cuts to [0, 1], once and at the end
+            steps.append(("RandomBrightness", {"brightness": (1.0, 1.0), "p": 1.0}))
+        if not steps:
+            raise SettingsError("the spatial translator does nothing: all its widths are 0; fit it first")
+        return steps
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`u`: float32 (B, P), uniform in [-1, 1), one column for each operation."""

@@ -1,13 +1,18 @@
 """MUNIT: sizes of the paper, loss terms against a plain re-computation, and the laws of a nuisance."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gen_invariance.errors import ShapeError
+from gen_invariance.data.images import ImageData
+from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.nuisance import Nuisance, select_rows
-from gen_invariance.run import named_generator
+from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.blocks import AdaptiveResidualBlock, UpsampleBlock, convolution
+from gen_invariance.translator.fit import FitSettings, fit_translator
+from gen_invariance.translator.load import load_translator
 from gen_invariance.translator.munit import MunitObjective, MunitTranslator, MunitWeights
 
 
@@ -257,3 +262,65 @@ def test_save_and_load_is_bit_identical(tmp_path):
     draw = translator.sample(images.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(translator.apply(images, draw), again.apply(images, draw))
+
+
+# ---- styles of the prior or of a bank
+
+
+def test_styles_come_from_the_bank_and_are_switched():
+    translator = build(styles="bank", bank_size=3)
+    translator.bank.copy_(torch.arange(24.0).view(3, 8))
+    draws = [translator.sample((900, 1, 8, 8), generator=torch.Generator().manual_seed(1))["style"] for _ in range(2)]
+    assert torch.equal(*draws)
+    kinds, counts = draws[0].unique(dim=0, return_counts=True)
+    assert torch.equal(kinds, translator.bank)
+    assert (counts - 300).abs().max() < 5 * 200**0.5
+    plain = build().sample((4,), generator=torch.Generator().manual_seed(1))["style"]
+    assert translator.draw_from("prior") is translator
+    assert torch.equal(translator.sample((4,), generator=torch.Generator().manual_seed(1))["style"], plain)
+
+
+def test_fitting_draws_from_the_prior_whatever_translations_use():
+    whole = objective(build(styles="bank", bank_size=3))
+    drawn = whole.sample((4, 1, 16, 16), generator=torch.Generator().manual_seed(1))["style"]
+    assert torch.equal(drawn, torch.randn(4, 8, generator=torch.Generator().manual_seed(1)))
+
+
+def test_a_bank_of_none_is_not_written_and_a_full_one_comes_back(tmp_path):
+    """Weights from before there were banks have no such entry, and load."""
+    assert "bank" not in build().state_dict()
+    translator = build(bank_size=5)
+    translator.bank.copy_(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)))
+    translator.draw_from("bank").save_pretrained(tmp_path / "full")
+    again = load_translator(tmp_path / "full")
+    assert again.config.styles == "bank"
+    assert torch.equal(again.bank, translator.bank)
+    build().save_pretrained(tmp_path / "empty")
+    config = tmp_path / "empty" / "config.json"
+    old = {name: value for name, value in json.loads(config.read_text()).items() if name not in ("styles", "bank_size")}
+    config.write_text(json.dumps(old))
+    before = load_translator(tmp_path / "empty")
+    assert before.config.bank_size == 0
+    with pytest.raises(SettingsError, match="it keeps no bank of styles"):
+        before.draw_from("bank")
+
+
+@pytest.mark.parametrize("options", [{"styles": "bank"}, {"styles": "real"}])
+def test_bad_styles_are_named(options):
+    with pytest.raises(SettingsError, match=r"MUNIT translator: (styles must be prior or bank|it keeps no bank)"):
+        build(**options)
+
+
+@pytest.mark.parametrize("styles", ["prior", "bank"])
+def test_fitting_fills_the_bank_with_styles_of_head_images(styles, tmp_path):
+    data = ImageData((some_images(40) * 255).byte(), torch.arange(40) // 30, ("head", "tail"))
+    whole = objective(build(styles=styles, bank_size=64))
+    loop = FitSettings(steps=2, batch_size=4, head_from=20, sample_every=9, checkpoint_every=9)
+    fitted = fit_translator(whole, data, loop, run=Run(tmp_path / "run", kind="fit"), progress=False)
+    with torch.no_grad():
+        own = fitted.style(data.float_images())
+        distances = torch.cdist(fitted.bank, own, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = distances.min(1)
+    assert nearest.values.max() < 1e-5
+    assert nearest.indices.max() < 30, "no style of a tail image"
+    assert len(nearest.indices.unique()) > 15
