@@ -107,7 +107,8 @@ def compare(
     if config["action"] == "report" or (left < len(cells) and (shard[1] == 1 or not left)):
         say(f"report: {write_grid_report(cells, out, baseline=config['baseline'])}")
     if left:
-        say(f"{left} of {len(cells)} cells are missing; run the same command again to measure them")
+        again = "the same command again" if shard[1] == 1 else "the other shards, or the same command again"
+        say(f"{left} of {len(cells)} cells are missing; {again} will measure them")
     if failed:
         raise RunError(f"{len(failed)} cell(s) failed, the first: {failed[0]}; the others are in {out / 'records'}")
 

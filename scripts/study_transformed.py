@@ -1,0 +1,132 @@
+"""Does invariance pass from the classes whose training images meet the nuisance to those whose do not?
+
+    python scripts/study_transformed.py --benchmark digits_rot_lt --orders 0-2 --out runs/transformed
+
+Two experiments of one grid. "number": of K classes, k drawn at random (each set within the next) meet the nuisance in
+training; eKLD of those k classes and of the others, against k. "single": only the class of one rank in size meets it;
+its eKLD, and that of the same class where all classes meet it (Zhou et al. 2022): were invariance passed on, the latter
+would be far lower for small classes. Test images always meet it. Stopped and started again, it goes on.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from gen_invariance.benchmark.comparing import numbers_of
+from gen_invariance.benchmark.drawing import canvas, legend_above, png_bytes
+from gen_invariance.benchmark.figures import save_png
+from gen_invariance.benchmark.grid import grid_cells, grid_records, run_grid
+from gen_invariance.benchmark.records import write_csv
+from gen_invariance.benchmark.registry import Benchmark, read_arm, read_benchmark
+from gen_invariance.benchmark.task import prepare
+from gen_invariance.cli_help import config_folder
+from gen_invariance.measure.statistics import mean_interval
+from gen_invariance.run import named_generator, write_text
+
+
+def sets_of(classes: int, counts: list[int], ranks: list[int]) -> dict[str, tuple[int, ...]]:
+    """Transformed ranks by name of the experiment; sets of the first experiment lie within one another."""
+    drawn = torch.randperm(classes, generator=named_generator(0, "transformed")).tolist()
+    sets = {f"number{count:03d}": tuple(sorted(drawn[:count])) for count in sorted({*counts, classes})}
+    return sets | {f"single{rank:03d}": (rank,) for rank in ranks}
+
+
+def variants(benchmark: Benchmark, sets: dict[str, tuple[int, ...]]) -> list[Benchmark]:
+    """The benchmark under each set."""
+    return [
+        replace(benchmark, name=f"{benchmark.name}_{name}", task=replace(benchmark.task, transformed_ranks=ranks))
+        for name, ranks in sets.items()
+    ]
+
+
+def class_figures(frame: pd.DataFrame, benchmark: Benchmark, sets: dict[str, tuple[int, ...]]) -> pd.DataFrame:
+    """One row a variant, order and class: its rank in size, whether it met the nuisance, eKLD and accuracy."""
+    frame = frame[frame["class_index"].notna() & frame["metric"].isin(["ekld", "accuracy"])]
+    table = frame.pivot_table("value", ["benchmark", "order", "class_index", "class_count"], "metric").reset_index()
+    table["variant"] = table.pop("benchmark").str.rsplit("_", n=1).str[1]
+    rank = {}
+    for order in table["order"].unique():
+        by_rank = prepare(benchmark.task, seed=int(order)).split.order.tolist()
+        rank |= {(order, label): place for place, label in enumerate(by_rank)}
+    table["rank"] = [rank[pair] for pair in zip(table["order"], table["class_index"], strict=True)]
+    table["met"] = [place in sets[name] for name, place in zip(table["variant"], table["rank"], strict=True)]
+    return table
+
+
+def shown(values: pd.Series) -> str:
+    """Mean and interval over orders."""
+    interval = mean_interval(values.to_numpy(float))
+    return f"{interval.mean:.2f} ± {interval.half_width:.2f}" if interval.count else "–"
+
+
+def tables(figures: pd.DataFrame, classes: int) -> str:
+    """Both experiments as Markdown."""
+    lines = ["| Classes that meet the nuisance | eKLD of these (nats) | eKLD of the others (nats) |", "|---|---|---|"]
+    many = figures[figures["variant"].str.startswith("number")]
+    by = many.groupby(["variant", "met", "order"])["ekld"].mean()
+    for name in many["variant"].unique():
+        parts = [shown(by[name, met]) if (name, met) in by.index else "–" for met in (True, False)]
+        lines.append(f"| {int(name[6:])} of {classes} | {' | '.join(parts)} |")
+    lines += [
+        "",
+        "| Rank in size | Images (mean) | eKLD, this class alone met it | eKLD, all classes met it |",
+        "|---|---|---|---|",
+    ]
+    everywhere = figures[figures["variant"] == f"number{classes:03d}"].set_index(["rank", "order"])["ekld"]
+    for name in figures.loc[figures["variant"].str.startswith("single"), "variant"].unique():
+        own = figures[(figures["variant"] == name) & figures["met"]]
+        rank = int(name[6:])
+        cells = [shown(own["ekld"]), shown(everywhere[rank])]
+        lines.append(f"| {rank} | {own['class_count'].mean():.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(figures: pd.DataFrame) -> bytes:
+    """EKLD of both kinds of classes against their number."""
+    many = figures[figures["variant"].str.startswith("number")]
+    many = many.assign(k=many["variant"].str[6:].astype(int))
+    figure, axes = canvas(4.2)
+    for met, colour, name in ((True, "#0072B2", "met the nuisance in training"), (False, "#D55E00", "did not")):
+        table = many[many["met"] == met].pivot_table("ekld", "k", "order")
+        interval = mean_interval(table.to_numpy())
+        look = {"marker": "o", "color": colour, "label": f"Classes that {name}"}
+        axes.errorbar(table.index, interval.mean, yerr=interval.half_width, **look)
+    axes.set_xlabel("Classes whose training images meet the nuisance")
+    axes.set_ylabel("eKLD (nats)")
+    axes.set_ylim(bottom=0)
+    legend_above(figure, axes)
+    return png_bytes(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benchmark", default="digits_rot_lt")
+    parser.add_argument("--method", default="ce_drs")
+    parser.add_argument("--orders", default="0-2")
+    parser.add_argument("--numbers", default="1,2,4,6,8", help="of transformed classes; all of them are added")
+    parser.add_argument("--ranks", default="0,2,4,6,9", help="of single transformed classes")
+    parser.add_argument("--data-root")
+    parser.add_argument("--out", type=Path, default=Path("runs/transformed"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    configs = config_folder()
+    benchmark = read_benchmark(given.benchmark, configs, data_root=given.data_root)
+    sets = sets_of(benchmark.classes, numbers_of(given.numbers, "numbers"), numbers_of(given.ranks, "ranks"))
+    cells = grid_cells(
+        variants(benchmark, sets), lambda variant: [read_arm(given.method, variant, configs)],
+        orders=numbers_of(given.orders, "orders"), seeds=[0],
+    )  # fmt: skip
+    run_grid(cells, given.out, say=lambda line: print(line, flush=True))
+    figures = class_figures(grid_records(cells, given.out), benchmark, sets)
+    text = tables(figures, benchmark.classes)
+    print(text)
+    write_text(given.out / "table.md", text)
+    write_csv(figures, given.out / "classes.csv")
+    save_png(given.out / "number.png", picture(figures))
+
+
+if __name__ == "__main__":
+    main()
