@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_invariance.errors import GenInvarianceError, SettingsError
-from gen_invariance.settings import settings_of
+from gen_invariance.settings import settings_of, typed
 
 
 def printable(text: str) -> str:
@@ -168,7 +168,7 @@ def _train(config: dict[str, Any]) -> None:
     training = settings_of(TrainSettings, config["training"], "training")
     plan = None if config["transfer"]["mode"] == "none" else settings_of(TransferPlan, config["transfer"], "transfer")
     given = dict(config["stage"])
-    folder = given.pop("translator")
+    folder = typed(given.pop("translator"), str | None, "stage.translator")
     stage_settings = settings_of(StageSettings, given, "stage")
     translator = load_translator(folder) if folder else None
     if folder:

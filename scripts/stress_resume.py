@@ -68,33 +68,20 @@ COMMANDS = {
         "augment", "data=folder", "target=20", "batch_size=8", "data.path=IN", "fit=true", "learn.steps=20",
         "learn.batch_size=8", "learn.head_from=5", "learn.checkpoint_every=5", "learn.sample_every=10",
     ],
-    "benchmark": ["benchmark"],
+    "benchmark": [
+        "benchmark", "run", "benchmark=digits_rot_lt", "methods=[ce_drs,ce_drs+spatial]", "orders=0",
+        "data_options.largest=40", "data_options.imbalance=8", "training_options.epochs=4", "fit_options.spatial.steps=20",
+        "training_options.warmup=0", "measure_options.draws=2",
+    ],
 }  # fmt: skip
 MODES = ("moment", "moment", "moment", "rename", "rename", "rename", "writing", "writing", "cold", "term", "term")
 MOST_A_FOLDER = 12
 
 
-def benchmark(out: Path) -> int:
-    """A grid of two methods and one seed, each cell a run folder, records beside them."""
-    from gen_invariance.benchmark.methods import Comparison, run_comparison
-    from gen_invariance.benchmark.suite import ClassifierSettings, Method, StageSettings
-    from gen_invariance.benchmark.task import Task
-    from gen_invariance.classifier.train import TrainSettings
-
-    task = Task(source="digits", largest=40, imbalance=8, nuisance="rotation", rest_is_test=True, few_below=10)
-    training = TrainSettings(epochs=4, warmup=0, batch_size=32, checkpoint_every=1)
-    methods = (
-        Method("plain", StageSettings(), training, ClassifierSettings("small_conv")),
-        Method("stage", StageSettings("translator"), training, ClassifierSettings("small_conv"), "spatial"),
-    )
-    run_comparison(Comparison(task, methods, seeds=1, draws=2, fit_steps=20), out)
-    return 0
-
-
 def import_all() -> None:
     """Import what the commands import on their way, so that forks have it."""
     from gen_invariance.augment.export import shards, table  # noqa: F401
-    from gen_invariance.benchmark import augmenting, demo_report, measuring, methods, ordering  # noqa: F401
+    from gen_invariance.benchmark import augmenting, demo_report, grid, measuring, methods, ordering  # noqa: F401
     from gen_invariance.nuisance import generic  # noqa: F401
     from gen_invariance.translator import by_name, munit, pipeline, spatial  # noqa: F401
 
@@ -123,7 +110,7 @@ def start(line: list[str], out: Path, log: Path, *, before: Callable[[], None] =
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = ["gen-invariance", *line]
         before()
-        code = benchmark(out) if line == ["benchmark"] else cli.run([*line, f"out={out}", "resume=true"])
+        code = cli.run(words_of(line, out))
     except SystemExit as stop:
         code = int(stop.code or 0)
     except BaseException:
@@ -133,6 +120,11 @@ def start(line: list[str], out: Path, log: Path, *, before: Callable[[], None] =
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def words_of(line: list[str], out: Path) -> list[str]:
+    """The command line that starts the command in `out`, or goes on there."""
+    return [*line, f"out={out}", *([] if line[0] == "benchmark" else ["resume=true"])]
 
 
 def wait(child: int, *, seconds: float) -> int | None:
@@ -196,11 +188,7 @@ def attempt(mode: str, line: list[str], out: Path, log: Path, whole: dict, dice:
 
 def cold(line: list[str], out: Path, log: Path, moment: float) -> int:
     """The command on a new interpreter, killed at `moment`."""
-    if line == ["benchmark"]:
-        program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import stress_resume as s; "
-        words = ["-c", program + f"from pathlib import Path; s.benchmark(Path({str(out)!r}))"]
-    else:
-        words = ["-m", "gen_invariance.cli", *line, f"out={out}", "resume=true"]
+    words = ["-m", "gen_invariance.cli", *words_of(line, out)]
     with open(log, "w") as file:
         process = subprocess.Popen([sys.executable, *words], stdout=file, stderr=file)
         with suppress(subprocess.TimeoutExpired):

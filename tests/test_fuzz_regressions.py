@@ -148,7 +148,9 @@ def test_an_error_without_a_message_has_a_line():
         ["fit", "translator=[1,2]"], ["order", "order=null"],
         ["fit", "translator.objective=2"], ["fit", "translator.network=[a]"],
         pytest.param(["order", "order.source=3"], marks=pytest.mark.slow), ["inspect", "inspect=x",
-        "translator=x"], ["fit", "~data"], ["train", "~seed"], ["augment", "learn=3", "out=x", "fit=true"], ["augment", "classifier=false", "out=x", "translator=x"],
+        "translator=x"], ["fit", "~data"], ["train", "~seed"], ["augment", "learn=3", "out=x", "fit=true"],
+        ["train", "stage.translator=16", "out=x"], ["train", "stage.translator=true", "out=x"],
+        ["augment", "classifier=false", "out=x", "translator=x"],
     ],
     ids=" ".join,
 )  # fmt: skip
