@@ -46,7 +46,7 @@ def test_every_launcher_has_a_config_over_that_of_its_plugin():
 def test_a_launcher_composes(launcher, tmp_path):
     if not is_there(LAUNCHERS[launcher]):
         pytest.skip(f"{LAUNCHERS[launcher]} is not installed")
-    done = sweep(tmp_path / "out", f"hydra/launcher={launcher}", "--cfg", "hydra")
+    done = sweep(tmp_path / "out", "--cfg", "hydra", f"hydra/launcher={launcher}")
     assert done.returncode == 0, done.stderr
     assert "launcher" in done.stdout
 

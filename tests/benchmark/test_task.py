@@ -72,6 +72,39 @@ def test_sizes_and_groups():
     assert torch.equal(prepared.groups["medium"], (counts <= 20) & (counts >= 10))
 
 
+def test_only_classes_of_some_ranks_meet_the_nuisance():
+    """Their training images and no others are moved, under the draws of the whole; test images all are."""
+    whole = prepare(Task(nuisance="rotation", **SMALL), seed=3)
+    some = prepare(Task(nuisance="rotation", transformed_ranks=(0, 9), **SMALL), seed=3)
+    chosen = torch.isin(some.train.labels, some.split.order[[0, 9]])
+    assert sorted(some.train.labels[chosen].bincount().tolist())[-2:] == [5, 40]
+    assert torch.equal(some.train.images[chosen], whole.train.images[chosen])
+    assert torch.equal(some.train.images[~chosen], some.split.train.images[~chosen])
+    assert (some.train.images[chosen] != some.split.train.images[chosen]).flatten(1).any(1).all()
+    assert some.test.digest == whole.test.digest
+    nobody = prepare(Task(nuisance="rotation", transformed_ranks=(), **SMALL), seed=3)
+    assert nobody.train.digest == nobody.split.train.digest
+    with pytest.raises(SettingsError, match="transformed_ranks names rank 10, there are 10 classes"):
+        prepare(Task(nuisance="rotation", transformed_ranks=(10,), **SMALL), seed=3)
+
+
+def test_fewer_test_images():
+    whole, some = (prepare(Task(nuisance="rotation", test_images=number, **SMALL), seed=3) for number in (None, 7))
+    assert some.test.counts.tolist() == [7] * 10
+    assert set(some.split.test_indices.tolist()) < set(whole.split.test_indices.tolist())
+    assert torch.equal(some.originals("test").labels, some.test.labels)
+    assert some.train.digest == whole.train.digest
+
+
+def test_repeated_images_meet_draws_of_their_own():
+    task = Task(nuisance="rotation", shortage="repeat", base_images=3, **SMALL)
+    prepared = prepare(task, seed=0)
+    assert sorted(prepared.train.counts.tolist(), reverse=True) == [40, 31, 25, 20, 15, 12, 10, 7, 6, 5]
+    assert len(prepared.split.train_indices.unique()) == 30
+    assert len(prepared.draws["train"]["degrees"].unique()) == len(prepared.train)
+    assert len(prepared.train.images.flatten(1).unique(dim=0)) == len(prepared.train)
+
+
 def test_a_source_without_test_images():
     """scikit-learn's digits have none: an error unless the rest serves, or nobody asks for them."""
     options = {"largest": 40, "imbalance": 8.0}
@@ -105,6 +138,11 @@ def test_names_and_identity():
     [
         ({"few_below": 0}, "few_below must be positive"),
         ({"few_below": 102}, "few_below must be positive and at most many_above"),
+        ({"shortage": "steal"}, "shortage must be one of error, repeat, cap"),
+        ({"base_images": 5}, "base_images must be at least 1 and needs shortage=repeat"),
+        ({"shortage": "repeat", "base_images": 0}, "base_images must be at least 1"),
+        ({"test_images": 0}, "test_images must be at least 1"),
+        ({"transformed_ranks": (-1,)}, "transformed_ranks count from 0"),
         ({"source": "digit"}, "digit"),
         ({"nuisance": "rotate"}, "unknown nuisance 'rotate'"),
         ({"nuisance": "rotation", "nuisance_options": {"degres": 3}}, "degres"),
