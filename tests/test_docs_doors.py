@@ -1,10 +1,16 @@
-"""Every code block of the two pages for users runs, from top to bottom."""
+"""Every code block of README.md and docs/ runs, page by page and from top to bottom, in a folder of its own.
+
+Commands of the program run in this process at toy size: `TOY` is added to what the page says. Other commands (scripts,
+pip) are checked against the files they name.
+"""
 
 import re
 import shlex
+import tomllib
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,25 +18,73 @@ import gen_invariance.torchvision_guard  # noqa: F401
 from gen_invariance import SpatialTranslator, load_source
 from gen_invariance.cli import run
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "results" not in path.parts)]
+
+TOY = {
+    "fit": ["fit.steps=2", "fit.batch_size=8"],
+    "train": ["training.epochs=2", "training.warmup=0", "data.test_images=10"],
+    "measure": ["draws=2"],
+    "inspect": ["inspect.judge_epochs=1", "inspect.draws=2", "inspect.max_images=40"],
+    "augment": ["data.image_size=16", "learn.steps=2", "learn.classes=all"],
+    "order": ["order.count=2", "order.seeds=[0]", "order.source.epochs=1", "order.analysis.resamples=100"],
+    "demo": [
+        *("demo.seeds=1", "demo.epochs=2", "demo.spatial_steps=2", "demo.munit_steps=2", "demo.draws=1"),
+        "demo.control=false",
+    ],
+    "benchmark": [
+        "orders=0",
+        "training_options={epochs: 2, warmup: 0}",
+        "fit_options={spatial: {steps: 2, batch_size: 8}, head_from: 10}",
+    ],
+}
+LARGE = {"digits_rot_lt": "data_options={largest: 24, imbalance: 6, test_images: 5, many_above: 12, few_below: 8}"}
 
 
 def blocks(page):
-    found = re.findall(r"^```(\w+)\n(.*?)^```", (DOCS / page).read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert found
-    return found
+    """(language, code) of each block that is code: python, bash, or commands without a language."""
+    text = page.read_text(encoding="utf-8")
+    for language, code in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        if language or re.match(r"gen-invariance|python |scripts/", code):
+            yield language or "bash", code
 
 
 def execute(page, names):
     for language, code in blocks(page):
-        if language == "bash":
-            for line in code.strip().splitlines():
-                program, *words = shlex.split(line)
-                assert program == "gen-invariance"
-                assert run(words) == 0
-        else:
-            assert language == "python"
-            exec(compile(code, f"{page}: {code.splitlines()[0]}", "exec"), names)
+        assert language in ("python", "bash", "console")
+        if language == "python":
+            exec(compile(code, f"{page.name}: {code.splitlines()[0]}", "exec"), names)
+            continue
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words:
+                command(words)
+
+
+def command(words):
+    if words[0] == "gen-invariance":
+        verb, rest = words[1], words[2:]
+        toy = [] if verb.startswith("-") or rest[:1] == ["list"] else TOY.get(verb, [])
+        toy = [*toy, *(LARGE[name] for word in rest if (name := word.removeprefix("benchmark=")) in LARGE)]
+        assert run([verb, *rest, *toy]) == 0, f"{shlex.join(words)} failed"
+    else:
+        check_others(words)
+
+
+def check_others(words):
+    """A command of another program: do the scripts, options and extras that it names exist?"""
+    words = words[1:] if words[0] == "python" else words
+    words = words[1:] if words[:1] == ["-m"] else words
+    if words[0] == "pip":
+        assert words[1] == "install"
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"[\w-]+", "".join(re.findall(r"\[(.*)\]", words[-1])))) <= set(extras)
+        return
+    script = ROOT / words[0]
+    assert words[0].startswith("scripts/")
+    text = script.read_text(encoding="utf-8")
+    for option in re.findall(r"^--[\w-]+", "\n".join(words), flags=re.MULTILINE):
+        assert option in text
 
 
 @pytest.fixture(autouse=True)
@@ -39,26 +93,118 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # the command line sets its own
 
 
-def test_augment_a_folder(tmp_path):
+def photos(folder, sizes):
+    """An image folder of real digits, `sizes` images of each class."""
     from PIL import Image
 
     data = load_source("digits").train
-    for label, count in enumerate((12, 6, 3)):
-        (tmp_path / "photos" / str(label)).mkdir(parents=True)
+    for label, count in enumerate(sizes):
+        (folder / str(label)).mkdir(parents=True)
         for row in (data.labels == label).nonzero().flatten()[:count].tolist():
-            Image.fromarray(data.images[row, 0].numpy()).save(tmp_path / "photos" / str(label) / f"{row}.png")
-    names = {}
-    execute("augment-a-folder.md", names)
-    assert len(list((tmp_path / "photos-balanced").glob("*/*.png"))) >= 30
+            Image.fromarray(data.images[row, 0].numpy()).save(folder / str(label) / f"{row}.png")
+
+
+def translator(*, channels=1):
+    SpatialTranslator(channels, start=0.3).save_pretrained("runs/fit/translator")
+
+
+def plain_photos(names):
+    photos(Path("photos"), (12, 6, 3))
+
+
+def split_photos(names):
+    photos(Path("photos/train"), (14, 12, 10, 6))
+    photos(Path("photos/test"), (3, 3, 3, 3))
+
+
+def readme(names):
+    plain_photos(names)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 10))
+    loader = [(torch.rand(10, 1, 16, 16), torch.arange(10))]
+    names |= {"counts": torch.arange(20, 120, 10), "loader": loader, "model": model}
+    names |= {"criterion": torch.nn.functional.cross_entropy}
+
+
+def colour_batch(names):
+    pytest.importorskip("torchmetrics")
+    translator(channels=3)
+    generator = torch.Generator().manual_seed(0)
+    names |= {"images": torch.rand(8, 3, 32, 32, generator=generator), "labels": torch.arange(8) % 3}
+
+
+def small_cifar(names):
+    """Ten classes of noise about different means, under the name that the page uses."""
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 6), ("test", 4)):
+        labels = torch.arange(10).repeat(count)
+        noise = torch.randint(60, (len(labels), 3, 8, 8), generator=generator)
+        names[f"{part}_images"] = (noise + 15 * labels.view(-1, 1, 1, 1)).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        names[f"{part}_labels"] = labels.numpy()
+    np.savez("cifar10.npz", **names)
+
+
+def batch(names):
+    names["images"] = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+GIVEN = {
+    "README.md": readme,
+    "augment-a-folder.md": plain_photos,
+    "inspect-a-translator.md": batch,
+    "how-it-works.md": lambda names: translator(),
+    "measure-my-model.md": lambda names: translator(),
+    "plug-into-your-loop.md": colour_batch,
+    "run-a-benchmark.md": split_photos,
+    "subset_order.md": small_cifar,
+}
+"""What the reader of a page has: files in the working folder, names in the Python session."""
+
+
+def grown(names):
+    assert len(list(Path("photos-balanced").glob("*/*.png"))) >= 30
     assert names["summary"].before == (12, 6, 3)
     assert sum(names["summary"].after) > 30
 
 
-def test_plug_into_your_loop(tmp_path):
-    pytest.importorskip("torchmetrics")
-    SpatialTranslator(3, start=0.3).save_pretrained(tmp_path / "runs" / "fit" / "translator")
-    generator = torch.Generator().manual_seed(0)
-    names = {"images": torch.rand(8, 3, 32, 32, generator=generator), "labels": torch.arange(8) % 3}
-    execute("plug-into-your-loop.md", names)
+def replayed(names):
     assert torch.equal(names["moved"], names["same"])
     assert names["images"].shape == (8, 3, 32, 32)
+
+
+def tail_only(names):
+    moved = (names["moved"] != names["images"]).flatten(1).any(1)
+    assert moved.any()
+    assert names["probability"][0] == 0
+    assert not moved[names["labels"] == 0].any()
+
+
+CHECKS = {
+    "augment-a-folder.md": grown,
+    "plug-into-your-loop.md": replayed,
+    "how-it-works.md": tail_only,
+    "run-a-benchmark.md": lambda names: Path("runs/digits/report/report.html").read_text(),
+}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page))], ids=lambda page: page.stem)
+def test_code_blocks_run(page, monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        "gen_invariance.translator.pipeline.TranslationPipeline.push_to_hub", lambda _, name: sent.append(name)
+    )
+    names = {}
+    GIVEN.get(page.name, lambda names: None)(names)
+    execute(page, names)
+    CHECKS.get(page.name, lambda names: None)(names)
+    assert sent == re.findall(r"push_to_hub\(\"(.*)\"\)", page.read_text(encoding="utf-8"))
+
+
+def test_every_page_of_the_tables_above_exists():
+    assert set(GIVEN) | set(CHECKS) <= {page.name for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_are_named_exist(page):
+    named = re.findall(r"(?<![\w/.-])((?:scripts|examples|tests|configs)/[\w./-]*\w)", page.read_text(encoding="utf-8"))
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing

@@ -1,0 +1,57 @@
+"""For the documentation site: what mkdocs.yml cannot say.
+
+A room's page in docs/reference lists its modules in reading order; those it does not list follow. Docstrings say
+`many_above, few_below: bounds of ...` once; the parser of the site looks for one name a line.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import griffe
+
+_GROUPED = re.compile(r"^(?P<indent> {4,})(?P<names>\w+(?:, \w+)+): (?P<text>.*(?:\n(?P=indent) +\S.*)*)", re.MULTILINE)
+_SECTION = re.compile(r"^(?P<title>(?:Args|Attributes):\n)(?P<body>(?:(?: {4,}.*)?\n?)+)", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
+    """Called by mkdocs: a room's page with all modules of the room."""
+    place = Path(page.file.src_uri)
+    room = Path("gen_invariance", place.stem)
+    if place.parent.name != "reference" or not room.is_dir():
+        return markdown
+    return markdown + "".join(f"\n::: {module}\n" for module in modules_of(room) if f"::: {module}\n" not in markdown)
+
+
+def modules_of(room: Path) -> list[str]:
+    """Dotted names of the modules in a folder."""
+    return [".".join(path.with_suffix("").parts) for path in sorted(room.rglob("*.py")) if path.stem != "__init__"]
+
+
+class GroupedParameters(griffe.Extension):
+    """Splits grouped names in the sections Args and Attributes of every docstring."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Rewrite the docstring of `obj`, if it has one."""
+        if obj.docstring is not None:
+            obj.docstring.value = separated(obj.docstring.value)
+
+
+def separated(docstring: str) -> str:
+    """`docstring` with one name a line in its sections Args and Attributes.
+
+    Example:
+        >>> print(separated("Sizes.\\n\\nArgs:\\n    high, wide: of it."))
+        Sizes.
+        <BLANKLINE>
+        Args:
+            high: of it.
+            wide: of it.
+    """
+    return _SECTION.sub(lambda section: section["title"] + _GROUPED.sub(_one_a_line, section["body"]), docstring)
+
+
+def _one_a_line(found: re.Match[str]) -> str:
+    return "\n".join(f"{found['indent']}{name}: {found['text']}" for name in found["names"].split(", "))
