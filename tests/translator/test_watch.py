@@ -200,11 +200,11 @@ def test_the_average_by_hand(tmp_path, monkeypatch):
         "gen_invariance.translator.fit.write_grid",
         lambda path, translator, *_: grids.append(translator.width_shares.detach().clone()),
     )
-    fitted = fit(tmp_path / "run", whole=whole, average=0.15, steps=6, sample_every=3)
+    fitted = fit(tmp_path / "run", whole=whole, average=0.3, steps=6, sample_every=3)
     last = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000006.ckpt")["translator"]["width_shares"]
     average = trail[1]
     for count, current in enumerate([*trail[2:], last], start=1):
-        decay = min(0.15, (1 + count) / (10 + count))
+        decay = min(0.3, (1 + count) / (10 + count))
         average = decay * average + (1 - decay) * current
         if count == 2:
             torch.testing.assert_close(grids[0], average)
