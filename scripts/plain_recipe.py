@@ -273,18 +273,18 @@ def classifier_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: 
 
 
 def divergence(model: nn.Module, images: Tensor, change: Callable, *, draws: int, gradients: bool = True) -> np.ndarray:
-    """eKLD of each image, (N,): every transformed image made by PIL and kept, then all through the network.
+    """eKLD of each image, (N,), of uint8 (N, 1, H, W): every transformed image made alone and kept, then all asked for.
 
     As published the network runs with gradients; `gradients=False` is what a careful caller would do.
     """
-    chain = transforms.ToTensor()
-    raw = images.squeeze(1).numpy()
+    chain, device = transforms.ToTensor(), next(model.parameters()).device
+    raw = images.squeeze(1).cpu().numpy()
     plain = torch.stack([chain(Image.fromarray(image)) for image in raw])
     moved = torch.stack([chain(Image.fromarray(change(image))) for image in raw for _ in range(draws)])
     with torch.set_grad_enabled(gradients):
-        first = torch.cat([model(part) for part in plain.split(128)])
-        second = torch.cat([model(part) for part in moved.split(128)])
+        first = torch.cat([model(part.to(device)) for part in plain.split(128)])
+        second = torch.cat([model(part.to(device)) for part in moved.split(128)])
         p = F.log_softmax(first.repeat_interleave(draws, 0), 1)
         q = F.log_softmax(second, 1)
         values = (p.exp() * (p - q)).sum(1).view(len(raw), draws).mean(1)
-    return values.detach().numpy()
+    return values.detach().cpu().numpy()

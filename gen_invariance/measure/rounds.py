@@ -4,9 +4,9 @@ The standard error of a class's eKLD has two parts: its images differ, and the d
 
     SE^2 = (between + within / draws) / images.
 
-More draws lower only the second part. A class is done when SE is as small as wanted, or when the draws' part is at most
-`DRAWS_SHARE` of SE^2, so that even endless draws would lower SE by no more than 3 %. A class that may stop at a lucky
-moment is read slightly too low and too precise; `FEWEST` rounds for every class keep that small.
+More draws lower only the second part. A class is done when SE is as small as wanted, or when the draws' part is at
+most `DRAWS_SHARE` of SE^2, so that even endless draws would lower SE by no more than about 5 %. A class that may stop
+at a lucky moment is read slightly too low and too precise; `FEWEST` rounds for every class keep that small.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gen_invariance.run import named_generator
 FEWEST = 4
 """Rounds before a class may stop."""
 
-DRAWS_SHARE = 0.05
+DRAWS_SHARE = 0.1
 """Of the squared standard error: what is left to gain by more draws when a class stops for that reason."""
 
 _CODE_BYTES = 2**29
