@@ -1,13 +1,13 @@
 """What `gen-invariance augment` costs at size: a folder of real images of mixed sizes and modes, end to end.
 
-    python scripts/benchmark_augment.py --data cifar10.npz --images 20000 [--processes 1] [--kills 20] [--out FOLDER]
+    python scripts/benchmark_augment.py --data cifar10.npz --images 20000 [--processes 1] [--kills 20] [--out DIR]
 
 The images of `--data` (an .npz with train_images and train_labels, or an image folder) are drawn long-tailed, scaled
 to random sizes from 24 to 128 pixels, and written as JPEG and PNG in grey, colour, palette, transparent, 16-bit and
 turned by EXIF. Then the real command runs on a quarter of them and on all. Printed, and written to `--out`: images per
 second (originals checked and copied, and new ones), processor time, peak memory of the command and its workers (the
 sum of their resident sets), time to the first recorded images, and how memory grew from a quarter of the set to all.
-With `--kills`, the command on the quarter is killed by SIGKILL that often at random moments, resumed each time, and
+With `--kills`, the command on the quarter is killed by SIGKILL that often while it works, resumed each time, and
 its output compared, byte for byte, with the uninterrupted one.
 """
 
@@ -102,6 +102,7 @@ def command(photos: Path, out: Path, translator: Path, options: argparse.Namespa
     """The command line that is measured."""
     words = [f"data.path={photos}", f"out={out}", f"translator={translator}", f"data.image_size={options.size}"]
     words += [f"target={options.target}", f"processes={options.processes}", "progress=false", "resume=true"]
+    words += [f"batch_size={options.batch}"]
     return [sys.executable, "-m", "gen_invariance.cli", "augment", *words]
 
 
@@ -163,19 +164,29 @@ def digest(root: Path) -> str:
     return found.hexdigest()
 
 
-def kill_and_resume(words: list[str], kills: int, cost: Cost) -> tuple[int, bool]:
-    """Kill the command `kills` times, at moments spread over its course; returns how many it took, and if it ended."""
-    draw, done = random.Random(1), 0
+def kill_and_resume(words: list[str], out: Path, kills: int) -> tuple[list[int], bool]:
+    """Kill the command `kills` times while it works; units recorded at each kill, and whether it ended well at last.
+
+    Killed is at the first, second or third unit that it has recorded since its start, and some random moment later.
+    """
+    draw, done = random.Random(1), []
     for _ in range(kills):
+        before, more = recorded(out), draw.randint(1, 3)
         process = started(words)
-        # From before its start-up is over to about a tenth of the work, so that all kills find it at work.
+        while process.poll() is None and recorded(out) < before + more:
+            time.sleep(0.002)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(0.5, cost.first_read + 1.5 * cost.wall / kills))
+            process.wait(draw.uniform(0, 0.3))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            done += 1
+            done.append(recorded(out))
         process.wait()
     return done, started(words).wait() == 0
+
+
+def recorded(out: Path) -> int:
+    """Units of work that are done."""
+    return len(list((out / ".gen_invariance" / "units").glob("[!.]*.jsonl")))
 
 
 def table(costs: dict[int, Cost], kills: str, options: argparse.Namespace, headline: str) -> str:
@@ -184,7 +195,8 @@ def table(costs: dict[int, Cost], kills: str, options: argparse.Namespace, headl
         f"    {headline}",
         "",
         f"{options.translator} translator, pictures brought to {options.size} x {options.size}, "
-        f"{options.processes} process(es), target={options.target}, {os.cpu_count()} cores shared with other work.",
+        f"units of {options.batch}, {options.processes} process(es), target={options.target}, {os.cpu_count()} cores "
+        "shared with other work.",
         "",
         "| originals | new | s | images/s | processor s | images/processor s | first read s | first new s | peak MiB |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -208,6 +220,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="the translator's size")
     parser.add_argument("--translator", choices=("spatial", "munit_small"), default="spatial")
     parser.add_argument("--target", default="median")
+    parser.add_argument("--batch", type=int, default=64, help="images of a unit of work")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/results/augment"))
@@ -228,13 +241,16 @@ def main() -> None:
         if options.kills:
             quarter = min(costs)
             words = command(work / f"photos-{quarter}", work / "killed", work / "translator", options)
-            done, ended = kill_and_resume(words, options.kills, costs[quarter])
+            done, ended = kill_and_resume(words, work / "killed", options.kills)
             same = ended and digest(work / "killed") == digest(work / f"out-{quarter}")
-            kills = f"{quarter} originals, killed {done} times and resumed: {'the same' if same else 'OTHER'} bytes."
+            kills = (
+                f"{quarter} originals, killed {len(done)} times at work (units recorded by then: "
+                f"{', '.join(map(str, done))}) and resumed: {'the same' if same else 'OTHER'} bytes."
+            )
     headline = "python scripts/benchmark_augment.py " + " ".join(sys.argv[1:]).replace(
         str(options.data), options.data.name
     )
-    name = f"{options.translator}-{options.images}-{options.processes}"
+    name = f"{options.translator}-{options.images}-{options.processes}" + "-killed" * bool(options.kills)
     text = table(costs, kills, options, headline)
     print(text)
     write_text(options.out / f"{name}.md", text)
