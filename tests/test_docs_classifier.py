@@ -1,4 +1,4 @@
-"""The figures that the pages on methods and transfer quote are those of the records (test_docs_doors runs their code)."""
+"""The figures that the pages on methods and transfer quote are those of the records."""
 
 import re
 from pathlib import Path

@@ -27,7 +27,13 @@ TOY = {
     "measure": ["draws=2"],
     "inspect": ["inspect.judge_epochs=1", "inspect.draws=2", "inspect.max_images=40"],
     "augment": ["data.image_size=16", "learn.steps=2", "learn.classes=all"],
-    "order": ["order.count=2", "order.seeds=[0]", "order.source.epochs=1", "order.analysis.resamples=100"],
+    "order": [
+        "order.count=2",
+        "order.seeds=[0]",
+        "order.source.epochs=1",
+        "order.analysis.resamples=100",
+        "order.draws=1",
+    ],
     "demo": [
         *("demo.seeds=1", "demo.epochs=2", "demo.spatial_steps=2", "demo.munit_steps=2", "demo.draws=1"),
         "demo.control=false",
