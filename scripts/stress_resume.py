@@ -5,7 +5,8 @@
 
 A command is killed again and again in one folder, each time started with resume=true, until it ends by itself; then
 every file is compared with that of a run nobody disturbed, byte for byte (records and cells without times, commands and
-paths; reports, which show times, by their records; of the two checkpoints a run keeps, the last), and the next folder begins. How it dies is drawn each time:
+paths; reports, which show times, by their records; of the two checkpoints a run keeps, the last), and the next folder
+begins. How it dies is drawn each time:
 
     moment   SIGKILL after a random time, start-up included
     rename   SIGKILL right before or right after the n-th rename, removal or sync of a file
