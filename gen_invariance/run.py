@@ -157,7 +157,7 @@ class Run:
         self._metrics = self.path / "metrics.jsonl"
         if (self.path / "run.json").exists():
             self._check_same(resume=resume, anyway=anyway)
-            _remove_leftovers(self.path)
+            remove_leftovers(self.path)
         else:
             self._create()
 
@@ -188,7 +188,7 @@ class Run:
     def _create(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(self.path)
+            remove_leftovers(self.path)
             foreign = [entry.name for entry in self.path.iterdir()]
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -289,9 +289,9 @@ def _check_step(path: Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(f"checkpoint {path} does not say after which step it was written")
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed processes left in a run folder; the first process of several does it."""
-    if os.environ.get("RANK", "0") != "0":
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes left in `folder` and its folders; of several processes the first."""
+    if os.environ.get("RANK", "0") != "0" or not folder.is_dir():
         return
     for place in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
         for path in place.glob(".*.tmp"):

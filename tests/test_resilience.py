@@ -347,3 +347,13 @@ def test_equal_states_are_equal_bytes_wherever_they_came_from(tmp_path):
     save_checkpoint(first, {"kind": "fit", "step": 1, "optimizer": optimizer.state_dict()})
     save_checkpoint(second, load_checkpoint(first))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_a_killed_report_left_is_removed(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / f".01.png.{dead.pid}.tmp").write_text("half")
+    running.remove_leftovers(tmp_path)
+    running.remove_leftovers(tmp_path / "not there yet")
+    assert os.listdir(tmp_path / "figures") == []

@@ -18,7 +18,7 @@ from gen_invariance.benchmark.records import FAILED, Cell, finished_cells, measu
 from gen_invariance.benchmark.summary import summarise
 from gen_invariance.benchmark.tables import class_tables, method_tables, to_latex, to_markdown
 from gen_invariance.errors import DataError
-from gen_invariance.run import atomic_write, write_text
+from gen_invariance.run import atomic_write, remove_leftovers, write_text
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -97,6 +97,7 @@ def write_report(
         OutputError: read-only or full disk.
     """
     folder = Path(folder)
+    remove_leftovers(folder)
     if config_digest is not None:
         wanted = [config_digest] if isinstance(config_digest, str) else list(config_digest)
         frame = frame[frame["config_digest"].isin(wanted)]
