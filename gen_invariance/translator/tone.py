@@ -26,7 +26,8 @@ KINDS = ("glyph", "cutout", "photo")
 _LEAST_CONTRAST = 0.03  # of [0, 1]: below it an image is empty, and dividing would only make noise large
 _PLAIN_BORDER = 0.6  # median share of border pixels near the ground: .77 of tight digits, 1 of letters, .44 of CIFAR-10
 _SAME_LEVEL = 0.02  # how far a pixel of a cutout's ground may be from its level
-_CLEARLY_BETTER = 0.02  # nats; measured on digits and letters: .03 to .15 on cutouts, at most .01 on glyphs
+_AS_GOOD = 0.005  # nats of class likeness; lighting, which is no cutout, loses .02 to .15 on digits
+_GROUND_CHANGES = 0.05  # standard deviation of the ground's level over images, of [0, 1]
 _NEAR = 0.2  # of the contrast: how far a border pixel may be from the ground
 
 
@@ -109,8 +110,9 @@ def looks_like(images: Tensor, labels: Tensor) -> str:
     for kind in ("glyph", "cutout"):
         content = take_out(images, read_tone(images, kind=kind), kind=kind)
         found[kind] = _class_likeness(figure_of(content, kind=kind), labels)
-    # The plainer reading unless the other is clearly better; the two are often the same to the third decimal.
-    return "cutout" if found["cutout"] > found["glyph"] + _CLEARLY_BETTER else "glyph"
+    # Over a ground that is always the same the two readings come to the same, and the plainer one is taken.
+    changes = read_tone(images, kind="cutout").ground.std(0).max() > _GROUND_CHANGES
+    return "cutout" if changes and found["cutout"] > found["glyph"] - _AS_GOOD else "glyph"
 
 
 def _class_likeness(figures: Tensor, labels: Tensor, *, sharpness: float = 30.0) -> float:
