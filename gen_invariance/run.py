@@ -230,12 +230,12 @@ class Run:
         if not self._metrics.exists():
             return []
         rows = []
-        for line in self._metrics.read_text(encoding="utf-8").splitlines():
+        for line in self._metrics.read_bytes().splitlines():
             try:
                 rows.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):  # half a line, or a damaged one
                 continue
-        return rows
+        return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step", 0), int | float)]
 
     def save(self, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
         """Write the checkpoint of `step`; once it reads back intact, remove all but the newest `keep`.

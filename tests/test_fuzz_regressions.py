@@ -21,7 +21,7 @@ from gen_invariance.data.arrays import read_npz
 from gen_invariance.data.folder import read_image_folder
 from gen_invariance.errors import CheckpointError, DataError, first_line
 from gen_invariance.nuisance import Rotation
-from gen_invariance.run import load_checkpoint, save_checkpoint
+from gen_invariance.run import Run, load_checkpoint, save_checkpoint
 from gen_invariance.translator.load import load_translator
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -302,3 +302,26 @@ def test_a_short_form_of_each_program(program, words, tmp_path):
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.count("\n") >= 3
     assert table in done.stdout or program == "long_run"
+
+
+def test_a_nul_in_a_path_of_a_table(tmp_path):
+    root = photos(tmp_path / "in")
+    rows = [f"cat/{number}.png,cat" for number in range(4)] + ["a\0b.png,dog", "dog/0.png,dog"]
+    (root / "table.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    settings = ExportSettings(target=4, off_distribution=None)
+    summary = export(open_form("table", root / "table.csv"), Rotation(30), tmp_path / "out", settings)
+    assert summary.after == (4, 4)
+    assert [reason for _, reason in summary.problems] == ["not a path (embedded null byte)"]
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b'{"step": "3"}', b"[1]", b"3", b'{"step": null}', b"[" * 100_000])
+def test_metrics_that_are_none(line, tmp_path):
+    made = Run(tmp_path, kind="fit")
+    made.log(step=1, loss=0.5)
+    made.save(1, {})
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(line + b"\n")
+    made.log(step=2, loss=0.5)
+    assert [row["step"] for row in made.metrics()] == [1, 2]
+    assert made.load_latest()["step"] == 1
+    assert [row["step"] for row in made.metrics()] == [1]

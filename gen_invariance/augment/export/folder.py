@@ -112,7 +112,11 @@ def read_regular(path: Path) -> bytes:
         UnusablePictureError: not a regular file.
         OSError: it cannot be read.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    try:
+        mode = path.stat().st_mode
+    except ValueError as error:  # NUL in a path of a table
+        raise UnusablePictureError(f"not a path ({error})") from None
+    if not stat.S_ISREG(mode):
         raise UnusablePictureError("not a regular file")
     return path.read_bytes()
 
