@@ -377,7 +377,7 @@ def through(door: Door) -> int:
     try:
         door()
     except GenInvarianceError as error:
-        print(f"gen-invariance: {error}", file=sys.stderr)
+        print(f"gen-invariance: {verbs.printable(str(error))}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -325,3 +325,11 @@ def test_metrics_that_are_none(line, tmp_path):
     assert [row["step"] for row in made.metrics()] == [1, 2]
     assert made.load_latest()["step"] == 1
     assert [row["step"] for row in made.metrics()] == [1]
+
+
+def test_a_translator_with_a_setting_that_it_does_not_know(runs, tmp_path):
+    folder = shutil.copytree(runs / "fit", tmp_path / "fit") / "translator"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"residownsamples": 2}))
+    with pytest.raises(CheckpointError, match=r"config\.json has the setting 'residownsamples', which"):
+        load_translator(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from importlib import import_module
 from pathlib import Path
@@ -48,6 +49,12 @@ def load_translator(path: Path | str) -> nn.Module:
     if not any(folder.rglob("*.safetensors")):
         raise CheckpointError(f"{folder} holds no weights (*.safetensors); copy the whole folder, or fit again")
     kind = getattr(import_module(f"gen_invariance.translator.{KINDS[name]}"), name)
+    unknown = [key for key in config if key not in inspect.signature(kind).parameters and not key.startswith("_")]
+    if unknown:  # diffusers would pass over them
+        raise CheckpointError(
+            f"{folder / 'config.json'} has the setting {unknown[0]!r}, which a {name} does not know; it is damaged or "
+            "of another version"
+        )
     try:
         translator, found = kind.from_pretrained(
             folder, low_cpu_mem_usage=False, use_safetensors=True, output_loading_info=True
