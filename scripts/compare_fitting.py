@@ -137,6 +137,26 @@ def main(out: Path, seconds: float, seed: int, only: str) -> None:
                 with (out / f"fitting-{seed}.jsonl").open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(line, flush=True)
+    if not only or "recipe" in only:
+        print(summary(out / f"fitting-{seed}.jsonl"))
+
+
+def summary(path: Path) -> str:
+    """When each arm first had the recipe's last figures, diversity left out and shown beside."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    last = [row for row in rows if row["arm"] == "recipe"][-1]
+    lines = [f"recipe: {last['seconds']:.0f} s, diversity {last['diversity']:.2f}"]
+    for arm in [name for name in ARMS if name != "recipe"]:
+        for row in (row for row in rows if row["arm"] == arm):
+            if (
+                row["accuracy_kept"] >= last["accuracy_kept"]
+                and row["kernel_distance"] <= last["kernel_distance"]
+                and row["coverage"] >= last["coverage"]
+            ):
+                times = last["seconds"] / row["seconds"]
+                lines.append(f"{arm}: {row['seconds']:.1f} s, {times:.0f} times, diversity {row['diversity']:.2f}")
+                break
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
