@@ -7,8 +7,9 @@ to random sizes from 24 to 128 pixels, and written as JPEG and PNG in grey, colo
 turned by EXIF. Then the real command runs on a quarter of them and on all. Printed, and written to `--out`: images per
 second (originals checked and copied, and new ones), processor time, peak memory of the command and its workers (the
 sum of their resident sets), time to the first recorded images, and how memory grew from a quarter of the set to all.
-With `--kills`, the command on the quarter is killed by SIGKILL that often while it works, resumed each time, and
-its output compared, byte for byte, with the uninterrupted one.
+With `--ways`, all of it once more on two processes and on two Ray workers (extra `ray`); with `--kills`, all of it once
+more, killed by SIGKILL that often at random moments spread over the work, and resumed each time. Outputs are compared
+with the first one byte for byte.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from gen_invariance.run import package_versions, write_json, write_text
 
 LARGEST_OVER_SMALLEST = 20
 SIDES = (24, 128)
+WAYS = {"2 processes": ["processes=2"], "2 Ray workers": ["engine=ray", "processes=2"]}
 
 
 @dataclass
@@ -164,14 +166,14 @@ def digest(root: Path) -> str:
     return found.hexdigest()
 
 
-def kill_and_resume(words: list[str], out: Path, kills: int) -> tuple[list[int], bool]:
+def kill_and_resume(words: list[str], out: Path, kills: int, total: int) -> tuple[list[int], bool]:
     """Kill the command `kills` times while it works; units recorded at each kill, and whether it ended well at last.
 
-    Killed is at the first, second or third unit that it has recorded since its start, and some random moment later.
+    Killed is when it has recorded a random number of the `total` units since its start, and some random moment later.
     """
     draw, done = random.Random(1), []
     for _ in range(kills):
-        before, more = recorded(out), draw.randint(1, 3)
+        before, more = recorded(out), draw.randint(1, max(1, round(1.2 * total / kills)))
         process = started(words)
         while process.poll() is None and recorded(out) < before + more:
             time.sleep(0.002)
@@ -184,33 +186,39 @@ def kill_and_resume(words: list[str], out: Path, kills: int) -> tuple[list[int],
     return done, started(words).wait() == 0
 
 
+def unit_count(options: argparse.Namespace, cost: Cost) -> int:
+    """About how many units of work there are: each original is read, and each new image made."""
+    return (cost.originals + cost.new) // options.batch
+
+
 def recorded(out: Path) -> int:
     """Units of work that are done."""
     return len(list((out / ".gen_invariance" / "units").glob("[!.]*.jsonl")))
 
 
-def table(costs: dict[int, Cost], kills: str, options: argparse.Namespace, headline: str) -> str:
+def table(costs: dict[str, Cost], notes: list[str], options: argparse.Namespace, headline: str) -> str:
     """The figures as Markdown."""
     lines = [
         f"    {headline}",
         "",
         f"{options.translator} translator, pictures brought to {options.size} x {options.size}, "
-        f"units of {options.batch}, {options.processes} process(es), target={options.target}, {os.cpu_count()} cores "
-        "shared with other work.",
+        f"units of {options.batch}, {options.processes} process(es), target={options.target}, "
+        f"{os.cpu_count()} cores.",
         "",
-        "| originals | new | s | images/s | processor s | images/processor s | first read s | first new s | peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | originals | new | s | images/s | processor s | images/processor s | first read s | first new s "
+        "| peak MiB |",
+        "|" + "---|" * 10,
     ]
-    for cost in costs.values():
+    for name, cost in costs.items():
         each = (cost.originals + cost.new) / cost.cpu
         lines.append(
-            f"| {cost.originals} | {cost.new} | {cost.wall:.1f} | {cost.rate:.0f} | {cost.cpu:.1f} | {each:.0f} | "
-            f"{cost.first_read:.1f} | {cost.first_new:.1f} | {cost.peak:.0f} |"
+            f"| {name} | {cost.originals} | {cost.new} | {cost.wall:.1f} | {cost.rate:.0f} | {cost.cpu:.1f} | "
+            f"{each:.0f} | {cost.first_read:.1f} | {cost.first_new:.1f} | {cost.peak:.0f} |"
         )
-    small, large = costs[min(costs)], costs[max(costs)]
+    small, large = list(costs.values())[:2]
     growth = (large.peak - small.peak) * 1024 / (large.originals - small.originals)
     lines += ["", f"Memory grew by {large.peak - small.peak:.0f} MiB, {growth:.1f} KiB for each further original.", ""]
-    return "\n".join([*lines, *([kills] if kills else []), ""])
+    return "\n".join([*lines, *(f"* {note}" for note in notes), ""])
 
 
 def main() -> None:
@@ -223,6 +231,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images of a unit of work")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--ways", action="store_true", help="also on two processes and two Ray workers")
     parser.add_argument("--out", type=Path, default=Path("docs/results/augment"))
     options = parser.parse_args()
     images, labels = source_images(options.data)
@@ -231,32 +240,39 @@ def main() -> None:
         small = {"width": 16, "residual_blocks": 2}
         built = SpatialTranslator(3, start=0.3) if options.translator == "spatial" else MunitTranslator(3, **small)
         built.save_pretrained(work / "translator")
-        costs = {}
+        costs, notes = {}, []
         for count in (options.images // 4, options.images):
             make_folder(work / f"photos-{count}", images, labels, count)
             words = command(work / f"photos-{count}", work / f"out-{count}", work / "translator", options)
-            costs[count] = measure(words, work / f"out-{count}")
-            print(f"{count}: {costs[count]}", flush=True)
-        kills = ""
+            costs["a quarter" if count < options.images else "all"] = measure(words, work / f"out-{count}")
+            print(f"{count}: {list(costs.values())[-1]}", flush=True)
+        expected = digest(work / f"out-{options.images}")
+
+        def compared(what: str, out: Path, ended: bool = True) -> None:
+            same = ended and digest(out) == expected
+            notes.append(f"{what}: {'the same' if same else 'OTHER'} bytes as all in one process.")
+            print(notes[-1], flush=True)
+
+        for name, changes in WAYS.items() if options.ways else ():
+            out = work / name.replace(" ", "-")
+            words = command(work / f"photos-{options.images}", out, work / "translator", options) + changes
+            costs[name] = measure(words, out)
+            compared(name, out)
         if options.kills:
-            quarter = min(costs)
-            words = command(work / f"photos-{quarter}", work / "killed", work / "translator", options)
-            done, ended = kill_and_resume(words, work / "killed", options.kills)
-            same = ended and digest(work / "killed") == digest(work / f"out-{quarter}")
-            kills = (
-                f"{quarter} originals, killed {len(done)} times at work (units recorded by then: "
-                f"{', '.join(map(str, done))}) and resumed: {'the same' if same else 'OTHER'} bytes."
-            )
+            words = command(work / f"photos-{options.images}", work / "killed", work / "translator", options)
+            done, ended = kill_and_resume(words, work / "killed", options.kills, unit_count(options, costs["all"]))
+            at = ", ".join(map(str, done))
+            compared(f"killed {len(done)} times (units recorded by then: {at}) and resumed", work / "killed", ended)
     headline = "python scripts/benchmark_augment.py " + " ".join(sys.argv[1:]).replace(
         str(options.data), options.data.name
     )
-    name = f"{options.translator}-{options.images}-{options.processes}" + "-killed" * bool(options.kills)
-    text = table(costs, kills, options, headline)
+    name = f"{options.translator}-{options.images}-{options.processes}"
+    text = table(costs, notes, options, headline)
     print(text)
     write_text(options.out / f"{name}.md", text)
-    figures = {"command": headline, "versions": package_versions(), "kills": kills}
-    write_json(options.out / f"{name}.json", figures | {"runs": [asdict(cost) for cost in costs.values()]})
-    if "OTHER" in kills:
+    figures = {"command": headline, "versions": package_versions(), "notes": notes}
+    write_json(options.out / f"{name}.json", figures | {"runs": {key: asdict(cost) for key, cost in costs.items()}})
+    if any("OTHER" in note for note in notes):
         sys.exit(1)
 
 
