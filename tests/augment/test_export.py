@@ -1,6 +1,7 @@
 """An exported set: balanced, in the form of its input, whoever computes it, and however often it is killed."""
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import random
 import signal
 import struct
 import tarfile
+import traceback
 import zlib
 from dataclasses import replace
 
@@ -147,26 +149,39 @@ def test_two_processes_write_the_same_bytes_as_one(photos, tmp_path):
 
 
 def in_child(work):
-    """Run `work` in a forked process; its exit status."""
+    """Run `work` in a forked process; its exit status. What it raises is raised here, as text."""
+    reading, writing = os.pipe()
     child = os.fork()
     if not child:
         try:
             work()
-        finally:
             os._exit(0)
-    return os.waitpid(child, 0)[1]
+        except BaseException:
+            os.write(writing, traceback.format_exc()[-4000:].encode())
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with open(reading) as file:
+        said = file.read()  # until the child is gone
+    status = os.waitpid(child, 0)[1]
+    if said:
+        pytest.fail(f"in the child:\n{said}")
+    return status
 
 
 def kill_at(moment):
-    """Make this process die by SIGKILL when it renames a file for the `moment`-th time, before or after doing so."""
-    real, count = os.replace, [0]
+    """Make this process die by SIGKILL when it renames a file for the `moment`-th time, before or after doing so.
+
+    Several threads rename: each asks for its own number, as a shared one may have moved on when it is looked at again.
+    """
+    real, numbers = os.replace, itertools.count(1)
 
     def replace(*args):
-        count[0] += 1
-        if count[0] == moment and moment % 2:
+        number = next(numbers)
+        if number == moment and moment % 2:
             os.kill(os.getpid(), signal.SIGKILL)
         real(*args)
-        if count[0] == moment:
+        if number == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = replace
@@ -180,7 +195,9 @@ def kill_and_resume(source, out, settings, nuisance, moments):
             kill_at(moment)
             export(source, nuisance, out, settings, resume=True)
 
-        kills += in_child(work) == signal.SIGKILL
+        status = in_child(work)
+        assert status in (0, signal.SIGKILL), status
+        kills += status == signal.SIGKILL
     export(source, nuisance, out, settings, resume=True)
     return kills
 
@@ -205,18 +222,17 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(form, moments, tmp_path
 def test_killed_while_finishing(photos, tmp_path):
     source = open_form("folder", photos)
     export(source, Rotation(30), tmp_path / "whole", SETTINGS)
-    renames = [0]
 
     def count():
-        real = os.replace
+        real, numbers = os.replace, itertools.count()
 
         def replace(*args):
-            renames[0] += 1
+            next(numbers)
             real(*args)
 
         os.replace = replace
         export(source, Rotation(30), tmp_path / "count", SETTINGS)
-        os._exit(renames[0])
+        os._exit(next(numbers))
 
     total = in_child(count) >> 8
     assert total > 30
@@ -501,7 +517,28 @@ def test_results_unlike_any_original_are_rejected(photos, tmp_path):
     ranges = np.array([[0.2, 0.1, 0.1], [0.4, 0.2, 0.2]])
     assert outside((0.3, 0.15, 0.15), ranges) == 0
     assert outside((0.5, 0.15, 0.15), ranges) == pytest.approx(0.5)
+    assert outside((0.1, 0.15, 0.15), ranges) == pytest.approx(0.5)
     assert describe(np.full((3, 4, 4), 51, np.uint8)) == pytest.approx((0.2, 0, 0))
+
+
+@pytest.mark.parametrize("level", [0.0, 0.45, 1.0])
+def test_pictures_without_content_are_rejected_however_much_the_originals_differ(level, tmp_path):
+    """Photographs from dark to bright: half a range below the darkest lies below black."""
+    base = np.random.default_rng(0).integers(0, 256, (60, 8, 8)) / 255
+    for number, (pixels, light) in enumerate(zip(base, np.linspace(0.15, 0.75, 60), strict=True)):
+        folder = tmp_path / "in" / ("many" if number < 50 else "few")
+        folder.mkdir(parents=True, exist_ok=True)
+        spread = 0.2 + number % 4 * 0.2
+        Image.fromarray(((light + spread * (pixels - 0.5)).clip(0, 1) * 255).astype(np.uint8)).save(
+            folder / f"{number}.png"
+        )
+
+    class Flat(Identity):
+        def apply(self, images, draw):
+            return torch.full_like(images, level)
+
+    summary = export(open_form("folder", tmp_path / "in"), Flat(), tmp_path / "out", ExportSettings(target="max"))
+    assert summary.after == summary.before == (10, 50)
 
 
 def test_at_most_so_many_from_one_source(photos, tmp_path):

@@ -22,7 +22,7 @@ COLUMNS: dict[str, str] = {
     "copy": "int64",  # number of the draw for this source; -1 for originals
     "draw_seed": "string",  # hexadecimal seed of the draw
     "strength": "float64",  # mean absolute difference to the source, in [0, 1]
-    "quality": "float64",  # distance outside the range of the originals, in ranges; 0 is inside
+    "quality": "float64",  # distance outside the range of the originals, see `units.outside`; 0 is inside
     "translator": "string",  # SHA-256 of its weights and settings
     "width": "int64",
     "height": "int64",

@@ -31,7 +31,8 @@ class ExportSettings:
         originals: "copy" them, "link" to them, or only "reference" them in the manifest.
         near_copy: reject results whose mean absolute difference to their source, in [0, 1], is smaller.
         off_distribution: reject results whose brightness, contrast or sharpness lies further outside the range of the
-            originals than this share of the range; None keeps all.
+            originals than this share of the range, or below this share of the way from its lower end to 0; None
+            keeps all.
         per_source: results from one source at most; None sets no limit.
         tries: how often rejected results are made up for by other draws.
         batch_size: images translated at once; also those of a tar shard and of a unit of work.

@@ -194,13 +194,18 @@ def _fault(job: Job, entry: Entry, finite: bool, strength: float, quality: float
 
 
 def outside(statistics: Sequence[float], ranges: np.ndarray | None) -> float | None:
-    """Largest distance of `statistics` (3,) outside `ranges` (2, 3), in units of the range; None without ranges."""
+    """Largest distance of `statistics` (3,) outside `ranges` (2, 3), in units of the range; None without ranges.
+
+    Below the range the unit is the lower end where that is smaller: none of the three can fall below 0, so measured by
+    a wide range even a black picture would lie near.
+    """
     if ranges is None:
         return None
     low, high = ranges
-    value = np.asarray(statistics)
-    distance = np.maximum(low - value, value - high) / np.maximum(high - low, _FLOOR)
-    return float(max(distance.max(), 0.0))
+    value, width = np.asarray(statistics), high - low
+    above = (value - high) / np.maximum(width, _FLOOR)
+    below = (low - value) / np.maximum(np.minimum(width, low), _FLOOR)
+    return float(max(above.max(), below.max(), 0.0))
 
 
 def store(
