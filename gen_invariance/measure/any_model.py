@@ -13,6 +13,9 @@ from gen_invariance.errors import ShapeError
 from gen_invariance.measure.accuracy import Predict
 from gen_invariance.measure.folding import folded
 
+_CPU_PIXELS, _FEWEST_IMAGES = 2**16, 8
+"""What goes through a network at once on a CPU: the activations of more leave its caches (docs/performance.md)."""
+
 
 @contextmanager
 def as_predict(model: Callable[[Tensor], Any], *, fold: bool = False) -> Iterator[Predict]:
@@ -41,13 +44,21 @@ def as_predict(model: Callable[[Tensor], Any], *, fold: bool = False) -> Iterato
         given = images if example is None else images.to(example)
         if not asked:
             asked.append(folded(model, given[:16]))
-        return _logits(asked[0](given), len(images)).to(images.device)
+        answers = [_logits(asked[0](part), len(part)) for part in given.split(_at_once(given))]
+        return torch.cat(answers).to(images.device)
 
     try:
         yield predict
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+def _at_once(images: Tensor) -> int:
+    """How many of `images` (B, C, H, W) are asked about together; their answers do not depend on it."""
+    if images.device.type != "cpu":
+        return max(1, len(images))
+    return max(_FEWEST_IMAGES, _CPU_PIXELS // max(1, images.shape[-1] * images.shape[-2]))
 
 
 def _logits(answer: Any, count: int) -> Tensor:

@@ -131,7 +131,7 @@ class Rounds:
             if self.codes is not None:
                 moved = self.codes.translate(here, own)
             else:
-                chunk = as_float(self.sources[here])
+                chunk = as_float(self.sources.index_select(0, here))
                 moved = self.nuisance.apply(chunk, draw_to(own, chunk))
             for place, predict in enumerate(self.predicts):
                 answer = F.log_softmax(refuse_nan(predict(moved).float()), dim=1)

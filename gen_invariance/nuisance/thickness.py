@@ -82,5 +82,6 @@ class Thickness:
             for side in sides[dilates == grow].unique().tolist():
                 rows = ((dilates == grow) & (sides == side)).nonzero().squeeze(1).to(images.device)
                 if side > 1:
-                    result[rows] = operation(images[rows], side)
+                    # Whole rows at a time, which indexing in brackets is not.
+                    result.index_copy_(0, rows, operation(images.index_select(0, rows), side))
         return result

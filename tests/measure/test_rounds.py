@@ -10,6 +10,7 @@ from torch import nn
 
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.errors import SettingsError
+from gen_invariance.measure.any_model import as_predict
 from gen_invariance.measure.folding import folded
 from gen_invariance.measure.invariance import compare_invariance, measure_invariance
 from gen_invariance.measure.rounds import DRAWS_SHARE, FEWEST
@@ -239,3 +240,21 @@ def test_measuring_folds_and_gives_the_same_figures(digits, network):
     torch.testing.assert_close(one.ekld, two.ekld, rtol=1e-4, atol=1e-7)
     assert torch.equal(one.agreement, two.agreement)
     assert one.ekld.max() > 0.001
+
+
+@pytest.mark.parametrize(("side", "most"), [(16, 256), (64, 16), (300, 8)])
+def test_a_network_on_a_cpu_is_asked_about_as_much_as_its_caches_hold(side, most):
+    asked = []
+
+    class Counting(nn.Module):
+        def forward(self, images):
+            asked.append(len(images))
+            return images.mean((2, 3)) * torch.tensor([1.0, -1.0])
+
+    images = torch.rand(most * 2 + 3, 1, side, side, generator=named_generator(8))
+    with as_predict(Counting()) as ask:
+        answers = ask(images)
+        assert ask(images[:0]).shape == (0, 2)
+    assert asked[:3] == [most, most, 3]
+    torch.testing.assert_close(answers[:, 0], images.mean((1, 2, 3)))
+    assert torch.equal(answers[:, 1], -answers[:, 0])

@@ -110,6 +110,15 @@ def test_background_equals_the_pixel_loop():
         assert moved[row, 0].tolist() == expected
 
 
+def test_a_colour_pixel_is_ground_only_where_all_channels_are_0():
+    images = torch.tensor([[0.0, 0.0, 0.5], [0.0, 0.25, 0.0], [0.0, 0.0, 1.0]]).view(1, 3, 1, 3).requires_grad_()
+    moved = Background().apply(images, {"level": torch.tensor([51])})
+    expected = images.detach().clone()
+    expected[0, :, 0, 0] = 0.2  # the only pixel that is black in all three
+    assert torch.equal(moved, expected)
+    assert torch.equal(torch.autograd.grad(moved.sum(), images)[0], torch.ones_like(images))
+
+
 @pytest.mark.parametrize("angle", [0, 90, -90, 180])
 def test_right_angles_are_exact(angle):
     images = real_digits(8)
