@@ -1,17 +1,18 @@
-"""Hugging Face Trainer: the stage in the collate function of a small vision transformer, in front of normalising."""
+"""Hugging Face Trainer: a data set with an image column; the stage in the collate function, in front of normalising."""
 
 import sys
 from pathlib import Path
 
 import torch
+from datasets import ClassLabel, Dataset, Features, Image
 from digits import long_tailed_digits, quick_translator
 from torch import Tensor
-from torch.utils.data import TensorDataset, default_collate
 
-from gen_invariance import TailAugment
+from gen_invariance import ImageData, TailAugment
 from gen_invariance.torchvision_guard import declare_missing_operators
 
 declare_missing_operators()  # only needed where torch is a CPU build and torchvision is not
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image  # noqa: E402
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification  # noqa: E402
 
 
@@ -19,8 +20,9 @@ def main(folder: Path, *, epochs: int = 1) -> float:
     train, test = long_tailed_digits()
     augment = TailAugment.from_pretrained(quick_translator(folder, train), class_counts=train.counts)
 
-    def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        images, labels = augment(*default_collate(rows))
+    def collate(rows: list[dict]) -> dict[str, Tensor]:
+        images = torch.stack([pil_to_tensor(row["image"]) for row in rows])  # uint8 (B, C, H, W), of one size
+        images, labels = augment(images, torch.tensor([row["label"] for row in rows]))
         return {"pixel_values": normalized(images), "labels": labels}
 
     model = ViTForImageClassification(
@@ -38,12 +40,19 @@ def main(folder: Path, *, epochs: int = 1) -> float:
         save_strategy="no",
         disable_tqdm=True,
     )
-    data = TensorDataset(train.images, train.labels)
-    loss = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collate).train().training_loss
+    trainer = Trainer(model=model, args=arguments, train_dataset=as_dataset(train), data_collator=collate)
+    loss = trainer.train().training_loss
     with torch.no_grad():
         right = model.eval()(normalized(test.images / 255)).logits.argmax(1) == test.labels
     print("loss:", loss, "accuracy:", right.float().mean().item())
     return loss
+
+
+def as_dataset(part: ImageData) -> Dataset:
+    """Like `load_dataset("imagefolder", data_dir="photos")["train"]`: rows of a picture and a class."""
+    features = Features({"image": Image(), "label": ClassLabel(names=list(part.class_names))})
+    pictures = [to_pil_image(image) for image in part.images]
+    return Dataset.from_dict({"image": pictures, "label": part.labels.tolist()}, features=features)
 
 
 def normalized(images: Tensor) -> Tensor:

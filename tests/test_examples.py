@@ -20,7 +20,7 @@ NEEDS = {
     "timm_train": "timm",
     "imblearn_pipeline": "imblearn",
     "lightning_module": "lightning",
-    "huggingface_trainer": "transformers",
+    "huggingface_trainer": "transformers datasets",
 }
 
 
@@ -30,7 +30,8 @@ def test_every_example_is_listed():
 
 @pytest.mark.parametrize("name", NEEDS)
 def test_example(name, tmp_path, monkeypatch):
-    pytest.importorskip(NEEDS[name])
+    for library in NEEDS[name].split():
+        pytest.importorskip(library)
     monkeypatch.syspath_prepend(str(EXAMPLES))
     with torch.random.fork_rng():
         torch.random.set_rng_state(torch.Generator().manual_seed(0).get_state())
