@@ -7,9 +7,10 @@ to random sizes from 24 to 128 pixels, and written as JPEG and PNG in grey, colo
 turned by EXIF. Then the real command runs on a quarter of them and on all. Printed, and written to `--out`: images per
 second (originals checked and copied, and new ones), processor time, peak memory of the command and its workers (the
 sum of their resident sets), time to the first recorded images, and how memory grew from a quarter of the set to all.
-With `--ways`, all of it once more on two processes and on two Ray workers (extra `ray`); with `--kills`, all of it once
-more, killed by SIGKILL that often at random moments spread over the work, and resumed each time. Outputs are compared
-with the first one byte for byte.
+With `--ways`, all of it once more on two processes and on two Ray workers (extra `ray`), whose processor time is left
+out: they are no children of the command, so the system does not count it. With `--kills`, all of it once more, killed
+by SIGKILL that often at random moments spread over the work, and resumed each time. Outputs are compared with the first
+one byte for byte.
 """
 
 import argparse
@@ -210,10 +211,11 @@ def table(costs: dict[str, Cost], notes: list[str], options: argparse.Namespace,
         "|" + "---|" * 10,
     ]
     for name, cost in costs.items():
-        each = (cost.originals + cost.new) / cost.cpu
+        counted = "Ray" not in name
+        cpu, each = (f"{cost.cpu:.1f}", f"{(cost.originals + cost.new) / cost.cpu:.0f}") if counted else ("–", "–")
         lines.append(
-            f"| {name} | {cost.originals} | {cost.new} | {cost.wall:.1f} | {cost.rate:.0f} | {cost.cpu:.1f} | "
-            f"{each:.0f} | {cost.first_read:.1f} | {cost.first_new:.1f} | {cost.peak:.0f} |"
+            f"| {name} | {cost.originals} | {cost.new} | {cost.wall:.1f} | {cost.rate:.0f} | {cpu} | {each} | "
+            f"{cost.first_read:.1f} | {cost.first_new:.1f} | {cost.peak:.0f} |"
         )
     small, large = list(costs.values())[:2]
     growth = (large.peak - small.peak) * 1024 / (large.originals - small.originals)
