@@ -38,7 +38,18 @@ ARMS = {
     "munit": {"network": {}, "batch": 16, "learning_rate": 1e-4},
     "small": {"network": {"width": 16, "residual_blocks": 2}, "batch": 16, "learning_rate": 5e-4},
     "small-32": {"network": {"width": 32, "residual_blocks": 2}, "batch": 16, "learning_rate": 5e-4},
-}
+    "small-bank": {
+        "network": {"width": 16, "residual_blocks": 2, "bank_size": 1024}, "batch": 16, "learning_rate": 5e-4,
+    },
+    "small-style": {
+        "network": {"width": 16, "residual_blocks": 2}, "batch": 16, "learning_rate": 5e-4, "weights": {"style": 5.0},
+    },
+    "small-bank-style": {
+        "network": {"width": 16, "residual_blocks": 2, "bank_size": 1024}, "batch": 16, "learning_rate": 5e-4,
+        "weights": {"style": 5.0},
+    },
+}  # fmt: skip
+
 FIGURES = ("accuracy_kept", "kernel_distance", "coverage", "diversity", "near_copies")
 
 
@@ -77,6 +88,7 @@ def fit_ours(data: ImageData, seed: int, how: dict) -> Iterator[MunitTranslator]
         network=how["network"],
         learning_rate=how["learning_rate"],
         discriminator_layers=3 if how["network"] else 4,
+        weights=how.get("weights"),
     )
     for step in range(10**6):
         generator = named_generator(seed, "fit", step)
@@ -90,6 +102,15 @@ def fit_ours(data: ImageData, seed: int, how: dict) -> Iterator[MunitTranslator]
         update(objective, "translator", objective.translator_terms(out))
         objective.discriminator.requires_grad_(True)
         yield objective.translator
+
+
+@torch.no_grad()
+def fill_bank(translator: MunitTranslator, data: ImageData, seed: int) -> None:
+    """Styles of images, every class with the same weight, for a translator that keeps some; then it draws from them."""
+    if size := getattr(getattr(translator, "config", None), "bank_size", 0):
+        rows = epoch_indices(data.labels, rule="class_balanced", epoch=0, seed=seed, num_samples=size, stream="bank")
+        translator.bank.copy_(translator.style(data.float_images(rows)))
+        translator.draw_from("bank")
 
 
 def update(objective: object, name: str, terms: dict[str, Tensor]) -> None:
@@ -132,30 +153,40 @@ def main(out: Path, seconds: float, seed: int, only: str) -> None:
             nuisance = next(steps)
             used, number = used + time.process_time() - started, number + 1
             if used >= due or used >= budget:
+                started = time.process_time()
+                fill_bank(nuisance, head, seed)
+                used += time.process_time() - started
                 due *= 2**0.5
                 line = {"arm": name, "seed": seed, "step": number, "seconds": round(used, 2), **look(nuisance)}
                 with (out / f"fitting-{seed}.jsonl").open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(line, flush=True)
-    if not only or "recipe" in only:
+    if any(json.loads(line)["arm"] == "recipe" for line in (out / f"fitting-{seed}.jsonl").read_text().splitlines()):
         print(summary(out / f"fitting-{seed}.jsonl"))
 
 
 def summary(path: Path) -> str:
-    """When each arm first had the recipe's last figures, diversity left out and shown beside."""
+    """When each arm first had the recipe's last figures, without and with its diversity."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     last = [row for row in rows if row["arm"] == "recipe"][-1]
-    lines = [f"recipe: {last['seconds']:.0f} s, diversity {last['diversity']:.2f}"]
+    lines = [f"recipe: {last['seconds']:.0f} s, {last['step']} steps, diversity {last['diversity']:.2f}"]
     for arm in [name for name in ARMS if name != "recipe"]:
-        for row in (row for row in rows if row["arm"] == arm):
-            if (
-                row["accuracy_kept"] >= last["accuracy_kept"]
-                and row["kernel_distance"] <= last["kernel_distance"]
-                and row["coverage"] >= last["coverage"]
-            ):
-                times = last["seconds"] / row["seconds"]
-                lines.append(f"{arm}: {row['seconds']:.1f} s, {times:.0f} times, diversity {row['diversity']:.2f}")
-                break
+        good = [
+            row
+            for row in rows
+            if row["arm"] == arm
+            and row["accuracy_kept"] >= last["accuracy_kept"]
+            and row["kernel_distance"] <= last["kernel_distance"]
+            and row["coverage"] >= last["coverage"]
+        ]
+        for words, found in (
+            ("", good),
+            ("as diverse: ", [row for row in good if row["diversity"] >= last["diversity"]]),
+        ):
+            for row in found[:1]:
+                lines.append(
+                    f"{arm}: {words}{row['seconds']:.1f} s, {row['step']} steps, diversity {row['diversity']:.2f}"
+                )
     return "\n".join(lines)
 
 

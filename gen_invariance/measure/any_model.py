@@ -13,7 +13,7 @@ from gen_invariance.errors import ShapeError
 from gen_invariance.measure.accuracy import Predict
 from gen_invariance.measure.folding import folded
 
-_CPU_PIXELS, _FEWEST_IMAGES = 2**16, 8
+_CPU_PIXELS, _FEWEST_IMAGES = 25_000, 8
 """What goes through a network at once on a CPU: the activations of more leave its caches (docs/performance.md)."""
 
 
