@@ -4,11 +4,12 @@
 
 Prints and writes minimum, median and maximum of the ratio. Both steps of a pair run back to back, in turns the one and
 the other first, so what else the machine does falls on both. On a CPU the ratio is of processor time (of all threads),
-which other work hardly touches; on a GPU of wall time, its queue emptied before and after. Weights are untrained: they
-cost the same.
+which other work hardly touches; on a GPU of wall time, its queue emptied before and after. Images are scikit-learn's
+digits, scaled up. Weights are untrained: they cost the same.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -17,13 +18,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from gen_invariance import MunitTranslator, Rotation, SpatialTranslator, TailAugment
+from gen_invariance import MunitTranslator, Rotation, SpatialTranslator, TailAugment, load_source
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import package_versions, write_json, write_text
 from gen_invariance.translator.flow import FlowTranslator
 from gen_invariance.translator.pose import PoseTranslator
+from gen_invariance.translator.redraw import RedrawTranslator
 
 CLASSES = 10
 
@@ -34,10 +37,26 @@ def candidates() -> dict[str, Nuisance]:
         "rotation (by hand)": Rotation(),
         "spatial": SpatialTranslator(3, start=0.3),
         "pose": PoseTranslator(3),
+        "redraw, tone (photographs)": RedrawTranslator(3, parts=("tone",), kind="photo"),
+        "redraw, tone and pose": RedrawTranslator(3, parts=("tone", "pose")),
+        "redraw, tone, stroke and pose": with_widths(RedrawTranslator(3)),
         "munit_small": MunitTranslator(3, width=16, residual_blocks=2),
         "munit": MunitTranslator(3),
         "flow": FlowTranslator(3),
     }
+
+
+def with_widths(redraw: RedrawTranslator) -> RedrawTranslator:
+    """Strokes of 1 to 4 pixels in its bank: how far they are grown decides what that costs."""
+    redraw.log_width.copy_(torch.linspace(0, math.log(4), len(redraw.log_width)))
+    return redraw
+
+
+def figures_of(count: int, size: int) -> Tensor:
+    """float (count, 3, size, size): real figures, as what `redraw` costs depends on there being any."""
+    digits = load_source("digits").train
+    images = digits.float_images(torch.arange(count) % len(digits))
+    return F.interpolate(images, size=(size, size), mode="bilinear").expand(-1, 3, -1, -1).contiguous()
 
 
 def seconds(step: Callable[[], None], device: torch.device) -> float:
@@ -79,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(options.batch, 3, options.size, options.size, generator=generator).to(device)
+    images = figures_of(options.batch, options.size).to(device)
     labels = torch.randint(CLASSES, (options.batch,), generator=generator).to(device)
     model = build_classifier(options.backbone, num_classes=CLASSES, channels=3).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

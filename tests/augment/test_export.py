@@ -17,14 +17,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from sklearn.datasets import load_digits
 
 from gen_invariance import Compose, Identity, Lighting, MunitTranslator, Rotation, SpatialTranslator
 from gen_invariance.augment.export import ExportSettings, export, open_form, workers
 from gen_invariance.augment.export.learning import image_data
 from gen_invariance.augment.export.manifest import COLUMNS, read_manifest
-from gen_invariance.augment.export.pictures import decode, describe, encode, prepare, scaled_back
+from gen_invariance.augment.export.pictures import (
+    UnusablePictureError,
+    decode,
+    describe,
+    encode,
+    prepare,
+    scaled_back,
+)
 from gen_invariance.augment.export.settings import goal_of
 from gen_invariance.augment.export.units import draw_generator, outside
 from gen_invariance.data import to_uint8
@@ -486,6 +493,18 @@ def test_what_the_translator_sees_of_a_kind_of_picture(kind):
     content, expected = KINDS[kind](rgb)
     found = prepare(decode(content), size=None, whole=True, channels=3).pixels.transpose(1, 2, 0)
     assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_a_picture_in_lab_colours_is_converted_or_refused():
+    """Not every Pillow can; eight bits of Lab hold dark and saturated colours roughly."""
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.applyTransform(Image.fromarray(rgb), ImageCms.buildTransform(*profiles, "RGB", "LAB"))
+    try:
+        found = np.asarray(decode(saved(lab, "TIFF"))).astype(int)
+    except UnusablePictureError:
+        pytest.skip("this Pillow refuses them")
+    assert np.abs(found - rgb).mean() < 3
 
 
 def test_near_copies_and_other_classes_are_rejected_and_made_up_for(photos, tmp_path):

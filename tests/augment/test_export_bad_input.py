@@ -1,4 +1,7 @@
-"""Every kind of bad file, folder and argument through the real command: one line, its exit code, nothing lost."""
+"""Every kind of bad file, folder and argument through the real command: one line, its exit code, nothing lost.
+
+`scripts/bad_input.py` prints what the command says to each of them (docs/results/augment/bad-input.md).
+"""
 
 import gzip
 import io
@@ -7,6 +10,7 @@ import os
 import shutil
 import tarfile
 import warnings
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -24,19 +28,26 @@ def _warnings_as_before(monkeypatch):
 
 @pytest.fixture(scope="module")
 def translator(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("translator") / "t"
-    SpatialTranslator(1, start=0.3).save_pretrained(folder)
-    return folder
+    return make_translator(tmp_path_factory.mktemp("translator") / "t")
 
 
 @pytest.fixture
 def photos(tmp_path):
+    return make_photos(tmp_path / "photos")
+
+
+def make_translator(folder):
+    SpatialTranslator(1, start=0.3).save_pretrained(folder)
+    return folder
+
+
+def make_photos(root):
     for name, count in (("cat", 6), ("dog", 2)):
-        (tmp_path / "photos" / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True)
         for number in range(count):
             pixels = np.random.default_rng(number).integers(0, 255, (12, 12), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
-    return tmp_path / "photos"
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
 
 
 def tree(root):
@@ -82,10 +93,14 @@ SETTINGS = {
 }
 
 
+def filled_in(words, translator, photos):
+    return [word.replace("=T", f"={translator}").replace("=DATA", f"={photos}") for word in words]
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_wrong_settings(name, photos, translator, tmp_path, capsys):
     words, text = SETTINGS[name]
-    words = [word.replace("=T", f"={translator}").replace("=DATA", f"={photos}") for word in words]
+    words = filled_in(words, translator, photos)
     before = tree(photos)
     code, out, err = command(capsys, f"data.path={photos}", f"out={tmp_path / 'out'}", *words)
     assert code == 2
@@ -127,12 +142,16 @@ INPUTS = {
     "nothing there": ("folder", lambda p: None, "does not exist"),
     "a file": ("folder", lambda p: p.write_text("x"), "is a file, not a folder"),
     "empty folder": ("folder", lambda p: p.mkdir(), "has no sub-folders"),
-    "empty classes": ("folder", lambda p: (p / "cat").mkdir(parents=True), "no image that can be used"),
+    "empty classes": ("folder", lambda p: (p / "cat").mkdir(parents=True), "no file in a class"),
     "datasets folder": ("folder", hugging_face, "Hugging Face data set"),
     "tar folder": ("folder", lambda p: (p.mkdir(), tarball(p / "a.tar")), "use data=webdataset"),
     "no table": ("table", lambda p: None, "does not exist"),
     "wrong ending": ("table", lambda p: p.write_text("path,label\n"), "must end in .csv"),
-    "no such column": ("table.csv", lambda p: p.write_text("file,label\na.png,1\n"), "no column 'path'"),
+    "no such column": (
+        "table.csv",
+        lambda p: p.write_text("file,label\na.png,1\n"),
+        "no column 'path' (it has file, label); name the columns with path_column=... label_column=",
+    ),
     "no label": ("table.csv", lambda p: p.write_text("path,label\na.png,cat\nb.png,\n"), "row 2 has no label"),
     "no rows": ("table.csv", lambda p: p.write_text("path,label\n"), "has no rows"),
     "empty table": ("table.csv", lambda p: p.write_text(""), "cannot be read as a table"),
@@ -145,7 +164,11 @@ INPUTS = {
         lambda p: pd.DataFrame({"path": [{"bytes": b"x"}], "label": [1]}).to_parquet(p),
         "nested values",
     ),
-    "files that are not there": ("table.csv", lambda p: p.write_text("path,label\na.png,cat\n"), "no image that can"),
+    "files that are not there": (
+        "table.csv",
+        lambda p: p.write_text("path,label\na.png,cat\nb.png,cat\n"),
+        "no image that can be used; the first of 2 files, a.png: cannot be read (No such file",
+    ),
     "no npz": ("npz", lambda p: p.write_bytes(b"junk"), "no .npz file"),
     "npz without labels": ("npz", lambda p: save_npz(p, train_images=np.zeros((2, 8, 8), np.uint8)), "train_labels"),
     "no shards": ("webdataset", lambda p: p.mkdir(), "holds no .tar shard"),
@@ -165,12 +188,15 @@ INPUTS = {
 }
 
 
+def place_of(kind, folder):
+    form, _, suffix = kind.partition(".")
+    return form, folder / ("in.npz" if form == "npz" else f"in.{suffix}" if suffix else "in")
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_wrong_inputs(name, translator, tmp_path, capsys):
     kind, make, text = INPUTS[name]
-    form, _, suffix = kind.partition(".")
-    path = tmp_path / ("in.npz" if form == "npz" and name == "no npz" else f"in.{suffix}" if suffix else "in")
-    path = path.with_suffix(".npz") if form == "npz" else path
+    form, path = place_of(kind, tmp_path)
     make(path)
     words = [f"data={form}", f"data.path={path}", f"out={tmp_path / 'out'}", f"translator={translator}"]
     code, out, err = command(capsys, *words)
@@ -224,7 +250,8 @@ def test_wrong_outputs(name, photos, translator, capsys):
 
 def bomb(path):
     content = bytearray(png())
-    content[16:24] = (60000).to_bytes(4, "big") * 2  # width and height; the checksum no longer fits either
+    content[16:24] = (60000).to_bytes(4, "big") * 2  # width and height
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     path.write_bytes(content)
 
 
@@ -271,6 +298,22 @@ FILES = {
 }
 
 
+REASONS = {
+    "animated": "2 pictures in one file",
+    "pages of a tiff": "2 pictures in one file",
+    "grey of 32 bits": "grey pixels of more than 16 bits",
+    "empty": "empty file",
+    "text": "not an image of a known format",
+    "cut off": "truncated",
+    "bomb": "more than 89478485 pixels",
+    "a pipe": "not a regular file",
+    "a dangling link": "No such file",
+    "floating point": "floating-point pixels",
+    "colour for a grey translator": "colour picture, but the translator takes grey ones",
+}
+"""What the line says of some of them, beside the name of the file."""
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_bad_files_are_listed_and_the_rest_is_written(name, photos, translator, tmp_path, capsys):
     FILES[name](photos / "dog" / "bad.png")
@@ -280,6 +323,7 @@ def test_bad_files_are_listed_and_the_rest_is_written(name, photos, translator, 
     assert len(err) == 1, err
     assert "1 images could not be used" in err[0]
     assert "dog/bad." in err[0]
+    assert REASONS.get(name, "") in err[0]
     assert "NOT USABLE: dog/bad." in out
     assert "dog: 2 -> 6" in out
     rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]

@@ -49,7 +49,7 @@ def decode(content: bytes | np.ndarray) -> Image.Image:
                 raise UnusablePictureError(f"more than {MAX_PIXELS} pixels, which may be a decompression bomb")
             # Phones store a photo and its preview as two frames (MPO); the photo comes first.
             if getattr(image, "is_animated", False) and image.format != "MPO":
-                raise UnusablePictureError(f"animated image with {image.n_frames} frames")
+                raise UnusablePictureError(f"{image.n_frames} pictures in one file, an animation or pages")
             image.load()
             return _grey_or_rgb(ImageOps.exif_transpose(image))
     except UnusablePictureError:

@@ -299,15 +299,14 @@ def _rows(job: Job, prefix: str = "") -> Iterator[Row]:
 def _looked_over(job: Job, entries: Sequence[Entry]) -> tuple[list[list[Entry]], np.ndarray]:
     """Usable training images of each class in the order they serve as sources, and the range of their statistics."""
     sources: list[list[Entry]] = [[] for _ in job.form.class_names]
-    statistics = []
+    statistics, first = [], ""
     for entry, row in zip(entries, _rows(job, "a"), strict=True):
+        first = first or (row["reason"] and f"; the first of {len(entries)} files, {shown(entry.key)}: {row['reason']}")
         if row["status"] == "kept" and row["part"] == "train":
             sources[entry.label].append(entry)
             statistics.append(row["statistics"])
     if not statistics:
-        raise DataError(
-            f"{shown(job.form.path)} holds no image that can be used; see the first of {len(entries)} files"
-        )
+        raise DataError(f"{shown(job.form.path)} holds no image that can be used{first or ', and no file in a class'}")
     for rows in sources:  # a random but fixed order, so that a class that needs few new images does not favour "a..."
         rows.sort(key=lambda entry: hashlib.sha256(f"{job.settings.seed}/{entry.key!a}".encode()).digest())
     return sources, np.quantile(np.asarray(statistics), [0.01, 0.99], axis=0)

@@ -46,7 +46,7 @@ class TableForm:
                 found = ", ".join(map(str, table.columns[:8]))
                 raise DataError(
                     f"{where} has no column {column!r} (it has {found}); name the columns with "
-                    "data.path_column=... data.label_column=..."
+                    "path_column=... label_column=..."
                 )
             empty = table[column].isna() | (table[column].astype(str).str.strip() == "")
             if empty.any():
