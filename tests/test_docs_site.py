@@ -1,6 +1,7 @@
 """The documentation site builds without a warning, needs no other host, and its reference leaves nothing out."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -51,6 +52,15 @@ def test_nothing_is_loaded_from_another_host(site):
     styles = list(site.rglob("*.css"))
     assert styles
     assert not [sheet for sheet in styles if re.search(r"url\([\"']?(https?:|//)|@import", sheet.read_text("utf-8"))]
+
+
+def test_the_search_shows_pages_in_prose_first(site):
+    found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    boost = {}
+    for entry in found:
+        boost.setdefault(entry["location"].partition("/")[0].partition("#")[0], set()).add(entry.get("boost", 1))
+    assert max(boost.pop("reference")) < min(boost.pop("results")) < 1
+    assert set().union(*boost.values()) == {1}
 
 
 def test_every_public_name_has_its_place_in_the_reference(site):
