@@ -58,13 +58,14 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 @needs_ray
 @pytest.mark.slow
-def test_by_the_command_on_a_cluster_of_its_own(photos, tmp_path, capsys):
+def test_by_the_command_on_a_cluster_of_its_own(photos, tmp_path, capfd):
     import ray
 
     assert not ray.is_initialized()  # it comes before the tests that share a cluster
     SpatialTranslator(1, start=0.3).save_pretrained(tmp_path / "t")
     words = [f"data.path={photos.path}", f"translator={tmp_path / 't'}", "off_distribution=null", "target=max"]
     assert run(["augment", *words, f"out={tmp_path / 'ray'}", "engine=ray", "processes=2"]) == 0
+    assert capfd.readouterr().err == ""  # Ray writes past Python's streams
     assert run(["augment", *words, f"out={tmp_path / 'one'}"]) == 0
     assert tree(tmp_path / "one") == tree(tmp_path / "ray")
     assert not ray.is_initialized()

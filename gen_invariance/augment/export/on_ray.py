@@ -28,13 +28,19 @@ _RETRIES = 3  # of one unit; a unit that kills every worker it meets must end
 
 
 class _Worker:
-    """An actor: one process with the translator in it."""
+    """An actor: one process with the translator in it, fetched with the first unit.
 
-    def __init__(self, job: Job) -> None:
-        start_worker(job)
+    What an actor is constructed with may be gone when it has to be started anew; what comes with a unit is kept.
+    """
 
-    def do(self, unit: Unit) -> str:
-        """Carry out a unit; returns its name."""
+    def __init__(self) -> None:
+        self._ready = False
+
+    def do(self, job: list[ray.ObjectRef], unit: Unit) -> str:
+        """Carry out a unit of `job`, a list of one reference, as Ray would fetch a bare one each time; its name."""
+        if not self._ready:
+            start_worker(ray.get(job[0]))
+            self._ready = True
         return one_unit(unit)
 
 
@@ -54,6 +60,7 @@ class RayWorkers:
         self._job, self._workers, self._address = job, workers, address
         self._pool: ActorPool | None = None
         self._actors: list = []
+        self._shared: list[ray.ObjectRef] = []
         self._own = not ray.is_initialized()
 
     def __enter__(self) -> RayWorkers:
@@ -75,7 +82,7 @@ class RayWorkers:
         if self._pool is None:
             self._start()
         try:
-            for name in self._pool.map_unordered(lambda actor, unit: actor.do.remote(unit), units):
+            for name in self._pool.map_unordered(lambda actor, unit: actor.do.remote(self._shared, unit), units):
                 if not (self._job.state / "units" / f"{name}.jsonl").is_file():
                     raise RunError(
                         f"workers of the Ray cluster write to another {shown(self._job.out)} than this machine sees; "
@@ -99,8 +106,8 @@ class RayWorkers:
             self._connect()
         gpus = 1 if self._job.device.startswith("cuda") else 0
         options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _RETRIES}
-        actor, job = ray.remote(**options)(_Worker), ray.put(self._job)
-        self._actors = [actor.remote(job) for _ in range(self._workers)]
+        actor, self._shared = ray.remote(**options)(_Worker), [ray.put(self._job)]
+        self._actors = [actor.remote() for _ in range(self._workers)]
         self._pool = ActorPool(self._actors)
 
     def _connect(self) -> None:
