@@ -28,8 +28,12 @@ PAPER = ("ce", "ce_drs", "ce_drw", "ldam", "ldam_drs", "ldam_drw")
 METHOD_SETS: Mapping[str, tuple[str, ...]] = {
     "paper": tuple(f"{name}{stage}" for name in PAPER for stage in ("", "+git")),
     "stages": ("ce_drs", "ce_drs+randaugment", "ce_drs+spatial", "ce_drs+pose", "ce_drs+munit_small", "ce_drs+oracle"),
-}
-"""Lists of arms by one name: the rows of Zhou et al. (2022), and what the stage may give."""
+    "translators": (
+        "ce_drs", "ce_drs+randaugment", "ce_drs+oracle", "ce_drs+redraw", "ce_drs+redraw+randaugment", "ce_drs+flow",
+        "ce_drs+flow+randaugment", "ce_drs+spatial", "ce_drs+munit_small", "ce_drs+oracle+randaugment",
+    ),
+}  # fmt: skip
+"""Lists of arms by one name: the rows of Zhou et al. (2022), what the stage may give, and that before RandAugment."""
 
 _GIVEN = {"oracle": "true", "randaugment": "randaugment", "trivialaugment": "trivialaugment", "identity": "identity"}
 _ALIASES = {"git": "munit"}

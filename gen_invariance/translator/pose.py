@@ -99,20 +99,21 @@ class PoseTranslator(ModelMixin, ConfigMixin):
         check_images(images, channels=self.config.channels, where="pose translator")
         if not len(images):
             return images.clone()
-        return self.bring_to(images.float(), self.bank[draw_to(draw, images)["pose"]]).to(images.dtype)
+        turned = self.bring_to(images.float(), self.bank[draw_to(draw, images)["pose"]])
+        return turned.clamp(0, 1).to(images.dtype)
 
     def bring_to(self, images: Tensor, target: Tensor, *, strength: float = 1.0, seen: Tensor | None = None) -> Tensor:
         """Images brought from their own pose to `target` (B, 2), degrees and log scale; part of the way if asked.
 
-        The pose is read off `seen` (B, channels, H, W) where it is given; then the images may have any channels.
+        The pose is read off `seen` (B, channels, H, W) where it is given; then the images may have any channels. Values
+        may overshoot their range a little.
         """
         degrees, log_scale = self.pose(images if seen is None else seen)
         # The shorter way round, so that half the strength is half a turn at most.
         turn = (target[:, 0] - degrees + 180) % 360 - 180
         growth = target[:, 1] - log_scale if self.config.scale else torch.zeros_like(log_scale)
         # The image has been turned once already; bilinear blur on top of that costs a tenth of the identity kept.
-        turned = rotate_and_scale(images, strength * turn, (strength * growth).exp(), mode="bicubic")
-        return turned.clamp(0, 1)
+        return rotate_and_scale(images, strength * turn, (strength * growth).exp(), mode="bicubic")
 
     def describe(self) -> str:
         """The learned distribution in words, a line for each parameter."""

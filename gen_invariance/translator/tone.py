@@ -1,17 +1,17 @@
 """The tone of an image: what its pixels say about light, ground and ink, apart from what is drawn.
 
-Three readings, all in closed form. A *glyph* is a figure on a plain ground: its pixels fall into two groups, that which
-holds the border is the ground, and
+Two readings, both in closed form. A *figure* (a character, sign, drawing) lies on a ground of one level. Where it
+covers the ground it goes from a base level at its faintest to ink at its fullest,
 
-    x = ground + (ink - ground) * figure,    figure (B, 1, H, W), 0 on the ground and 1 in the ink,
+    x = ground + cover * (base - ground) + (ink - base) * figure,
 
-so that the figure knows neither the levels nor which of the two is the lighter. A *cutout* is a figure that lies over a
-ground of exactly one level and keeps its own pixels whatever the ground is (alpha compositing, Porter and Duff 1984):
+with figure and cover (B, 1, H, W) in [0, 1], both 0 on the ground. Strokes that fade into the ground have
+base = ground, and the cover plays no part. A figure that was cut out and laid over another ground (alpha compositing,
+Porter and Duff 1984) keeps a base of its own, which may lie beyond the ground, and then has a rim. The figure knows
+neither the levels nor which of them is the lighter.
 
-    x = figure + (1 - cover) * ground,       figure (B, C, H, W), cover (B, 1, H, W), both 0 on the ground.
-
-A *photograph* has no ground; there the tone is the mean and the standard deviation of each channel (after Reinhard et
-al. 2001, in RGB), and the figure is the standardised image.
+A *photo* has no ground; there the tone is the mean and the standard deviation of each channel (after Reinhard et al.
+2001, in RGB), and the figure is the standardised image.
 """
 
 from __future__ import annotations
@@ -22,118 +22,129 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KINDS = ("glyph", "cutout", "photo")
+KINDS = ("figure", "photo")
 _LEAST_CONTRAST = 0.03  # of [0, 1]: below it an image is empty, and dividing would only make noise large
+_SAME_LEVEL = 0.02  # how far a pixel of a clean ground may be from its level
+_BORDER_COUNTS = 20  # as often as other pixels: where most of an image is ink, the border is still ground
+_BRIGHTEST = 1.5  # of the way from base to ink; ink is a mean, some pixels lie above it
 _PLAIN_BORDER = 0.6  # median share of border pixels near the ground: .77 of tight digits, 1 of letters, .44 of CIFAR-10
-_SAME_LEVEL = 0.02  # how far a pixel of a cutout's ground may be from its level
-_AS_GOOD = 0.005  # nats of class likeness; lighting, which is no cutout, loses .02 to .15 on digits
-_GROUND_CHANGES = 0.05  # standard deviation of the ground's level over images, of [0, 1]
 _NEAR = 0.2  # of the contrast: how far a border pixel may be from the ground
 
 
 @dataclass(frozen=True)
 class Tone:
-    """Tone of each image.
+    """Tone of each image, levels (B, C) in [0, 1].
 
     Attributes:
-        ground: (B, C) in [0, 1]; of a photograph the mean.
-        ink: (B, C); of a photograph the mean plus the standard deviation; a cutout's stays as it is, this is 1.
+        ground: of a photo the mean.
+        base: where strokes begin; of a photo the mean, too.
+        ink: of a photo the mean plus the standard deviation.
     """
 
     ground: Tensor
+    base: Tensor
     ink: Tensor
 
     def toward(self, other: Tone, strength: float) -> Tone:
         """This tone moved toward `other`, 0 not at all, 1 all the way."""
-        return Tone(torch.lerp(self.ground, other.ground, strength), torch.lerp(self.ink, other.ink, strength))
+        levels = ((self.ground, other.ground), (self.base, other.base), (self.ink, other.ink))
+        return Tone(*(torch.lerp(own, wanted, strength) for own, wanted in levels))
 
 
 def read_tone(images: Tensor, *, kind: str) -> Tone:
     """Tone of float images (B, C, H, W) in [0, 1], as a `kind` of `KINDS`."""
     if kind == "photo":
         mean = images.mean((2, 3))
-        return Tone(mean, mean + images.std((2, 3), correction=0))
-    pixels = images.flatten(2)
-    if kind == "cutout":
-        ground = _commonest_level(pixels)
-        return Tone(ground, torch.ones_like(ground))
-    light = pixels.mean(1)
-    upper = light > _two_group_threshold(light)[:, None]
-    border = _border(images.shape[2:], images.device)
-    # The ground is the group that most of the border belongs to.
-    ground_is_upper = upper[:, border].float().mean(1) > 0.5
-    on_ground = upper == ground_is_upper[:, None]
-    ground = _masked_median(pixels, on_ground)
-    # Ink at its fullest: the third of its pixels farthest from the ground, so that soft edges do not count.
-    distance = (pixels - ground[:, :, None]).square().sum(1).masked_fill(on_ground, -1.0)
-    full = distance >= _upper_third(distance, ~on_ground)[:, None]
-    full = full & ~on_ground
-    ink = (pixels * full[:, None]).sum(2) / full.sum(1).clamp(min=1)[:, None]
-    return Tone(ground, torch.where(full.any(1, keepdim=True), ink, ground))
+        return Tone(mean, mean, mean + images.std((2, 3), correction=0))
+    ground = _ground_level(images)
+    cover = _cover(images, ground)
+    pixels, inside = images.flatten(2), cover.flatten(1) > 0
+    height = (_polarity(images, cover) * images.mean(1).flatten(1)).masked_fill(~inside, float("-inf"))
+    # Ink at its fullest: the upper third of the pixels that are nearer to the fullest than to the faintest, so that
+    # soft edges do not count. Base: the faintest tenth.
+    faintest = height.masked_fill(~inside, float("inf")).amin(1, keepdim=True)
+    inked = height >= (height.amax(1, keepdim=True) + faintest) / 2
+    place = height.argsort(dim=1, descending=True).argsort(dim=1)
+    number = inside.sum(1, keepdim=True)
+    ink = _level(pixels, inside & (place < (inked.sum(1, keepdim=True) / 3).ceil()))
+    base = _level(pixels, inside & (place >= number - (number / 10).ceil()))
+    # A base between ground and ink is a stroke that fades into the ground.
+    fades = ((base - ground) * (ink - ground)).sum(1, keepdim=True) >= 0
+    drawn = inside.any(1, keepdim=True)
+    return Tone(ground, torch.where(fades | ~drawn, ground, base), torch.where(drawn, ink, ground))
 
 
 def take_out(images: Tensor, tone: Tone, *, kind: str) -> Tensor:
-    """Content of `images`: the figure; of cutouts figure and cover in one tensor (B, C + 1, H, W)."""
-    ground, step = tone.ground[:, :, None, None], (tone.ink - tone.ground)[:, :, None, None]
-    if kind == "cutout":
-        cover = ((images - ground).abs().amax(1, keepdim=True) > _SAME_LEVEL).to(images.dtype)
-        return torch.cat([images * cover, cover], dim=1)
+    """Content of `images`: of figures figure and cover in one tensor (B, 2, H, W), of photos (B, C, H, W)."""
+    base, step = tone.base[:, :, None, None], (tone.ink - tone.base)[:, :, None, None]
     if kind == "photo":
-        return (images - ground) / step.clamp(min=_LEAST_CONTRAST)
-    # Along the line from ground to ink in colour space.
+        return (images - base) / step.clamp(min=_LEAST_CONTRAST)
+    cover = _cover(images, tone.ground)
+    # Along the line from base to ink in colour space.
     length = step.square().sum(1, keepdim=True).clamp(min=_LEAST_CONTRAST**2)
-    return (((images - ground) * step).sum(1, keepdim=True) / length).clamp(0, 1)
+    figure = (((images - base) * step).sum(1, keepdim=True) / length).clamp(0, _BRIGHTEST)
+    return torch.cat([figure * cover, cover], dim=1)
 
 
 def put_in(content: Tensor, tone: Tone, *, kind: str) -> Tensor:
     """Images (B, C, H, W) in [0, 1] of this content in this tone."""
-    ground, step = tone.ground[:, :, None, None], (tone.ink - tone.ground)[:, :, None, None]
-    if kind == "cutout":
-        return (content[:, :-1] + (1 - content[:, -1:]) * ground).clamp(0, 1)
-    return (ground + step * content).clamp(0, 1)
+    ground, base, ink = (level[:, :, None, None] for level in (tone.ground, tone.base, tone.ink))
+    if kind == "photo":
+        return (base + (ink - base) * content).clamp(0, 1)
+    # A pixel is covered or not, also after a turn has blurred the cover.
+    cover = (content[:, 1:] > 0.5).to(content.dtype)
+    return (ground + cover * (base - ground) + (ink - base) * content[:, :1].clamp(min=0)).clamp(0, 1)
 
 
 def figure_of(content: Tensor, *, kind: str) -> Tensor:
     """The figure in one channel, (B, 1, H, W): what pose and stroke are read off."""
-    return content[:, :-1].mean(1, keepdim=True) if kind == "cutout" else content.mean(1, keepdim=True)
+    return content.mean(1, keepdim=True) if kind == "photo" else content[:, :1].clamp(max=1)
 
 
-def looks_like(images: Tensor, labels: Tensor) -> str:
-    """The kind of `KINDS` that these images, of classes `labels` (N,), are best read as.
-
-    Figures have a border of one level. Whether they are glyphs or cutouts is decided by the classes: figures that were
-    taken out rightly are more like those of their own class. Holds N x N numbers: a few hundred images are enough.
-    """
-    if not _border_is_plain(images):
-        return "photo"
-    found = {}
-    for kind in ("glyph", "cutout"):
-        content = take_out(images, read_tone(images, kind=kind), kind=kind)
-        found[kind] = _class_likeness(figure_of(content, kind=kind), labels)
-    # Over a ground that is always the same the two readings come to the same, and the plainer one is taken.
-    changes = read_tone(images, kind="cutout").ground.std(0).max() > _GROUND_CHANGES
-    return "cutout" if changes and found["cutout"] > found["glyph"] - _AS_GOOD else "glyph"
-
-
-def _class_likeness(figures: Tensor, labels: Tensor, *, sharpness: float = 30.0) -> float:
-    """Mean log-probability that a soft nearest neighbour of an image is of its class, the image itself left out.
-
-    Neighbourhood components' criterion (Goldberger et al. 2004) on correlations, -20 at worst for an image.
-    """
-    small = F.interpolate(figures, size=(16, 16), mode="bilinear", antialias=True).flatten(1)
-    unit = F.normalize(small - small.mean(1, keepdim=True), dim=1)
-    alike = (sharpness * unit @ unit.T).fill_diagonal_(float("-inf"))
-    own = alike.masked_fill(labels[:, None] != labels, float("-inf"))
-    return float((own.logsumexp(1) - alike.logsumexp(1)).clamp(min=-20).mean())
-
-
-def _border_is_plain(images: Tensor) -> bool:
-    tone = read_tone(images, kind="glyph")
+def looks_like(images: Tensor) -> str:
+    """The kind of `KINDS` that these images are best read as: figures have a border of one level."""
+    tone = read_tone(images, kind="figure")
     border = _border(images.shape[2:], images.device)
     contrast = (tone.ink - tone.ground).abs().amax(1, keepdim=True).clamp(min=_LEAST_CONTRAST)
     off = (images.flatten(2)[:, :, border] - tone.ground[:, :, None]).abs().amax(1)
     plain = (off < _NEAR * contrast).float().mean(1)
-    return float(plain.median()) > _PLAIN_BORDER
+    return "figure" if float(plain.median()) > _PLAIN_BORDER else "photo"
+
+
+def _ground_level(images: Tensor) -> Tensor:
+    """The commonest of 256 levels of each channel, together with its neighbours, the border counting more; (B, C)."""
+    weights = torch.where(_border(images.shape[2:], images.device), float(_BORDER_COUNTS), 1.0)
+    levels = (images.flatten(2) * 255).round().long().clamp(0, 255)
+    counts = torch.zeros(*images.shape[:2], 256, device=images.device)
+    counts.scatter_add_(2, levels, weights.expand(levels.shape))
+    near = torch.tensor([1.0, 2, 3, 4, 3, 2, 1], device=images.device)
+    smooth = F.conv1d(counts.flatten(0, 1)[:, None], near[None, None], padding=3)
+    return smooth.argmax(2).view(images.shape[:2]).to(images.dtype) / 255
+
+
+def _cover(images: Tensor, ground: Tensor) -> Tensor:
+    """1 where something lies on the ground, (B, 1, H, W); a noisy ground is known by how far its border scatters."""
+    off = (images - ground[:, :, None, None]).abs().amax(1, keepdim=True)
+    border = _border(images.shape[2:], images.device)
+    noise = off.flatten(1)[:, border].median(1).values
+    return (off > (4 * noise).clamp(min=_SAME_LEVEL)[:, None, None, None]).to(images.dtype)
+
+
+def _polarity(images: Tensor, cover: Tensor) -> Tensor:
+    """1 where ink is lighter than the rims of strokes, -1 where it is darker, (B, 1).
+
+    The ink is deep inside of the cover, the rim is not; brightness and depth are correlated over covered pixels.
+    """
+    number = cover.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    depth, light = F.avg_pool2d(cover, 3, stride=1, padding=1), images.mean(1, keepdim=True)
+    depth, light = (values - (values * cover).sum((1, 2, 3), keepdim=True) / number for values in (depth, light))
+    together = (depth * light * cover).sum((1, 2, 3))[:, None]
+    return torch.where(together < 0, -1.0, 1.0).to(images.dtype)
+
+
+def _level(pixels: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of (B, C, N) over the pixels chosen (B, N), (B, C)."""
+    return (pixels * chosen[:, None]).sum(2) / chosen.sum(1).clamp(min=1)[:, None]
 
 
 def _border(size: torch.Size | tuple[int, int], device: torch.device) -> Tensor:
@@ -141,41 +152,3 @@ def _border(size: torch.Size | tuple[int, int], device: torch.device) -> Tensor:
     mask = torch.ones(tuple(size), dtype=torch.bool, device=device)
     mask[1:-1, 1:-1] = False
     return mask.flatten()
-
-
-def _two_group_threshold(values: Tensor) -> Tensor:
-    """The threshold (B,) that splits each row of (B, N) into the two groups farthest apart (Otsu 1979), exact."""
-    ordered = values.sort(dim=1).values
-    count = ordered.shape[1]
-    lower = torch.arange(1, count, device=values.device, dtype=values.dtype)
-    total = ordered.cumsum(1)
-    mean_lower = total[:, :-1] / lower
-    mean_upper = (total[:, -1:] - total[:, :-1]) / (count - lower)
-    between = lower * (count - lower) * (mean_upper - mean_lower).square()
-    # A threshold between two equal values would split no group.
-    between = between.masked_fill(ordered[:, 1:] == ordered[:, :-1], -1.0)
-    place = between.argmax(1, keepdim=True)
-    return (ordered.gather(1, place) + ordered.gather(1, place + 1)).squeeze(1) / 2
-
-
-def _commonest_level(pixels: Tensor) -> Tensor:
-    """The commonest of 256 levels of each channel of (B, C, N), together with its neighbours; (B, C)."""
-    levels = (pixels * 255).round().long().clamp(0, 255)
-    counts = torch.zeros(*pixels.shape[:2], 258, device=pixels.device)
-    counts.scatter_add_(2, levels + 1, torch.ones_like(pixels, dtype=counts.dtype))
-    smooth = 0.5 * counts[..., :-2] + counts[..., 1:-1] + 0.5 * counts[..., 2:]
-    return smooth.argmax(2).to(pixels.dtype) / 255
-
-
-def _masked_median(pixels: Tensor, mask: Tensor) -> Tensor:
-    """Lower median of (B, C, N) over the pixels of `mask` (B, N), (B, C)."""
-    ordered = pixels.masked_fill(~mask[:, None], float("inf")).sort(dim=2).values
-    middle = ((mask.sum(1) - 1).clamp(min=0) // 2)[:, None, None].expand(-1, pixels.shape[1], 1)
-    return ordered.gather(2, middle).squeeze(2)
-
-
-def _upper_third(values: Tensor, mask: Tensor) -> Tensor:
-    """The value (B,) that about a third of the masked entries of (B, N) reach."""
-    ordered = values.sort(dim=1, descending=True).values
-    place = (mask.sum(1) / 3).ceil().long().sub(1).clamp(min=0)
-    return ordered.gather(1, place[:, None]).squeeze(1)

@@ -251,14 +251,14 @@ def test_every_translator_takes_a_subset_of_classes(name, tmp_path, monkeypatch)
             lambda path, translator, data, members, run: rows.update(members=members),
         )
     network = {"flow": {"width": 16, "bank_size": 4}, "munit": NETWORKS["munit"]["network"]}.get(name, {})
-    chosen = {"redraw": {"parts": ["tone"], "kind": "glyph"}}.get(name, network)
+    chosen = {"redraw": {"parts": ["tone"], "kind": "figure"}}.get(name, network)
     translator = fit_by_name(name, data, loop, run=Run(tmp_path / "run", kind="fit"), network=chosen, progress=False)
     assert {int(data.labels[own].unique()) for own in rows["members"]} == {0, 2}
     if name == "redraw":  # its bank holds what was read off images of these classes, and of no others
-        ground = read_tone(data.float_images(), kind="glyph").ground
-        allowed = set(ground[data.labels != 1].flatten().tolist())
-        assert set(translator.ground.flatten().tolist()) <= allowed
-        assert len(set(translator.ground.flatten().tolist())) > 5
+        ink = read_tone(data.float_images(), kind="figure").ink
+        allowed = set(ink[data.labels != 1].flatten().tolist())
+        assert set(translator.ink.flatten().tolist()) <= allowed
+        assert len(set(translator.ink.flatten().tolist())) > 5
 
 
 def test_bank_of_poses_is_of_the_named_classes():

@@ -20,7 +20,7 @@ from gen_invariance.translator.load import load_translator
 from gen_invariance.translator.pose import PoseSettings
 from gen_invariance.translator.redraw import PARTS, RedrawTranslator, build_redraw, fit_redraw
 from gen_invariance.translator.stroke import match_width, read_width
-from gen_invariance.translator.tone import _two_group_threshold, figure_of, looks_like, put_in, read_tone, take_out
+from gen_invariance.translator.tone import figure_of, looks_like, put_in, read_tone, take_out
 
 
 def task(nuisance, **options):
@@ -43,57 +43,104 @@ def strokes(width, *, size=24):
 # ---- tone
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=40))
-def test_the_threshold_splits_into_the_two_groups_farthest_apart(values):
-    if len(set(values)) < 2:
+levels = st.integers(0, 255).map(lambda level: level / 255)
+
+
+def soft_bar():
+    """A bar six pixels wide whose outer pixels are half as dark as the others."""
+    figure = strokes(6)
+    figure[..., [9, 14]] *= 0.5
+    return figure
+
+
+@settings(deadline=None, max_examples=40)
+@given(ground=levels, ink=levels, channels=st.sampled_from([1, 3]))
+def test_levels_of_a_soft_figure_are_read_and_taken_out(ground, ink, channels):
+    """Light on dark or dark on light."""
+    if abs(ground - ink) < 0.06:
         return
-    given_values = torch.tensor([values], dtype=torch.float64)
-    threshold = float(_two_group_threshold(given_values))
-
-    def between(cut):
-        low, high = [v for v in values if v <= cut], [v for v in values if v > cut]
-        return len(low) * len(high) * (sum(high) / len(high) - sum(low) / len(low)) ** 2 if low and high else -1.0
-
-    best = max(between(cut) for cut in values)
-    assert between(threshold) == pytest.approx(best, rel=1e-6, abs=1e-12)
-
-
-@settings(deadline=None, max_examples=25)
-@given(ground=st.floats(0, 1), ink=st.floats(0, 1), channels=st.sampled_from([1, 3]))
-def test_levels_of_a_glyph_are_read_and_taken_out(ground, ink, channels):
-    if abs(ground - ink) < 0.05:
-        return
-    figure = strokes(4)
+    figure = soft_bar()
     image = (ground + (ink - ground) * figure).expand(1, channels, -1, -1)
-    tone = read_tone(image, kind="glyph")
+    tone = read_tone(image, kind="figure")
     assert tone.ground.flatten().tolist() == pytest.approx([ground] * channels, abs=1e-5)
+    assert torch.equal(tone.base, tone.ground)
     assert tone.ink.flatten().tolist() == pytest.approx([ink] * channels, abs=1e-5)
-    content = take_out(image, tone, kind="glyph")
-    torch.testing.assert_close(content, figure, atol=1e-4, rtol=0)
-    torch.testing.assert_close(put_in(content, tone, kind="glyph"), image, atol=1e-4, rtol=0)
+    content = take_out(image, tone, kind="figure")
+    torch.testing.assert_close(figure_of(content, kind="figure"), figure, atol=1e-4, rtol=0)
+    torch.testing.assert_close(put_in(content, tone, kind="figure"), image, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["cutout", "photo"])
+@settings(deadline=None, max_examples=40)
+@given(ground=levels, base=levels, ink=levels)
+def test_a_figure_that_was_cut_out_keeps_its_rim(ground, base, ink):
+    """The faintest pixels lie beyond the ground, or the ground beyond the ink."""
+    beyond = (base - ground) * (ink - ground) < 0
+    if not beyond or min(abs(base - ground), abs(ink - base), abs(ink - ground)) < 0.06:
+        return
+    cover, inner = strokes(6), strokes(4)
+    image = ground * (1 - cover) + base * (cover - inner) + ink * inner
+    tone = read_tone(image, kind="figure")
+    read = [float(level) for level in (tone.ground, tone.base, tone.ink)]
+    assert read == pytest.approx([ground, base, ink], abs=1e-5)
+    content = take_out(image, tone, kind="figure")
+    torch.testing.assert_close(content, torch.cat([inner, cover], dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(put_in(content, tone, kind="figure"), image, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["figure", "photo"])
 def test_what_is_taken_out_can_be_put_back(kind, digits):
     images = digits.float_images()[:50]
     images = Background(200).apply(images, Background(200).sample(images.shape, generator=named_generator(0)))
     tone = read_tone(images, kind=kind)
     back = put_in(take_out(images, tone, kind=kind), tone, kind=kind)
-    torch.testing.assert_close(back, images, atol=0.021 if kind == "cutout" else 1e-5, rtol=0)
+    off = (back - images).abs()
+    # Of figures what lies above the ink, a mean, is cut, and so is what lies below the base.
+    assert off.mean() < (0.02 if kind == "figure" else 1e-5)
+    assert (off < 0.1).float().mean() > 0.95
 
 
-def test_a_cutout_knows_nothing_of_its_ground(digits):
-    """Two grounds under one figure: the figures taken out are the same but where a pixel happens to have the level."""
+def test_a_figure_knows_nothing_of_its_ground(digits):
+    """Two grounds under one figure: the grounds are read exactly, and the figures taken out are nearly the same."""
     images = digits.float_images()[:50]
     figures = []
     for level in (30, 170):
         moved = Background(256).apply(images, {"level": torch.full((50,), level)})
-        tone = read_tone(moved, kind="cutout")
+        tone = read_tone(moved, kind="figure")
         assert (tone.ground * 255).round().flatten().tolist() == [level] * 50
-        figures.append(figure_of(take_out(moved, tone, kind="cutout"), kind="cutout"))
-    same = (figures[0] - figures[1]).abs() < 1e-6
-    assert same.float().mean() > 0.9
+        figures.append(figure_of(take_out(moved, tone, kind="figure"), kind="figure"))
+    assert (figures[0] - figures[1]).abs().mean() < 0.04
+    assert figures[0].mean() > 0.2
+
+
+def test_a_noisy_ground_is_still_ground():
+    noise = 0.02 * torch.randn(20, 1, 24, 24, generator=named_generator(0))
+    images = (0.3 + 0.5 * strokes(4) + noise).clamp(0, 1)
+    tone = read_tone(images, kind="figure")
+    assert (tone.ground - 0.3).abs().max() < 0.03
+    assert (tone.ink - 0.8).abs().max() < 0.06
+    cover = take_out(images, tone, kind="figure")[:, 1:]
+    assert ((cover > 0) == (strokes(4) > 0)).float().mean() > 0.95
+
+
+def test_the_ground_of_a_lit_digit_is_read_though_ink_may_be_commoner(digits):
+    """Thick strokes, light and another ground at once: the level that the nuisance gave is found."""
+    given_task = task("mix")
+    prepared = prepare(given_task, seed=2)
+    draw = prepared.draws["train"]
+    shifted = draw["2.contrast"] * draw["2.brightness"].clamp(min=0)
+    lit = shifted.clamp(0, 1) ** draw["2.gamma"]
+    true = torch.where(lit > 0.5 / 255, lit, draw["3.level"].float() / 255)
+    read = read_tone(prepared.train.float_images(), kind="figure").ground[:, 0]
+    assert ((read - true).abs() < 0.03).float().mean() > 0.95
+
+
+def test_an_empty_image_stays_empty():
+    images = torch.full((2, 3, 8, 8), 0.4)
+    tone = read_tone(images, kind="figure")
+    assert torch.equal(tone.ink, tone.ground)
+    torch.testing.assert_close(
+        put_in(take_out(images, tone, kind="figure"), tone, kind="figure"), images, atol=2e-3, rtol=0
+    )
 
 
 def test_moments_of_a_photo_are_means_and_deviations():
@@ -106,23 +153,20 @@ def test_moments_of_a_photo_are_means_and_deviations():
             assert float(ink[channel]) == pytest.approx(pixels.mean() + pixels.std(), abs=1e-6)
 
 
-def test_the_kind_is_chosen_by_the_images():
-    for nuisance, options, expected in (
-        ("identity", {}, "glyph"),
-        ("lighting", {}, "glyph"),
-        ("background", {"levels": 200}, "cutout"),
-    ):
-        data = prepare(task(nuisance, **options), seed=3).train
-        assert build_redraw(data).config.kind == expected, nuisance
-    noise = torch.rand(30, 3, 16, 16, generator=named_generator(0))
-    assert looks_like(noise, torch.arange(30) % 3) == "photo"
+@pytest.mark.parametrize("nuisance", ["identity", "lighting", "background", "thickness", "mix"])
+def test_digits_are_figures(nuisance):
+    assert build_redraw(prepare(task(nuisance), seed=3).train).config.kind == "figure"
+
+
+def test_noise_is_a_photo():
+    assert looks_like(torch.rand(30, 3, 16, 16, generator=named_generator(0))) == "photo"
 
 
 @pytest.mark.parametrize(
     ("nuisance", "options", "parts"),
     [
         ("rotation", {}, ("tone", "pose")),
-        ("background", {"levels": 200}, ("tone", "pose")),
+        ("background", {"levels": 200}, PARTS),
         ("lighting", {}, PARTS),
         ("thickness", {}, PARTS),
     ],
@@ -193,7 +237,7 @@ def test_the_tone_of_the_result_is_the_drawn_one_whatever_the_image_had(fitted):
     images = prepared.split.train.float_images()[:60]
     draw = translator.sample(images.shape, generator=named_generator(0))
     relit = Lighting().apply(images, Lighting().sample(images.shape, generator=named_generator(1)))
-    one, other = (read_tone(translator.apply(given, draw), kind="glyph") for given in (images, relit))
+    one, other = (read_tone(translator.apply(given, draw), kind="figure") for given in (images, relit))
     assert (one.ground - translator.ground[draw["row"]]).abs().median() < 0.02
     assert (one.ground - other.ground).abs().median() < 0.03
     assert (one.ink - other.ink).abs().median() < 0.06
@@ -202,10 +246,10 @@ def test_the_tone_of_the_result_is_the_drawn_one_whatever_the_image_had(fitted):
 def test_translated_images_have_the_spread_of_head_images(fitted):
     prepared, translator = fitted
     head = prepared.train.counts[prepared.train.labels] >= 20
-    real = read_tone(prepared.train.float_images()[head], kind="glyph")
+    real = read_tone(prepared.train.float_images()[head], kind="figure")
     images = prepared.train.float_images()
     draw = translator.sample(images.shape, generator=named_generator(0))
-    made = read_tone(translator.apply(images, draw), kind="glyph")
+    made = read_tone(translator.apply(images, draw), kind="figure")
     for levels in (0.1, 0.5, 0.9):
         for part in ("ground", "ink"):
             values = [getattr(tone, part).quantile(levels) for tone in (real, made)]
@@ -258,7 +302,7 @@ def test_a_pose_is_taken_from_the_same_head_image_as_the_tone(tmp_path):
     images = plain.float_images()
     images = torch.where(lying[:, None, None, None], 0.4 * images.rot90(1, (2, 3)), images)
     data = replace(plain, images=(images * 255).round().to(torch.uint8))
-    translator = build_redraw(data, parts=("tone", "pose"), kind="glyph")
+    translator = build_redraw(data, parts=("tone", "pose"), kind="figure")
     fast = PoseSettings(steps=1, images_per_class=25, head_from=20)
     fit_redraw(translator, data, fast, run=Run(tmp_path / "run", kind="fit"), progress=False)
     dark = translator.ink[:, 0] < 0.5
