@@ -7,7 +7,7 @@ from typing import Any
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.compose import Compose, Identity
-from gen_invariance.nuisance.geometry import CropFlip, Rotation
+from gen_invariance.nuisance.geometry import CropFlip, Rotation, Shear, Translation
 from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.nuisance.thickness import Thickness
@@ -25,6 +25,8 @@ NUISANCES: Mapping[str, Callable[..., Nuisance]] = {
     "background": Background,
     "thickness": Thickness,
     "lighting": Lighting,
+    "translation": Translation,
+    "shear": Shear,
     "crop_flip": CropFlip,
     "mix": _mix,
 }

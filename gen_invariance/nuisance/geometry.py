@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from kornia.geometry.transform import rotate
+from kornia.geometry.transform import rotate, translate, warp_affine
 from torch import Tensor
 
 from gen_invariance.errors import SettingsError
@@ -40,6 +40,69 @@ class Rotation:
         angles = draw_to(draw, images)["degrees"]
         turned = rotate(images.float(), angles, mode=self.mode, padding_mode="zeros", align_corners=True)
         return turned.clamp_(0, 1).to(images.dtype)
+
+
+class Translation:
+    """Shift by a random part of the side, filled with 0.
+
+    Args:
+        share: shifts are uniform in [-share, share) of the side, across and down.
+
+    Raises:
+        SettingsError: `share` outside [0, 1].
+    """
+
+    def __init__(self, share: float = 0.15) -> None:
+        if not 0 <= share <= 1:
+            raise SettingsError(f"translation: share must lie in [0, 1], got {share}")
+        self.share = share
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """`across`, `down`: float32 (B,), shares of the side, positive to the right and down."""
+        count = shape[0]
+        return {name: uniform(count, -self.share, self.share, generator=generator) for name in ("across", "down")}
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Shift each image by its own way, bilinear."""
+        if not len(images):
+            return images.clone()
+        draw, (height, width) = draw_to(draw, images), images.shape[-2:]
+        way = torch.stack([draw["across"] * width, draw["down"] * height], dim=1)
+        moved = translate(images.float(), way, padding_mode="zeros", align_corners=True)
+        return moved.clamp_(0, 1).to(images.dtype)
+
+
+class Shear:
+    """Lean about the image centre, filled with 0.
+
+    Args:
+        slope: slopes are uniform in [-slope, slope), pixels a pixel; positive leans to the right.
+
+    Raises:
+        SettingsError: a negative `slope`.
+    """
+
+    def __init__(self, slope: float = 0.5) -> None:
+        if not slope >= 0:
+            raise SettingsError(f"shear: slope must not be negative, got {slope}")
+        self.slope = slope
+
+    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
+        """`slope`: float32 (B,)."""
+        return {"slope": uniform(shape[0], -self.slope, self.slope, generator=generator)}
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Shear each image by its own slope, bicubic."""
+        if not len(images):
+            return images.clone()
+        slope, (height, width) = draw_to(draw, images)["slope"], images.shape[-2:]
+        one, zero = torch.ones_like(slope), torch.zeros_like(slope)
+        rows = [one, -slope, slope * (height - 1) / 2, zero, one, zero]
+        matrix = torch.stack(rows, dim=1).unflatten(1, (2, 3))
+        leant = warp_affine(
+            images.float(), matrix, (height, width), mode="bicubic", padding_mode="zeros", align_corners=True
+        )
+        return leant.clamp_(0, 1).to(images.dtype)
 
 
 class CropFlip:

@@ -35,17 +35,53 @@ def rotate_and_scale(images: Tensor, degrees: Tensor, scale: Tensor, *, mode: st
     return warp_affine(images, matrix, (height, width), mode=mode, padding_mode="zeros", align_corners=True)
 
 
+def pose_matrix(poses: Tensor) -> Tensor:
+    """What poses (B, 3) - degrees, log scale, slope - do to points, (B, 2, 2): they lean, then grow, then turn.
+
+    Points are x to the right and y down in pixels; a slope of 1 leans to the right by a pixel for each pixel of height.
+    """
+    degrees, log_scale, slope = poses.unbind(1)
+    radians = torch.deg2rad(degrees)
+    cosine, sine, zero, one = radians.cos(), radians.sin(), torch.zeros_like(slope), torch.ones_like(slope)
+    turn = torch.stack([cosine, sine, -sine, cosine], dim=1).unflatten(1, (2, 2))
+    lean = torch.stack([one, -slope, zero, one], dim=1).unflatten(1, (2, 2))
+    return log_scale.exp()[:, None, None] * turn @ lean
+
+
+def move_by(
+    images: Tensor,
+    matrix: Tensor,
+    *,
+    source: Tensor | None = None,
+    target: Tensor | None = None,
+    mode: str = "bilinear",
+) -> Tensor:
+    """Images (B, C, H, W) moved by a linear map (B, 2, 2) that takes the point `source` to the point `target`.
+
+    Points (B, 2) are x, y as shares of the sides, from the centre; None is the centre. Zeros outside, differentiable.
+    """
+    count, _, height, width = images.shape
+    size = images.new_tensor([width, height])
+    middle = (size - 1) / 2
+    start, end = (middle.expand(count, 2) if point is None else middle + point * size for point in (source, target))
+    shift = end - (matrix @ start[:, :, None]).squeeze(2)
+    full = torch.cat([matrix, shift[:, :, None]], dim=2)
+    return warp_affine(images, full, (height, width), mode=mode, padding_mode="zeros", align_corners=True)
+
+
 @dataclass(frozen=True)
 class PoseGrid:
-    """The poses that are tried: every angle with every scale.
+    """The poses that are tried: every angle with every scale and every slope.
 
     Attributes:
         step: degrees between angles; they cover the circle.
         scales: factors, ascending, 1 among them.
+        slopes: of the shear, ascending, 0 among them; alone it leaves shears out.
     """
 
     step: float = 7.5
     scales: tuple[float, ...] = (0.85, 1.0, 1.18)
+    slopes: tuple[float, ...] = (0.0,)
 
     @property
     def angles(self) -> Tensor:
@@ -55,16 +91,23 @@ class PoseGrid:
     @property
     def upright(self) -> int:
         """Position of the pose that changes nothing."""
-        return len(self.angles) // 2 * len(self.scales) + self.scales.index(1.0)
+        return (len(self.angles) // 2 * len(self.scales) + self.scales.index(1.0)) * len(self.slopes) + (
+            self.slopes.index(0.0)
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Numbers of angles, scales and slopes."""
+        return len(self.angles), len(self.scales), len(self.slopes)
 
     def undone(self, images: Tensor) -> Tensor:
-        """Each image with each pose undone, standardised: (N, C, H, W) to (N, A * S, C * H * W) of unit norm."""
+        """Each image with each pose undone, standardised: (N, C, H, W) to (N, A * S * L, C * H * W) of unit norm."""
         count, channels, height, width = images.shape
-        angles = self.angles.repeat_interleave(len(self.scales))
-        scales = torch.tensor(self.scales).repeat(len(self.angles))
+        values = (self.angles, torch.tensor(self.scales).log(), torch.tensor(self.slopes))
+        poses = torch.cartesian_prod(*values).to(images)
         # A pose moves all images alike, so images are channels of one picture and each pose is computed once.
-        picture = images.reshape(1, count * channels, height, width).expand(len(angles), -1, -1, -1)
-        turned = rotate_and_scale(picture, -angles.to(images), (1 / scales).to(images))
+        picture = images.reshape(1, count * channels, height, width).expand(len(poses), -1, -1, -1)
+        turned = move_by(picture, torch.linalg.inv(pose_matrix(poses)))
         flat = turned.unflatten(1, (count, channels)).flatten(2).transpose(0, 1)
         return F.normalize(flat - flat.mean(2, keepdim=True), dim=2).contiguous()
 
@@ -74,14 +117,13 @@ class Congealed:
     """What `congeal` found.
 
     Attributes:
-        degrees: of each image, one tensor (N_c,) for each class, relative to the class's upright, in [-180, 180).
-        log_scale: of each image, one tensor (N_c,) for each class, relative to the class's mean.
+        poses: of each image, one tensor (N_c, 3) for each class: degrees in [-180, 180) relative to the class's
+            upright, log scale and slope relative to the class's mean.
         density: probability of each angle of the grid, (A,), shared by the classes.
         concentration: mean resultant length of the density, in [0, 1]; 0 where every angle is as likely.
     """
 
-    degrees: list[Tensor]
-    log_scale: list[Tensor]
+    poses: list[Tensor]
     density: Tensor
     concentration: float
 
@@ -111,7 +153,7 @@ def congeal(
     grid = grid or PoseGrid()
     variants = [grid.undone(images) for images in classes]
     templates = [_first_template(own, grid, sharpness, starts, generator) for own in variants]
-    angles, scales = len(grid.angles), len(grid.scales)
+    angles, others = len(grid.angles), len(grid.scales) * len(grid.slopes)
     learned = density is None
     shared = torch.full((angles,), 1 / angles) if learned else density
     shifts = [0] * len(classes)
@@ -122,10 +164,10 @@ def congeal(
         for place, own in enumerate(variants):
             # In the first round nothing is known of the shifts, so nothing is assumed of the density either.
             prior = shared.roll(shifts[place]) if round_ else torch.full((angles,), 1 / angles)
-            posterior = (sharpness * (own @ templates[place]) + prior.log().repeat_interleave(scales)).softmax(1)
+            posterior = (sharpness * (own @ templates[place]) + prior.log().repeat_interleave(others)).softmax(1)
             templates[place] = F.normalize(torch.einsum("ng,ngd->d", posterior, own), dim=0)
-            posteriors.append(posterior.unflatten(1, (angles, scales)))
-        histograms = torch.stack([_smooth(posterior.sum(2).mean(0), grid.step) for posterior in posteriors])
+            posteriors.append(posterior.unflatten(1, grid.shape))
+        histograms = torch.stack([_smooth(posterior.sum((2, 3)).mean(0), grid.step) for posterior in posteriors])
         pooled, shifts = _agree(histograms, sizes, grid, target=None if learned else shared)
         if learned:
             shared = 0.95 * pooled + 0.05 / angles
@@ -183,10 +225,11 @@ def _circular_mean(degrees: Tensor, weights: Tensor) -> tuple[float, float]:
 
 
 def _read_out(posteriors: list[Tensor], shifts: list[int], shared: Tensor, grid: PoseGrid) -> Congealed:
-    degrees, log_scale = [], []
+    poses = []
     for posterior, shift in zip(posteriors, shifts, strict=True):
-        best = grid.angles[posterior.sum(2).argmax(1)]
-        degrees.append((best - shift * grid.step + 180) % 360 - 180)
-        scale = posterior.sum(1) @ torch.tensor(grid.scales).log()
-        log_scale.append(scale - scale.mean())
-    return Congealed(degrees, log_scale, shared, _circular_mean(grid.angles, shared)[1])
+        best = grid.angles[posterior.sum((2, 3)).argmax(1)]
+        degrees = (best - shift * grid.step + 180) % 360 - 180
+        log_scale = posterior.sum((1, 3)) @ torch.tensor(grid.scales).log()
+        slope = posterior.sum((1, 2)) @ torch.tensor(grid.slopes)
+        poses.append(torch.stack([degrees, log_scale - log_scale.mean(), slope - slope.mean()], dim=1))
+    return Congealed(poses, shared, _circular_mean(grid.angles, shared)[1])

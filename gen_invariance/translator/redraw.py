@@ -1,4 +1,4 @@
-"""A translator that reads an image's own tone, stroke width and pose, takes them out, and draws them anew.
+"""A translator that reads an image's own tone, stroke width, pose and place, takes them out, and draws them anew.
 
 The new ones are those of a real head image, all of one image together, so limits and dependencies of the nuisance come
 out as they are in the data, and an operation that the data do not show stays still. Which operations there are is given
@@ -6,7 +6,8 @@ by hand; what they do is read off the data.
 
     T(x) = tone_k( pose_k( stroke_k( content(x) ) ) ),   k uniform over a bank of head images
 
-Tone and stroke width are read in closed form (`tone`, `stroke`), the pose by a small network (`pose`).
+Tone, stroke width and place are read in closed form (`tone`, `stroke`, `place`), the pose by a small network (`pose`).
+Place and slant take part where they vary within classes by more than handwriting does of itself.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from gen_invariance.data.images import ImageData, check_images, to_uint8
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
 from gen_invariance.run import Run
+from gen_invariance.translator.congeal import move_by
+from gen_invariance.translator.family import shown_parts, some_rows
+from gen_invariance.translator.place import read_place, to_the_centre
 from gen_invariance.translator.pose import PoseSettings, PoseTranslator, fit_pose_and_rows, head_labels
 from gen_invariance.translator.stroke import match_width, read_width
 from gen_invariance.translator.tone import KINDS, Tone, figure_of, looks_like, put_in, read_tone, take_out
 
-PARTS = ("tone", "stroke", "pose")
-# Spread of the log stroke width within classes from which on the stroke takes part. Of digits and letters it is .08 to
-# .14 where nothing acts on strokes, .16 under lighting, whose clipping eats into them, .24 under thickness.
-_STROKE_SHOWS = 0.145
+PARTS = ("tone", "stroke", "pose", "slant", "place")
 
 
 class RedrawTranslator(ModelMixin, ConfigMixin):
@@ -44,7 +45,7 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
 
     Args:
         channels: 1 or 3.
-        parts: which of tone, stroke and pose are read and redrawn.
+        parts: which of `PARTS` are read and redrawn; slant, a shear, is read together with the pose.
         kind: "figure" (on a plain ground) or "photo", see `tone`. A photo has tone only.
         width: channels of the pose estimator's first layer.
         bank_size: head images whose readings are kept.
@@ -59,7 +60,7 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
     def __init__(
         self,
         channels: int = 1,
-        parts: tuple[str, ...] = PARTS,
+        parts: tuple[str, ...] = ("tone", "stroke", "pose"),
         kind: str = "figure",
         width: int = 32,
         bank_size: int = 1024,
@@ -72,21 +73,24 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         if kind not in KINDS:
             raise SettingsError(f"redraw translator: kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if kind == "photo" and set(parts) != {"tone"}:
-            raise SettingsError("redraw translator: photographs have no stroke and no pose; set parts=[tone]")
+            raise SettingsError("redraw translator: photographs have no stroke, pose or place; set parts=[tone]")
+        if "slant" in parts and "pose" not in parts:
+            raise SettingsError("redraw translator: slant is read together with the pose; add pose to parts")
         if not 0 <= strength <= 1:
             raise SettingsError(f"redraw translator: strength must lie in [0, 1], got {strength}")
-        self.pose = PoseTranslator(1, width, bank_size, scale) if "pose" in parts else None
+        self.pose = PoseTranslator(1, width, bank_size, scale, "slant" in parts) if "pose" in parts else None
         self.register_buffer("ground", torch.zeros(bank_size, channels))
         self.register_buffer("ink", torch.ones(bank_size, channels))
         self.register_buffer("base", torch.zeros(bank_size, channels))
         self.register_buffer("log_width", torch.zeros(bank_size))
+        self.register_buffer("place", torch.zeros(bank_size, 2))
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`row`: int64 (B,), rows of the bank."""
         return {"row": torch.randint(self.config.bank_size, (shape[0],), generator=generator)}
 
     def parameters_of(self, draw: Draw) -> dict[str, Tensor]:
-        """What a draw gives, in readable units, each (B,): pixel units, pixels, degrees, factor."""
+        """What a draw gives, in readable units, each (B,): pixel units, pixels, degrees, factor, shares of the side."""
         rows = draw["row"].to(self.ground.device)
         found: dict[str, Tensor] = {}
         if "tone" in self.config.parts:
@@ -96,6 +100,8 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
             found["stroke width"] = self.log_width[rows].exp()
         if self.pose is not None:
             found |= self.pose.parameters_of({"pose": rows})
+        if "place" in self.config.parts:
+            found |= {"place across": self.place[rows, 0], "place down": self.place[rows, 1]}
         return found
 
     def describe(self) -> str:
@@ -124,13 +130,26 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
                 target = torch.lerp(read_width(figure(content)), target, strength)
             content = match_width(content, target, figure_of=figure)
         # The stroke first: dilating and eroding what a turn has blurred would change it more than the nuisance did.
-        if self.pose is not None:
-            target = self.pose.bank[rows].float()
-            content = self.pose.bring_to(content, target, strength=strength, seen=seen)
+        content = self._moved(content, seen, rows)
         if "tone" in self.config.parts:
             drawn = Tone(self.ground[rows].float(), self.base[rows].float(), self.ink[rows].float())
             own = own.toward(drawn, strength)
         return put_in(content, own, kind=kind).to(images.dtype)
+
+    def _moved(self, content: Tensor, seen: Tensor, rows: Tensor) -> Tensor:
+        """Content in the drawn pose and place, all in one interpolation; pose and place are read off `seen`."""
+        points = None
+        if "place" in self.config.parts:
+            here = read_place(seen)
+            points = (here, torch.lerp(here, self.place[rows].float(), self.config.strength))
+            seen = to_the_centre(seen, here)
+        if self.pose is not None:
+            target = self.pose.bank[rows].float()
+            return self.pose.bring_to(content, target, strength=self.config.strength, seen=seen, points=points)
+        if points is None:
+            return content
+        still = torch.eye(2, device=content.device).expand(len(content), 2, 2)
+        return move_by(content, still, source=points[0], target=points[1], mode="bicubic")
 
 
 def build_redraw(
@@ -138,17 +157,15 @@ def build_redraw(
 ) -> RedrawTranslator:
     """A new translator for the images of `data`; what is "auto" or None is chosen by looking at large classes.
 
-    Of photographs that is the tone, of figures tone and pose, and the stroke where its width varies within classes by
-    more than handwriting does of itself: an operation that the data do not show costs identity and gains nothing.
+    Of photographs that is the tone, of figures tone and pose, and stroke, slant and place where the data show them
+    (`family`): an operation that the data do not show costs identity and gains nothing.
     """
-    rows = _some_rows(data)
+    rows = some_rows(data)
     images, labels = data.float_images(rows), data.labels[rows]
     if kind == "auto":
         kind = looks_like(images)
     if parts is None:
-        parts = ("tone",) if kind == "photo" else PARTS
-        if kind != "photo" and _stroke_spread(images, labels) < _STROKE_SHOWS:
-            parts = ("tone", "pose")
+        parts = ("tone",) if kind == "photo" else ("tone", "pose", *shown_parts(images, labels))
     return RedrawTranslator(data.images.shape[1], tuple(parts), kind, **network)
 
 
@@ -177,7 +194,8 @@ def fit_redraw(
     """
     tones, figures = _readings(translator, data)
     if translator.pose is not None:
-        canonical = replace(data, images=to_uint8(figures))
+        centred = to_the_centre(figures, read_place(figures)) if "place" in translator.config.parts else figures
+        canonical = replace(data, images=to_uint8(centred))
         _, rows = fit_pose_and_rows(translator.pose, canonical, settings, run=run, progress=progress)
     else:
         run.load_latest()  # drops metrics of a stopped fit
@@ -188,6 +206,7 @@ def fit_redraw(
         getattr(translator, name).copy_(getattr(tones, name)[rows])
     if translator.config.kind != "photo":
         translator.log_width.copy_(read_width(figures[rows]))
+        translator.place.copy_(read_place(figures[rows]))
     return translator.eval()
 
 
@@ -200,27 +219,6 @@ def _readings(translator: RedrawTranslator, data: ImageData, *, chunk: int = 409
         figures.append(figure_of(take_out(images, tones[-1], kind=kind), kind=kind))
     levels = (torch.cat([getattr(tone, name) for tone in tones]) for name in ("ground", "base", "ink"))
     return Tone(*levels), torch.cat(figures)
-
-
-def _stroke_spread(images: Tensor, labels: Tensor) -> float:
-    """Standard deviation of the log stroke width of figures within classes."""
-    content = take_out(images, read_tone(images, kind="figure"), kind="figure")
-    widths = read_width(figure_of(content, kind="figure"))
-    member = torch.nn.functional.one_hot(labels).to(widths)
-    mean = widths @ member / member.sum(0).clamp(min=1)
-    return float((widths - mean[labels]).std())
-
-
-def _some_rows(data: ImageData, *, most: int = 600) -> Tensor:
-    """At most `most` rows, the largest classes first, as evenly from classes as they come; the same at every call."""
-    labels = data.labels.cpu()
-    rank = torch.zeros(len(data), dtype=torch.int64)
-    for label in range(data.num_classes):
-        own = (labels == label).nonzero().squeeze(1)
-        rank[own] = torch.arange(len(own))
-    least = sorted(data.counts.tolist(), reverse=True)[: max(2, data.num_classes // 2)][-1]
-    head = (data.counts.cpu()[labels] >= least).nonzero().squeeze(1)
-    return head[rank[head].argsort(stable=True)][:most].sort().values
 
 
 def _head_rows(data: ImageData, settings: PoseSettings, size: int, run: Run) -> Tensor:

@@ -18,7 +18,7 @@ from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.fit import save_translator
 from gen_invariance.translator.load import load_translator
 from gen_invariance.translator.pose import PoseSettings
-from gen_invariance.translator.redraw import PARTS, RedrawTranslator, build_redraw, fit_redraw
+from gen_invariance.translator.redraw import RedrawTranslator, build_redraw, fit_redraw
 from gen_invariance.translator.stroke import match_width, read_width
 from gen_invariance.translator.tone import figure_of, looks_like, put_in, read_tone, take_out
 
@@ -155,7 +155,7 @@ def test_moments_of_a_photo_are_means_and_deviations():
 
 @pytest.mark.parametrize("nuisance", ["identity", "lighting", "background", "thickness", "mix"])
 def test_digits_are_figures(nuisance):
-    assert build_redraw(prepare(task(nuisance), seed=3).train).config.kind == "figure"
+    assert build_redraw(prepare(task(nuisance), seed=3).train, parts=("tone",)).config.kind == "figure"
 
 
 def test_noise_is_a_photo():
@@ -166,9 +166,8 @@ def test_noise_is_a_photo():
     ("nuisance", "options", "parts"),
     [
         ("rotation", {}, ("tone", "pose")),
-        ("background", {"levels": 200}, PARTS),
-        ("lighting", {}, PARTS),
-        ("thickness", {}, PARTS),
+        ("background", {"levels": 200}, ("tone", "pose", "stroke")),
+        ("lighting", {}, ("tone", "pose", "stroke")),
     ],
 )
 def test_the_stroke_takes_part_where_the_data_show_it(nuisance, options, parts):
@@ -318,7 +317,7 @@ def test_a_pose_is_taken_from_the_same_head_image_as_the_tone(tmp_path):
         ({"parts": ()}, "some of tone, stroke, pose"),
         ({"parts": ("colour",)}, "some of tone, stroke, pose"),
         ({"kind": "drawing"}, "kind must be one of"),
-        ({"kind": "photo"}, "have no stroke"),
+        ({"kind": "photo"}, "have no stroke, pose or place"),
         ({"strength": 1.5}, "strength"),
     ],
 )
