@@ -15,14 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
+import pandas as pd
 import torch
+from gains import gains_table
 
 from gen_invariance.benchmark.demo import DemoSettings
 from gen_invariance.benchmark.measuring import report_of
-from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records, measured
+from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.benchmark.suite import Method, StageSettings, cell_digest, run_cell
 from gen_invariance.benchmark.task import Task, prepare
-from gen_invariance.measure.statistics import mean_interval, paired_difference
 from gen_invariance.run import Run, write_json, write_text
 from gen_invariance.translator.by_name import fit_by_name
 from gen_invariance.translator.fit import FitSettings
@@ -91,32 +92,16 @@ def fitted(out: Path, name: str, kind: str, task: Task, seed: int) -> Path:
 
 
 def gains(out: Path) -> str:
-    """Few-shot figures of every task side by side: share of the oracle's gain over DRS, and what RandAugment lacks."""
-    lines = [
-        "| nuisance | the tail is given | few-shot accuracy (%) | share of the oracle's gain "
-        "| over RandAugment (points) | few-shot eKLD (nats) | share of the oracle's gain | over RandAugment (nats) |",
-        "|" + " --- |" * 8,
+    """`gains_table` of every task."""
+    frames = [
+        load_records(out / name / "records").assign(benchmark=name)
+        for name in TASKS
+        if (out / name / "records").is_dir()
     ]
-    for name in (name for name in TASKS if (out / name / "records").is_dir()):
-        rows = measured(load_records(out / name / "records"))
-        rows = rows[rows["class_index"].isna() & rows["metric"].isin(["few_accuracy", "few_ekld"])]
-        by_seed = rows.pivot_table(index="seed", columns=["metric", "method"], values="value")
-        for method in (method.name for method in methods() if ("few_accuracy", method.name) in by_seed):
-            cells = [name, method.removeprefix("DRS + ").replace("DRS", "nothing (DRS)")]
-            for metric, scale in (("few_accuracy", 100), ("few_ekld", 1)):
-                values = scale * by_seed[metric].dropna(subset=[method])
-                found = mean_interval(values[method].to_numpy())
-                oracle = (values["DRS + true nuisance"] - values["DRS"]).mean()
-                share = (values[method] - values["DRS"]).mean() / oracle
-                over = paired_difference(values[method].to_numpy(), values["DRS + RandAugment"].to_numpy())
-                digits = 1 if scale == 100 else 3
-                cells += [
-                    f"{found.mean:.{digits}f} ± {found.half_width:.{digits}f}",
-                    "–" if method == "DRS" else f"{100 * share:.0f} %",
-                    f"{over.mean:+.{digits}f} ± {over.half_width:.{digits}f}" if method.count("+") > 1 else "–",
-                ]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return gains_table(
+        pd.concat(frames), [method.name for method in methods()], baseline="DRS", oracle="DRS + true nuisance",
+        generic="DRS + RandAugment",
+    )  # fmt: skip
 
 
 def main(out: Path, seeds: int, only: str, wanted: str) -> None:
