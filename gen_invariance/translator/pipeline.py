@@ -31,7 +31,13 @@ from gen_invariance.run import cannot_write, write_json, write_text
 from gen_invariance.translator.load import load_translator
 from gen_invariance.translator.verdict import QUALITY_FILE, quality_files, translator_folder
 
-_HUB_FILES = ["model_index.json", "README.md", QUALITY_FILE, "translator/*.json", "translator/*.safetensors"]
+# "*" takes in folders; .txt are the words of a tokenizer.
+_HUB_FILES = [
+    "model_index.json",
+    "README.md",
+    QUALITY_FILE,
+    *(f"translator/*.{end}" for end in ("json", "safetensors", "txt")),
+]
 
 
 class TranslationPipeline(DiffusionPipeline):

@@ -7,6 +7,7 @@ import diffusers.utils.hub_utils
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from gen_invariance.errors import CheckpointError, DataNotFoundError, OutputError, SettingsError, ShapeError
@@ -217,7 +218,9 @@ def test_a_repository_is_fetched_without_code_or_pickles(monkeypatch, saved):
     found = TranslationPipeline.from_pretrained("me/rotation", revision="v1")
     assert isinstance(found.translator, SpatialTranslator)
     assert (asked["name"], asked["revision"]) == ("me/rotation", "v1")
-    assert all(pattern.endswith((".json", ".safetensors", ".md")) for pattern in asked["patterns"])
+    wanted = ["translator/config.json", "translator/unet/weights.safetensors", "translator/tokenizer/merges.txt"]
+    unwanted = ["run.py", "translator/unet/pipeline.py", "translator/unet/weights.bin", "translator/weights.pt"]
+    assert list(filter_repo_objects([*wanted, *unwanted], allow_patterns=asked["patterns"])) == wanted
 
 
 def test_a_name_that_leads_nowhere_is_one_line(monkeypatch):
