@@ -312,6 +312,8 @@ def save_translator(translator: nn.Module, folder: Path) -> None:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         translator.save_pretrained(temporary)
+        for weights in temporary.rglob("*.safetensors"):  # their writer lets nobody else read them
+            shutil.copymode(temporary / "config.json", weights)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except SafetensorError as error:  # its writer's own kind for a full disk
@@ -325,13 +327,12 @@ def write_grid(
     path: Path, translator: Nuisance, data: ImageData, members: list[Tensor], run: Run, *, draws: int = 7
 ) -> None:
     """A PNG grid: first column untouched images, one class a row (8 at most), then `draws` translations of each."""
-    rows = torch.stack([own[0] for own in members[:8]])
-    images = data.float_images(rows)
+    images = data.float_images(torch.stack([own[0] for own in members[:8]]))
     repeated = images.repeat_interleave(draws, 0)
     draw = translator.sample(repeated.shape, generator=run.generator("grid"))
     training = translator.training
     translator.eval()
-    translated = translator.apply(repeated, draw).unflatten(0, (len(rows), draws))
+    translated = translator.apply(repeated, draw).unflatten(0, (len(images), draws))
     translator.train(training)
     cells = torch.cat([images[:, None], translated], dim=1).cpu()
     with atomic_write(path) as temporary:

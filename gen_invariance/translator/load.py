@@ -28,13 +28,16 @@ def load_translator(path: Path | str) -> nn.Module:
     Reads JSON and safetensors only; nothing in the folder is executed.
 
     Raises:
-        CheckpointError: no translator there, of an unknown kind, truncated, or its weights do not fit its config.
+        CheckpointError: no translator there, of an unknown kind, one that may not be read, truncated, or its weights do
+            not fit its config.
     """
     folder = Path(path)
-    if not (folder / "config.json").is_file() and (folder / "translator" / "config.json").is_file():
-        folder = folder / "translator"
     try:
+        if not (folder / "config.json").is_file() and (folder / "translator" / "config.json").is_file():
+            folder = folder / "translator"
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise _not_allowed(error.filename) from error
     except OSError as error:
         raise CheckpointError(
             f"no translator in {path}: {folder / 'config.json'} cannot be read; give a folder that fit wrote"
@@ -46,8 +49,11 @@ def load_translator(path: Path | str) -> nn.Module:
         raise CheckpointError(
             f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(KINDS)}); choose another folder"
         )
-    if not any(folder.rglob("*.safetensors")):
+    weights = sorted(folder.rglob("*.safetensors"))
+    if not weights:
         raise CheckpointError(f"{folder} holds no weights (*.safetensors); copy the whole folder, or fit again")
+    for file in weights:  # diffusers would call them damaged
+        _check_readable(file)
     kind = getattr(import_module(f"gen_invariance.translator.{KINDS[name]}"), name)
     unknown = [key for key in config if key not in inspect.signature(kind).parameters and not key.startswith("_")]
     if unknown:  # diffusers would pass over them
@@ -72,3 +78,16 @@ def load_translator(path: Path | str) -> nn.Module:
     if not all(bool(value.isfinite().all()) for value in translator.state_dict().values()):
         raise CheckpointError(f"the translator in {folder} holds NaN or infinite weights: its fit diverged; fit again")
     return translator.eval().requires_grad_(False)
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        file.open("rb").close()
+    except PermissionError as error:
+        raise _not_allowed(file) from error
+    except OSError:
+        return  # a broken link, say: the loader names it
+
+
+def _not_allowed(file: Path | str) -> CheckpointError:
+    return CheckpointError(f"cannot read {file}: permission denied; ask its owner for the right to read it")

@@ -1,11 +1,17 @@
 """Opening saved translators, and what is said of folders that hold none."""
 
 import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
 from gen_invariance.errors import CheckpointError
+from gen_invariance.translator.fit import save_translator
 from gen_invariance.translator.load import load_translator
 from gen_invariance.translator.munit import MunitTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
@@ -113,3 +119,60 @@ def test_no_folder_and_no_config(tmp_path):
     for path in (tmp_path / "missing", tmp_path / "empty"):
         with pytest.raises(CheckpointError, match="no translator in"):
             load_translator(path)
+
+
+@contextmanager
+def another_user():
+    """Root reads everything; then somebody else does the reading. Who is not root is stopped by mode 000 alone."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def shared():
+    """A folder that every user may enter, which pytest's own are not."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for path in folder.rglob("*"):
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_written_weights_have_the_usual_mode(mask, mode, tmp_path):
+    """Their own writer gives them 600 whatever the mask."""
+    before = os.umask(mask)
+    try:
+        save_translator(SpatialTranslator(1), tmp_path / "translator")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "translator").iterdir()} == {
+        "config.json": mode,
+        WEIGHTS: mode,
+    }
+
+
+def test_a_translator_may_be_shared(shared):
+    before = os.umask(0o022)
+    try:
+        save_translator(SpatialTranslator(1), shared / "translator")
+    finally:
+        os.umask(before)
+    with another_user():
+        load_translator(shared)
+
+
+@pytest.mark.parametrize("closed", [WEIGHTS, "config.json", "."])
+def test_files_that_may_not_be_read_are_no_damage(closed, shared):
+    save_translator(SpatialTranslator(1), shared / "translator")
+    load_translator(shared)  # imports what it needs
+    (shared / "translator" / closed).chmod(0)
+    with another_user(), pytest.raises(CheckpointError, match=r"cannot read .*translator.*: permission denied; ask"):
+        load_translator(shared)
