@@ -6,6 +6,7 @@ import inspect
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -31,19 +32,7 @@ def load_translator(path: Path | str) -> nn.Module:
         CheckpointError: no translator there, of an unknown kind, one that may not be read, truncated, or its weights do
             not fit its config.
     """
-    folder = Path(path)
-    try:
-        if not (folder / "config.json").is_file() and (folder / "translator" / "config.json").is_file():
-            folder = folder / "translator"
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except PermissionError as error:
-        raise _not_allowed(error.filename) from error
-    except OSError as error:
-        raise CheckpointError(
-            f"no translator in {path}: {folder / 'config.json'} cannot be read; give a folder that fit wrote"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not JSON ({error}); the translator is damaged") from error
+    folder, config = _config_of(Path(path))
     name = config.get("_class_name") if isinstance(config, dict) else None
     if not isinstance(name, str) or name not in KINDS:
         raise CheckpointError(
@@ -78,6 +67,23 @@ def load_translator(path: Path | str) -> nn.Module:
     if not all(bool(value.isfinite().all()) for value in translator.state_dict().values()):
         raise CheckpointError(f"the translator in {folder} holds NaN or infinite weights: its fit diverged; fit again")
     return translator.eval().requires_grad_(False)
+
+
+def _config_of(path: Path) -> tuple[Path, Any]:
+    """The translator's own folder in or at `path`, and what its config.json says."""
+    folder = path
+    try:
+        if not (folder / "config.json").is_file() and (folder / "translator" / "config.json").is_file():
+            folder = folder / "translator"
+        return folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise _not_allowed(error.filename) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"no translator in {path}: {folder / 'config.json'} cannot be read; give a folder that fit wrote"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not JSON ({error}); the translator is damaged") from error
 
 
 def _check_readable(file: Path) -> None:
