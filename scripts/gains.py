@@ -44,7 +44,7 @@ def gains_table(
         generic: what arms that end like it are held against.
         metrics: keys of `COLUMNS`.
     """
-    heads = ["nuisance", "the tail is given", "orders"]
+    heads = ["nuisance", "the tail is given", "repeats"]
     for metric in metrics:
         title, unit, _, _ = COLUMNS[metric]
         heads += [

@@ -1,6 +1,7 @@
 """What the fitted translators of compare_translators.py are like: identity kept, match, recovery, cost.
 
     python scripts/inspect_translators.py out=runs/translators            # after compare_translators.py, same `out`
+    python scripts/inspect_translators.py out=runs/translators seeds=3 kinds=redraw,spatial
 
 Looks at every fit below `out`/fits with the measures of `gen-invariance inspect`, and writes `out`/quality.jsonl (a
 line for each fit; those that are there are skipped) and `out`/quality.md, which it prints. Only training images are
@@ -92,17 +93,17 @@ def table(rows: list[dict[str, object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(out: Path) -> None:
+def main(out: Path, kinds: list[str], seeds: int) -> None:
     """Look at what was not looked at yet, then print the table."""
     torch.set_num_threads(1)
     path = out / "quality.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     seen = {(row["task"], row["translator"], row["seed"]) for row in rows}
     for name in TASKS:
-        for kind in FITS:
+        for kind in kinds:
             for folder in sorted((out / "fits").glob(f"{name}-{kind}-*")):
                 seed = int(folder.name.rsplit("-", 1)[1])
-                if (name, kind, seed) in seen or not (folder / "seconds.json").exists():
+                if (name, kind, seed) in seen or seed >= seeds or not (folder / "seconds.json").exists():
                     continue
                 rows.append(look(name, kind, seed, folder))
                 with path.open("a", encoding="utf-8") as file:
@@ -117,4 +118,5 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     given = dict(word.split("=", 1) for word in sys.argv[1:])
-    main(Path(given.get("out", "runs/translators")))
+    wanted = given["kinds"].split(",") if "kinds" in given else list(FITS)
+    main(Path(given.get("out", "runs/translators")), wanted, int(given.get("seeds", 10**9)))
