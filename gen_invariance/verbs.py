@@ -276,10 +276,15 @@ def _inspect(config: dict[str, Any]) -> None:
 
 def _augment(config: dict[str, Any]) -> None:
     from gen_invariance.benchmark.augmenting import augment_set, check_complete, lines_of
+    from gen_invariance.cli_help import config_folder
 
     progress = sys.stderr.isatty() if config["progress"] is None else config["progress"]
     summary = augment_set(
-        config, device=_device(config["device"]), progress=progress, say=lambda line: print(printable(line))
+        config,
+        config_folder(),
+        device=_device(config["device"]),
+        progress=progress,
+        say=lambda line: print(printable(line)),
     )
     print("\n".join(printable(line) for line in lines_of(summary)))
     check_complete(summary)

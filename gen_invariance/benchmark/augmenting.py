@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +33,28 @@ _COLUMNS = {"table": ("path_column", "label_column"), "huggingface": ("image_col
 """Settings that name columns, of the forms that have them."""
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow makes grey of them
+_SETTINGS_OF_A_FIT = (  # what messages of a fit call its settings, and what they are called here
+    (r"(?<![\w./-])fit\.(?=[a-z_]+\b)", "learn."),
+    (r"(?<![\w./-])(?:pose|flow)\.(?=[a-z_]+ must )", "learn.objective_options."),
+    (r"\btranslator\.(network|objective)\b", r"learn.\1_options"),
+)
+
 _LISTED = 10  # problems named one by one; the manifest has all
 
 
 def augment_set(
-    config: Mapping[str, Any], *, device: torch.device, progress: bool, say: Callable[[str], None] = lambda line: None
+    config: Mapping[str, Any],
+    configs: Path | str,
+    *,
+    device: torch.device,
+    progress: bool,
+    say: Callable[[str], None] = lambda line: None,
 ) -> ExportSummary:
     """Carry out `augment` with plain settings, as configs/augment.yaml lists them.
 
     Args:
         config: the settings.
+        configs: folder of the config files, where `learn.translator` is looked up.
         device: where to translate.
         progress: show a bar.
         say: gets a line where the verdict of `inspect` changes what is done.
@@ -60,7 +74,10 @@ def augment_set(
     out = Path(config["out"]).expanduser()
     keep_apart(form.path, out)
     check_output(out, os.listdir(out) if out.is_dir() else (), resume=config["resume"])  # before fitting for hours
-    translator, size = _translator(config, form, task.image_size, fit=fit, device=device, progress=progress)
+    if fit:
+        translator, size = _learned(config, configs, form, task.image_size, device, progress=progress), task.image_size
+    else:
+        translator, size = load_translator(config["translator"]), _fitted_size(Path(config["translator"]))
     settings = dataclasses.replace(settings, image_size=size if task.image_size is None else task.image_size)
     return export(
         form,
@@ -111,32 +128,59 @@ def _open(task: Task, config: Mapping[str, Any]) -> Form:
     return open_form(task.source, task.path, **columns)
 
 
-def _translator(
-    config: Mapping[str, Any], form: Form, image_size: int | None, *, fit: bool, device: torch.device, progress: bool
-) -> tuple[Nuisance, int | None]:
-    """The translator, and the size it was fitted at if that is known."""
-    if not fit:
-        return load_translator(config["translator"]), _fitted_size(Path(config["translator"]))
+def _learned(
+    config: Mapping[str, Any],
+    configs: Path | str,
+    form: Form,
+    image_size: int | None,
+    device: torch.device,
+    *,
+    progress: bool,
+) -> Nuisance:
+    """The translator that is fitted on the data first, or was before the command was stopped."""
     from gen_invariance.augment.export.learning import image_data
-    from gen_invariance.translator.build import build_objective
-    from gen_invariance.translator.fit import FitSettings, fit_translator
+    from gen_invariance.benchmark.registry import translator_config
+    from gen_invariance.translator.by_name import fit_by_name
+    from gen_invariance.translator.fit_settings import FitSettings, class_members
 
-    learn = dict(config["learn"])
-    name = typed(learn.pop("translator"), str, "learn.translator")
-    network, objective = (
-        typed(learn.pop(key), dict, f"learn.{key}") for key in ("network_options", "objective_options")
-    )
-    settings = settings_of(FitSettings, learn, "learn")
+    loop = dict(config["learn"])
+    chosen = translator_config(typed(loop.pop("translator"), str, "learn.translator"), configs)
+    options = {
+        kind: chosen[kind] | typed(loop.pop(f"{kind}_options"), dict, f"learn.{kind}_options")
+        for kind in ("network", "objective")
+    }
+    with _named_as_set():
+        settings = settings_of(FitSettings, loop, "learn")
     folder = Path(f"{str(config['out']).rstrip('/')}-translator")
     identity = {"learn": dict(config["learn"]), "data": str(form.path), "image_size": image_size}
     if config["resume"] and (folder / "translator" / "config.json").is_file():
         Run(folder, kind="fit", seed=config["seed"], config=identity, resume=True)  # the same settings
-        return load_translator(folder), image_size
+        return load_translator(folder)
     data = image_data(form, image_size=image_size).to(device)
-    built = build_objective(name, channels=data.images.shape[1], seed=config["seed"], network=network, **objective)
+    was_run = (folder / "run.json").exists()
     run = Run(folder, kind="fit", seed=config["seed"], config=identity, resume=config["resume"])
-    fit_translator(built, data, settings, run=run, progress=progress)
-    return load_translator(folder), image_size
+    try:
+        with _named_as_set():
+            class_members(data, settings)  # says best which setting lets a class take part
+            fit_by_name(chosen["name"], data, settings, run=run, progress=progress, **options)
+    except SettingsError:
+        if not was_run and os.listdir(folder) == ["run.json"]:  # nothing was computed; the next try starts anew
+            (folder / "run.json").unlink()
+            folder.rmdir()
+        raise
+    return load_translator(folder)
+
+
+@contextmanager
+def _named_as_set() -> Iterator[None]:
+    """Let errors of a fit call its settings what they are called in `augment`."""
+    try:
+        yield
+    except SettingsError as error:
+        text = str(error)
+        for pattern, name in _SETTINGS_OF_A_FIT:
+            text = re.sub(pattern, name, text)
+        raise SettingsError(text) from error
 
 
 def _fitted_size(folder: Path) -> int | None:
@@ -193,14 +237,15 @@ def _predict(folder: str | None, form: Form, device: torch.device) -> _Judge | N
 
 def lines_of(summary: ExportSummary) -> list[str]:
     """What an export did, for a terminal."""
-    new = sum(summary.after) - sum(summary.before)
-    lines = [f"{sum(summary.before)} originals, {new} new images, {summary.rejected} results rejected"]
+    old, new = sum(summary.before), sum(summary.after) - sum(summary.before)
+    found = (_counted(old, "original"), _counted(new, "new image"), _counted(summary.rejected, "result"))
+    lines = [f"{', '.join(found)} rejected"]
     lines += [
         f"  {name}: {before} -> {after}"
         for name, before, after in zip(summary.class_names, summary.before, summary.after, strict=True)
         if after != before
     ]
-    lines += [f"class {name!r} lacks {missing} images to the target" for name, missing in summary.short]
+    lines += [f"class {name!r} lacks {_counted(missing, 'image')} to the target" for name, missing in summary.short]
     for what, found in (("left out", summary.ignored), ("NOT USABLE", summary.problems)):
         lines += [f"{what}: {key}: {reason}" for key, reason in found[:_LISTED]]
         if len(found) > _LISTED:
@@ -210,9 +255,18 @@ def lines_of(summary: ExportSummary) -> list[str]:
 
 def check_complete(summary: ExportSummary) -> None:
     """Raise `RunError` when images of the input could not be used, so that the exit code says so."""
-    if summary.problems:
-        key, reason = summary.problems[0]
-        raise RunError(
-            f"{len(summary.problems)} images could not be used and are not in {summary.out}, the first is {key}: "
-            f"{reason}; repair or remove them, the manifest lists all"
-        )
+    if not summary.problems:
+        return
+    one = len(summary.problems) == 1
+    where = f"{'is' if one else 'are'} not in {summary.out}"
+    if summary.copied_in:
+        where = f"{'has' if one else 'have'} no new ones, but came into {summary.out} with the {summary.copied_in}"
+    key, reason = summary.problems[0]
+    raise RunError(
+        f"{_counted(len(summary.problems), 'image')} could not be used and {where}, the first is {key}: {reason}; "
+        "repair or remove them, the manifest lists all"
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

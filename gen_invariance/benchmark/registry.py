@@ -216,13 +216,21 @@ def translator_fit(choice: str, benchmark: Benchmark, configs: Path | str) -> Tr
     Raises:
         SettingsError: no such file.
     """
-    path = Path(configs) / "translator" / f"{choice}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
-        raise SettingsError(f"no translator {choice!r}; choose {', '.join(known)}")
-    values = layered(path)
+    values = translator_config(choice, configs)
     loop = {**benchmark.fit, **benchmark.fits.get(choice, {})}
     return TranslatorFit(choice, values["name"], values["network"], values["objective"], loop)
+
+
+def translator_config(choice: str, configs: Path | str) -> dict[str, Any]:
+    """The file of a translator by its name: "name", "network" and "objective".
+
+    Raises:
+        SettingsError: no such file.
+    """
+    known = {file.stem: file for file in sorted((Path(configs) / "translator").glob("*.yaml"))}
+    if choice not in known:
+        raise SettingsError(f"no translator {choice!r}; choose {', '.join(known)}")
+    return layered(known[choice])
 
 
 def arm_names(given: str | list[str]) -> list[str]:

@@ -87,9 +87,24 @@ SETTINGS = {
     "off_distribution": (["translator=T", "off_distribution=-1"], "off_distribution must lie in"),
     "nothing per source": (["translator=T", "per_source=0"], "per_source must be"),
     "fractional size": (["translator=T", "data.image_size=12.5"], "image_size"),
-    "unknown learner": (["fit=true", "data.image_size=12", "learn.translator=gan"], "unknown translator 'gan'"),
-    "learning nothing": (["fit=true", "data.image_size=12", "learn.steps=0"], "steps must be at least 1"),
-    "no head class": (["fit=true", "data.image_size=12"], "no class has 20 images"),
+    "unknown learner": (["fit=true", "data.image_size=12", "learn.translator=gan"], "no translator 'gan'; choose flow"),
+    "learning nothing": (["fit=true", "data.image_size=12", "learn.steps=0"], "learn.steps must be at least 1"),
+    "no head class": (
+        ["fit=true", "data.image_size=12"],
+        "no class has 20 images or more (largest: 6); lower learn.head_from or set learn.classes=all",
+    ),
+    "no head class for spatial": (
+        ["fit=true", "data.image_size=12", "learn.translator=spatial"],
+        "lower learn.head_from or set learn.classes=all",
+    ),
+    "an option that the learner lacks": (
+        ["fit=true", "data.image_size=12", "learn.network_options={widht: 3}"],
+        "learn.network_options has no option 'widht'",
+    ),
+    "an option out of its range": (
+        ["fit=true", "data.image_size=12", "learn.objective_options={learning_rate: 0}"],
+        "learn.objective_options.learning_rate must be positive",
+    ),
 }
 
 
@@ -109,6 +124,7 @@ def test_wrong_settings(name, photos, translator, tmp_path, capsys):
     assert not out
     assert tree(photos) == before
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out-translator").exists()  # or the next try would be refused
 
 
 def hugging_face(path):
@@ -321,7 +337,7 @@ def test_bad_files_are_listed_and_the_rest_is_written(name, photos, translator, 
     code, out, err = command(capsys, *words)
     assert code == 1
     assert len(err) == 1, err
-    assert "1 images could not be used" in err[0]
+    assert "1 image could not be used and is not in" in err[0]
     assert "dog/bad." in err[0]
     assert REASONS.get(name, "") in err[0]
     assert "NOT USABLE: dog/bad." in out
@@ -344,6 +360,64 @@ def test_a_good_run_then_the_same_again(photos, translator, tmp_path, capsys):
     code, _, err = command(capsys, *words, "resume=true")
     assert code == 2
     assert "data (images were added, removed or renamed)" in err[0]
+
+
+def test_bad_images_in_shards_are_said_to_be_in_the_output(translator, tmp_path, capsys):
+    """Shards are copied whole, so what cannot be used comes along; by reference nothing does."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 12), np.uint8)).save(buffer, "PNG")
+    contents = {"a": buffer.getvalue(), "b": buffer.getvalue(), "c": buffer.getvalue(), "d": b"no image"}
+    members = [
+        (f"{key}.{ending}", content)
+        for (key, image), label in zip(contents.items(), b"0010", strict=True)
+        for ending, content in (("png", image), ("cls", bytes([label])))
+    ]
+    (tmp_path / "shards").mkdir()
+    tarball(tmp_path / "shards" / "one.tar", *members)
+    words = ["data=webdataset", f"data.path={tmp_path / 'shards'}", f"translator={translator}", "target=max"]
+    code, out, err = command(capsys, *words, f"out={tmp_path / 'out'}", "near_copy=0")
+    assert code == 1
+    assert "3 originals, 1 new image, 0 results rejected" in out
+    assert f"1 image could not be used and has no new ones, but came into {tmp_path / 'out'} with the shards" in err[0]
+    with tarfile.open(tmp_path / "out" / "one.tar") as tar:
+        assert tar.extractfile("d.png").read() == b"no image"
+    code, _, err = command(capsys, *words, f"out={tmp_path / 'named'}", "near_copy=0", "originals=reference")
+    assert code == 1
+    assert f"1 image could not be used and is not in {tmp_path / 'named'}" in err[0]
+    assert not (tmp_path / "named" / "one.tar").exists()
+
+
+def test_an_image_that_is_lacking(photos, translator, tmp_path, capsys):
+    words = [f"data.path={photos}", f"out={tmp_path / 'out'}", f"translator={translator}"]
+    code, out, _ = command(capsys, *words, "target=3", "near_copy=1", "tries=1")
+    assert code == 0
+    assert "8 originals, 0 new images, 1 result rejected" in out
+    assert "class 'dog' lacks 1 image to the target" in out
+
+
+LEARNERS = {
+    "redraw": ("RedrawTranslator", []),
+    "pose": ("PoseTranslator", []),
+    "spatial": ("SpatialTranslator", ["learn.network_options={operations: [gain]}"]),
+    "flow_stroke": ("FlowTranslator", ["learn.network_options={width: 8}"]),
+    "munit_small": ("MunitTranslator", ["learn.network_options={width: 4}"]),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_fitting_any_translator_first(name, photos, tmp_path, capsys):
+    kind, more = LEARNERS[name]
+    words = ["fit=true", "data.image_size=16", "learn.classes=all", "learn.steps=2", "learn.batch_size=4"]
+    words += [f"learn.translator={name}", *more, f"data.path={photos}", f"out={tmp_path / 'out'}", "near_copy=0"]
+    code, out, err = command(capsys, *words, "target=max")
+    assert (code, err) == (0, [])
+    assert "8 originals, 4 new images" in out
+    config = json.loads((tmp_path / "out-translator" / "translator" / "config.json").read_text())
+    assert config["_class_name"] == kind
+    if name == "flow_stroke":  # the file's own setting, and the user's over another
+        assert (config["removes"], config["width"]) == (["tone", "sign", "thickness"], 8)
+    if name == "spatial":
+        assert config["operations"] == ["gain"]
 
 
 def test_fitting_first(photos, tmp_path, capsys):

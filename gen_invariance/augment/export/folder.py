@@ -23,6 +23,7 @@ class FolderForm:
 
     name = "folder"
     keeps_size = False
+    copied_whole = ""
 
     def __init__(self, path: Path) -> None:
         self.path = existing_folder(path)

@@ -75,6 +75,7 @@ class Form(Protocol):
     path: Path
     class_names: tuple[str, ...]
     keeps_size: bool  # results must have the size of their source
+    copied_whole: str  # what originals are copied in, images among them that cannot be used; "" if image by image
 
     def entries(self) -> Sequence[Entry]:
         """All images, in an order that does not depend on the file system."""

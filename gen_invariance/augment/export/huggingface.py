@@ -72,6 +72,7 @@ class HuggingFaceForm:
 
     name = "huggingface"
     keeps_size = False
+    copied_whole = ""
 
     def __init__(self, path: Path, *, image_column: str | None = None, label_column: str = "label") -> None:
         self.path = path

@@ -25,6 +25,7 @@ class NpzForm:
 
     name = "npz"
     keeps_size = True
+    copied_whole = "arrays"
 
     def __init__(self, path: Path) -> None:
         self.path = path

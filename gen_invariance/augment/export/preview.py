@@ -31,8 +31,9 @@ figure { display: inline-block; margin: .2rem .8rem .6rem 0; } img { image-rende
 img.source { outline: 2px solid #3b6ea5; outline-offset: -2px; }
 </style></head><body>
 <h1>Augmented images</h1>
-<p>{{ total_old }} originals, {{ total_new }} new images. Blue: originals; orange: new.
-{{ rejected }} results were rejected. The manifest lists all of them.</p>
+<p>{{ total_old }} original{{ "s" if total_old != 1 }}, {{ total_new }} new image{{ "s" if total_new != 1 }}.
+Blue: originals; orange: new.
+{{ rejected }} result{{ "s were" if rejected != 1 else " was" }} rejected. The manifest lists all of them.</p>
 <table><tr><th>class</th><th>before</th><th>after</th><th class="bar"></th></tr>
 {% for name, old, new in classes %}<tr><td>{{ name }}</td><td>{{ old }}</td><td>{{ old + new }}</td><td class="bar">
 <span class="old" style="width: {{ '%.1f' | format(100 * old / largest) }}%"></span><span class="new"

@@ -52,9 +52,11 @@ class ExportSummary:
         class_names: K names.
         before, after: images of each class, of the training part.
         rejected: results that the filters kept out.
-        problems: (source, reason) of each image that could not be used, and thus is not in the output.
+        problems: (source, reason) of each image that could not be used.
         ignored: (file, reason) of each file that is no image of a class.
         short: (class, images missing) of each class that did not reach the target.
+        copied_in: what images that could not be used came into the output with, "shards" or "arrays"; "" if they are
+            not in it.
     """
 
     out: Path
@@ -65,6 +67,7 @@ class ExportSummary:
     problems: tuple[tuple[str, str], ...]
     ignored: tuple[tuple[str, str], ...]
     short: tuple[tuple[str, int], ...]
+    copied_in: str = ""
 
 
 def export(
@@ -360,6 +363,6 @@ def _summary(out: Path, data: Form, settings: ExportSettings) -> ExportSummary:
     short = [
         (name, goal - count) for name, goal, count in zip(data.class_names, goals, after, strict=True) if count < goal
     ]
-    return ExportSummary(
-        out, data.class_names, tuple(before), tuple(after), rejected, tuple(problems), tuple(ignored), tuple(short)
-    )
+    copied_in = "" if settings.originals == "reference" else data.copied_whole
+    found = (tuple(before), tuple(after), rejected, tuple(problems), tuple(ignored), tuple(short))
+    return ExportSummary(out, data.class_names, *found, copied_in)

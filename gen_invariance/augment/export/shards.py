@@ -25,6 +25,7 @@ class ShardForm:
 
     name = "webdataset"
     keeps_size = False
+    copied_whole = "shards"
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -28,6 +28,7 @@ class TableForm:
 
     name = "table"
     keeps_size = False
+    copied_whole = ""
 
     def __init__(self, path: Path, *, path_column: str = "path", label_column: str = "label") -> None:
         self.path, self.path_column, self.label_column = path, path_column, label_column
