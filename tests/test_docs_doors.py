@@ -26,7 +26,7 @@ TOY = {
     "train": ["training.epochs=2", "training.warmup=0", "data.test_images=10"],
     "measure": ["draws=2"],
     "inspect": ["inspect.judge_epochs=1", "inspect.draws=2", "inspect.max_images=40"],
-    "augment": ["data.image_size=16", "learn.steps=2", "learn.classes=all"],
+    "augment": ["data.image_size=16", "learn.steps=100", "learn.batch_size=16", "learn.classes=all"],
     "order": [
         "order.count=2",
         "order.seeds=[0]",
