@@ -98,11 +98,11 @@ SETTINGS = {
         "lower learn.head_from or set learn.classes=all",
     ),
     "an option that the learner lacks": (
-        ["fit=true", "data.image_size=12", "learn.network_options={widht: 3}"],
+        ["fit=true", "data.image_size=12", "learn.classes=all", "learn.network_options={widht: 3}"],
         "learn.network_options has no option 'widht'",
     ),
     "an option out of its range": (
-        ["fit=true", "data.image_size=12", "learn.objective_options={learning_rate: 0}"],
+        ["fit=true", "data.image_size=12", "learn.classes=all", "learn.objective_options={learning_rate: 0}"],
         "learn.objective_options.learning_rate must be positive",
     ),
 }
