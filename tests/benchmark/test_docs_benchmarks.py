@@ -1,6 +1,9 @@
 """The figures that docs/benchmarks.md quotes are those of its records."""
 
+import importlib
+import itertools
 import re
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -9,18 +12,27 @@ import pytest
 from gen_invariance.benchmark.records import Record, as_frame
 from gen_invariance.benchmark.registry import benchmark_names
 from gen_invariance.benchmark.size_effect import size_effects
-from gen_invariance.benchmark.summary import summarise
 from gen_invariance.cli_help import config_folder
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 LETTERS = DOCS / "results" / "benchmark" / "letters16"
+NUISANCES = {
+    "rotation": "rot",
+    "rotation within 45°": "rot45",
+    "background": "bg",
+    "thickness": "dil",
+    "lighting": "light",
+    "all at once": "mix",
+}
 ARMS = {
-    "nothing (`ce_drs`)": "ce_drs",
+    "nothing": "ce_drs",
     "RandAugment": "ce_drs+randaugment",
-    "spatial": "ce_drs+spatial",
-    "pose": "ce_drs+pose",
+    "true nuisance": "ce_drs+oracle",
+    "true nuisance, RandAugment": "ce_drs+oracle+randaugment",
     "MUNIT, small": "ce_drs+munit_small",
-    "the true nuisance (oracle)": "ce_drs+oracle",
+    "spatial": "ce_drs+spatial",
+    "redraw": "ce_drs+redraw",
+    "redraw, RandAugment": "ce_drs+redraw+randaugment",
 }
 
 
@@ -28,49 +40,76 @@ def numbers(text):
     return [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", text.replace("−", "-"))]
 
 
-def rows_after(heading):
-    lines = (DOCS / "benchmarks.md").read_text().partition(heading)[2].splitlines()[4:]
-    for line in lines:
-        if not line.startswith("|"):
-            return
+def rows_after(start, page="benchmarks.md"):
+    """Cells of the first table behind the text `start`."""
+    lines = (DOCS / page).read_text().partition(start)[2].splitlines()
+    first = next(place for place, line in enumerate(lines) if line.startswith("|")) + 2
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines[first:]):
         yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
 @pytest.fixture(scope="module")
-def frame():
-    """Totals and figures by class of the study."""
+def expected():
+    """What the program of the page prints for the records beside it: cells by benchmark and method."""
+    sys.path.insert(0, str(DOCS.parent / "scripts"))
+    try:
+        gains = importlib.import_module("gains")
+    finally:
+        sys.path.pop(0)
     totals = pd.read_csv(LETTERS / "records.csv")
-    classes = pd.read_csv(LETTERS / "classes.csv")
     records = [
         Record(benchmark=row.benchmark, method=row.method, order=row.order, seed=0, metric=row.metric, value=row.value)
         for row in totals.itertuples()
     ]
-    records += [
+    printed = gains.gains_table(as_frame(records), sorted(set(totals["method"])))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()[2:]]
+    return {(name, method): [repeats, *cells] for name, method, repeats, *cells in rows}
+
+
+@pytest.mark.parametrize(
+    ("start", "tail", "count"), [("python scripts/gains.py", "lt", 54), ("The long tail in draws only", "theta_lt", 12)]
+)
+def test_the_study_of_letters(start, tail, count, expected):
+    rows = list(rows_after(start))
+    assert len(rows) == count
+    for nuisance, given, *cells in rows:
+        arm = (
+            ARMS.get(given) or f"ce_drs+flow{'_stroke' * (nuisance == 'thickness')}{'+randaugment' * ('Rand' in given)}"
+        )
+        found = expected[f"letters16_{NUISANCES[nuisance]}_{tail}", arm]
+        shown = [found[0], found[1], *found[3:6], *found[7:]]  # the page leaves out differences to the baseline
+        assert [numbers(cell) for cell in cells] == [numbers(cell) for cell in shown], (nuisance, given)
+
+
+def test_the_tables_of_other_pages_are_those_of_the_study(expected):
+    names = {"rotation, any angle": "rot", "stroke width": "dil", "all of them at once": "mix", **NUISANCES}
+    arms = ("ce_drs", "ce_drs+randaugment", "ce_drs+redraw", "ce_drs+redraw+randaugment", "ce_drs+oracle")
+    rows = list(rows_after("Several nuisances, limited or not", page="../README.md"))
+    assert len(rows) == 6
+    for nuisance, *cells in rows:
+        assert cells == [expected[f"letters16_{names[nuisance]}_lt", arm][1] for arm in arms]
+
+
+def test_the_finding_of_the_study():
+    """Rank correlation and slope of class size and eKLD are those of the classes beside the page."""
+    classes = pd.read_csv(LETTERS / "classes.csv")
+    records = [
         Record(benchmark=row.benchmark, method=row.method, order=row.order, seed=0, metric="ekld", value=row.ekld,
                class_index=row.class_index, class_count=row.class_count)
         for row in classes.itertuples()
     ]  # fmt: skip
-    return as_frame(records)
-
-
-@pytest.mark.parametrize("name", ["rot", "bg", "dil"])
-def test_the_study_of_letters(name, frame):
-    benchmark = f"letters16_{name}_lt"
-    part = frame[frame["benchmark"] == benchmark]
-    summary = summarise(part[part["class_index"].isna()], baseline="ce_drs").set_index(["method", "metric"])
-    effects = size_effects(part).set_index("method")
-    rows = list(rows_after(f"(`{benchmark}`):"))
-    assert len(rows) == 5
-    for arm, *cells in rows:
-        method = ARMS[arm]
-        for metric, cell in zip(("balanced_accuracy", "few_accuracy", "mean_ekld"), cells[:3], strict=True):
-            scale = 1 if metric == "mean_ekld" else 100
-            names = ["mean", "half_width"] + ["difference", "difference_half_width"] * (method != "ce_drs")
-            expected = [summary.loc[(method, metric), column] * scale for column in names]
-            assert numbers(cell) == pytest.approx(expected, abs=0.0051 if scale == 1 else 0.051)
-        found = effects.loc[method, ["spearman", "spearman_low", "spearman_high"]].tolist()
-        assert numbers(cells[3])[0] == pytest.approx(found[0], abs=0.0051)
-        assert numbers(cells[3])[1:] == pytest.approx(found[1:], abs=0.05)  # drawn from another stream
+    effects = size_effects(as_frame(records)).set_index(["benchmark", "method"])
+    rows = list(rows_after("**The finding of Zhou et al."))
+    assert len(rows) == 6
+    for nuisance, spearman, *slopes in rows:
+        benchmark = f"letters16_{NUISANCES[nuisance]}_lt"
+        shown = [(spearman, "ce_drs", "spearman")]
+        arms = ("ce_drs", "ce_drs+randaugment", "ce_drs+redraw", "ce_drs+oracle")
+        shown += [(cell, arm, "slope") for cell, arm in zip(slopes, arms, strict=True)]
+        for cell, arm, figure in shown:
+            found = effects.loc[(benchmark, arm), [figure, f"{figure}_low", f"{figure}_high"]].tolist()
+            assert numbers(cell)[0] == pytest.approx(found[0], abs=0.0051)
+            assert numbers(cell)[1:] == pytest.approx(found[1:], abs=0.05)  # drawn from another stream
 
 
 def test_the_study_of_transformed_classes():
@@ -92,7 +131,6 @@ def test_names_that_the_page_gives_are_there():
         "inaturalist2018",
         "tiny_imagenet_lt",
         "gtsrb_lt",
-        "letters16_rot_lt",
         "folder",
     ):
         assert name in names
