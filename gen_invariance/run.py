@@ -40,7 +40,9 @@ def named_generator(seed: int, *purpose: object) -> torch.Generator:
     nothing has to be saved or replayed to resume, and no result depends on the number of workers or ranks.
     """
     words = "/".join(map(str, (seed, *purpose)))
-    number = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little") >> 1
+    # Names of files may hold bytes that are not UTF-8; Python keeps them as surrogates.
+    digest = hashlib.sha256(words.encode(errors="surrogatepass")).digest()
+    number = int.from_bytes(digest[:8], "little") >> 1
     return torch.Generator().manual_seed(number)
 
 

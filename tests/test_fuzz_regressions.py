@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from gen_invariance.data.arrays import read_npz
 from gen_invariance.data.folder import read_image_folder
 from gen_invariance.errors import CheckpointError, DataError, first_line
 from gen_invariance.nuisance import Rotation
-from gen_invariance.run import Run, load_checkpoint, save_checkpoint
+from gen_invariance.run import Run, load_checkpoint, named_generator, save_checkpoint
 from gen_invariance.translator.load import load_translator
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -333,3 +334,28 @@ def test_a_translator_with_a_setting_that_it_does_not_know(runs, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"residownsamples": 2}))
     with pytest.raises(CheckpointError, match=r"config\.json has the setting 'residownsamples', which"):
         load_translator(folder)
+
+
+def test_images_of_one_pixel(tmp_path, capsys):
+    np.savez(tmp_path / "data.npz", train_images=np.zeros((8, 1, 1), np.uint8), train_labels=np.arange(8) % 2)
+    words = [f"data.path={tmp_path / 'data.npz'}", "data.profile=none", "fit.steps=1", "fit.head_from=1"]
+    assert run(["fit", "data=npz", *words, f"out={tmp_path / 'out'}"]) == 2
+    assert "fitted on images of 4 x 4 pixels or more, got 1 x 1; set data.image_size" in capsys.readouterr().err
+
+
+def test_a_member_of_a_shard_whose_name_is_not_utf8(tmp_path):
+    """It cannot be read, twice over: as a picture, and as a word that a generator is named by."""
+    (tmp_path / "in").mkdir()
+    picture = io.BytesIO()
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(picture, "PNG")
+    with tarfile.open(tmp_path / "in" / "0.tar", "w") as tar:
+        for key, label, content in (("a", b"0", picture.getvalue()), ("b", b"0", picture.getvalue()),
+                                    (NOT_UTF8, b"1", b"no picture"), ("d", b"1", picture.getvalue())):  # fmt: skip
+            for end, data in (("png", content), ("cls", label)):
+                member = tarfile.TarInfo(f"{key}.{end}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    settings = ExportSettings(target=3, off_distribution=None)
+    summary = export(open_form("webdataset", tmp_path / "in"), Rotation(30), tmp_path / "out", settings)
+    assert len(summary.problems) == 1
+    assert named_generator(0, NOT_UTF8).initial_seed() != named_generator(0, "caf").initial_seed()

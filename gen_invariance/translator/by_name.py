@@ -24,6 +24,10 @@ from gen_invariance.translator.watch import Watch
 _LOOP_ONLY = ("average", "budget", "watch_every")
 
 
+SMALLEST = 4
+"""Pixels of the smallest side of images that a translator can be fitted on."""
+
+
 def fit_by_name(
     name: str,
     data: ImageData,
@@ -51,12 +55,18 @@ def fit_by_name(
         say: gets a line when the fit collapses, and when it stops early.
 
     Raises:
-        SettingsError: unknown name, a setting that does not exist, or one of `loop` that this translator does not have.
+        SettingsError: unknown name, a setting that does not exist, or one of `loop` that this translator does not have;
+            images of fewer than `SMALLEST` pixels a side.
         RunError: a loss became NaN or infinite.
     """
     network = typed(network, Mapping | None, "translator.network")
     objective = typed(objective, Mapping | None, "translator.objective")
-    channels = data.images.shape[1]
+    channels, *sides = data.images.shape[1:]
+    if min(sides) < SMALLEST:
+        raise SettingsError(
+            f"a translator is fitted on images of {SMALLEST} x {SMALLEST} pixels or more, got {sides[0]} x {sides[1]}; "
+            "set data.image_size"
+        )
     _check_loop(name, loop)
     seen = {"run": run, "progress": progress, "watch": watch, "say": say}
     if name == "img2img":  # nothing to fit: made of a pipeline in a folder
