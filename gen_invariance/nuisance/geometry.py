@@ -79,12 +79,12 @@ class Shear:
         slope: slopes are uniform in [-slope, slope), pixels a pixel; positive leans to the right.
 
     Raises:
-        SettingsError: a negative `slope`.
+        SettingsError: `slope` outside [0, 5].
     """
 
     def __init__(self, slope: float = 0.5) -> None:
-        if not slope >= 0:
-            raise SettingsError(f"shear: slope must not be negative, got {slope}")
+        if not 0 <= slope <= 5:
+            raise SettingsError(f"shear: slope must lie in [0, 5], got {slope}")
         self.slope = slope
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:

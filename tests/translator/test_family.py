@@ -128,5 +128,7 @@ def test_shift_and_shear_of_nothing_change_nothing():
     torch.testing.assert_close(moved[..., :-1, 2:], images[..., 1:, :-2], atol=1e-6, rtol=0)
     with pytest.raises(SettingsError, match="share must lie"):
         Translation(2.0)
-    with pytest.raises(SettingsError, match="must not be negative"):
+    with pytest.raises(SettingsError, match="slope must lie"):
         Shear(-1)
+    with pytest.raises(SettingsError, match="slope must lie"):
+        Shear(float("inf"))
