@@ -8,8 +8,8 @@ Handwriting varies of itself. An operation takes part where its parameter varies
 | slope, by congealing | .06 to .15 | .20 to .24 | .18 | shears within .5: .22 to .29 |
 | place, shares of the side | .03 to .04 | .04 to .05 | .06 | shifts within 15 %: .07 to .09 |
 
-Letters slant of themselves as much as a shear makes digits slant; that is a nuisance that the data show, and is drawn, too.
-Of `part_spreads`, two class orders that are not reported elsewhere.
+Letters slant of themselves as much as a shear makes digits slant. The data show it, so it is drawn, too.
+Figures of `part_spreads`, on two class orders that are not reported elsewhere.
 """
 
 from __future__ import annotations
