@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen_invariance.errors import ShapeError
+from gen_invariance.translator.forms import upsample_convolve
 
 
 def check_side(images: Tensor, *, levels: int, where: str) -> None:
@@ -73,7 +74,7 @@ class UpsampleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, W, h, w) to (B, W', 2h, 2w)."""
-        x = self.convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
+        x = upsample_convolve(x, self.convolution)
         return F.relu(F.layer_norm(x, x.shape[1:]) * self.scale + self.shift)
 
 

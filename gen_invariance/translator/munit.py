@@ -37,6 +37,7 @@ from gen_invariance.translator.blocks import (
     kaiming_init,
     least_squares,
 )
+from gen_invariance.translator.forms import narrow_convolve
 
 
 class ContentEncoder(nn.Module):
@@ -107,7 +108,7 @@ class Decoder(nn.Module):
             x = block(x, parameters[:, place])
         for block in self.up:
             x = block(x)
-        return torch.tanh(self.last(x))
+        return torch.tanh(narrow_convolve(x, self.last))
 
 
 class MunitTranslator(ModelMixin, ConfigMixin):
