@@ -7,8 +7,8 @@ small image by replication; MUNIT pads the large one by reflection. The two diff
 only the outermost rows and columns of the result see, so four one-dimensional convolutions of the difference make it
 equal.
 
-**Few channels out.** Convolutions are made for 16 output channels at a time; a picture has 1 or 3. So each column of the
-kernel becomes an output of its own, and the columns' results are added where they belong.
+**Few channels out.** Convolutions are made for 16 output channels at a time; a picture has 1 or 3. So each column of
+the kernel becomes an output of its own, and the columns' results are added where they belong.
 """
 
 from __future__ import annotations
