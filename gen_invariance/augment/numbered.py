@@ -130,19 +130,21 @@ class KeptCodes:
 
 
 class TranslationBank:
-    """`versions` translations of each image, drawn ahead as uint8; a part at a time, all are redrawn in `period` steps.
+    """Translations of images drawn ahead as uint8; a part at a time, all of them are redrawn in `period` steps.
 
     What the bank holds is a function of (seed, step) alone, so a resumed run finds the bank of an uninterrupted one.
-    A translation is used about (rows of a step) * period / (images * versions) times.
+    Images that come more often get more translations, so that each translation is used about
+    (rows of a step) * period / (images * versions) times, those of the smallest class as often as those of the largest.
 
     Args:
         nuisance: any.
         images: uint8 (N, C, H, W), the set.
         numbers: int64 (M,), the images that may be asked for; None is all. Others raise `SettingsError`.
-        versions: translations of each image.
+        versions: translations of an image on average; each has at least one.
+        uses: (M,), how often each of `numbers` is asked for, in any unit; None is alike.
         period: steps after which every translation has been replaced once.
         seed: of the draws.
-        block: images renewed together.
+        block: translations renewed together.
 
     Raises:
         SettingsError: `versions`, `period` or `block` below 1.
@@ -155,6 +157,7 @@ class TranslationBank:
         *,
         numbers: Tensor | None = None,
         versions: int = 4,
+        uses: Tensor | None = None,
         period: int = 1000,
         seed: int = 0,
         block: int = 64,
@@ -165,15 +168,17 @@ class TranslationBank:
             )
         self.nuisance, self.images, self.versions, self.period, self.seed = nuisance, images, versions, period, seed
         self._numbers, self._place = _places(images, numbers)
-        count = len(self._numbers)
-        self._bank = images.new_empty((count, versions, *images.shape[1:]))
-        self._blocks = torch.arange(count).split(block) if count else ()
+        self.counts = _shared_out(versions, len(self._numbers), uses).to(images.device)
+        self._first = self.counts.cumsum(0) - self.counts
+        self._owner = torch.repeat_interleave(torch.arange(len(self.counts), device=images.device), self.counts)
+        self._bank = images.new_empty((len(self._owner), *images.shape[1:]))
+        self._blocks = torch.arange(len(self._owner)).split(block) if len(self._owner) else ()
         self._generations = [-1] * len(self._blocks)
         self.drawn = 0
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """`version`: int64 (B,), which of an image's translations."""
-        return {"version": torch.randint(self.versions, (shape[0],), generator=generator)}
+        """`version`: float32 (B,) in [0, 1), which of an image's translations, as a share of them."""
+        return {"version": torch.rand(shape[0], generator=generator)}
 
     def translate(self, numbers: Tensor, draw: Draw) -> Tensor:
         """Those versions of those images, float32; a bank that was never advanced is filled now."""
@@ -182,27 +187,60 @@ class TranslationBank:
         place = self._place[numbers.to(self._place.device)]
         if bool((place < 0).any()):
             raise SettingsError("bank: asked for an image it does not hold; give the numbers of the images it may need")
-        return _as_float(self._bank[place, draw["version"].to(place.device)])
+        count = self.counts[place]
+        version = (draw["version"].to(place.device) * count).long().minimum(count - 1)
+        return _as_float(self._bank[self._first[place] + version])
 
     @torch.no_grad()
     def advance(self, step: int) -> None:
         """Redraw the blocks whose turn has come by `step`; the first call fills the bank."""
         for block, rows in enumerate(self._blocks):
-            # Blocks take turns, so that each step renews about as many images as the next.
+            # Blocks take turns, so that each step renews about as many translations as the next.
             generation = (step + block * self.period // len(self._blocks)) // self.period
             if generation != self._generations[block]:
                 self._generations[block] = generation
-                self._renew(rows, named_generator(self.seed, "bank", block, generation))
+                self._renew(
+                    slice(int(rows[0]), int(rows[-1]) + 1), named_generator(self.seed, "bank", block, generation)
+                )
 
-    def _renew(self, rows: Tensor, generator: torch.Generator) -> None:
-        images = _as_float(self.images[self._numbers[rows.to(self._numbers.device)]])
+    def _renew(self, part: slice, generator: torch.Generator) -> None:
+        # Translations of an image lie side by side, so an image's codes are made once for its share of the block.
+        owner, which = self._owner[part].unique_consecutive(return_inverse=True)
+        images = _as_float(self.images[self._numbers[owner]])
         halves, size = coded(self.nuisance), tuple(images.shape[-2:])
-        codes = halves.encode(images) if halves is not None else None
-        for version in range(self.versions):
-            draw = draw_to(self.nuisance.sample(images.shape, generator=generator), images)
-            moved = self.nuisance.apply(images, draw) if halves is None else halves.render(codes, draw, size)
-            self._bank[rows.to(self._bank.device), version] = to_uint8(moved)
-        self.drawn += len(rows) * self.versions
+        draw = self.nuisance.sample((len(which), *images.shape[1:]), generator=generator)
+        draw = draw_to(draw, images)
+        if halves is None:
+            moved = self.nuisance.apply(images[which], draw)
+        else:
+            moved = halves.render(halves.encode(images)[which], draw, size)
+        self._bank[part] = to_uint8(moved)
+        self.drawn += len(which)
+
+
+def known_by_number(
+    nuisance: Nuisance, images: Tensor, often: Tensor, *, versions: int, period: int, seed: int, max_bytes: int
+) -> Numbered | None:
+    """A bank if there are `versions`, else kept codes, of images that come `often`, float (N,), 0 for never.
+
+    Returns:
+        None if the nuisance has no codes and there is no bank to keep.
+    """
+    numbers = (often > 0).nonzero().squeeze(1)
+    if versions:
+        how = {"versions": versions, "uses": often[numbers], "period": period, "seed": seed}
+        return TranslationBank(nuisance, images, numbers=numbers, **how)
+    halves = coded(nuisance)
+    return None if halves is None else KeptCodes(halves, images, numbers=numbers, max_bytes=max_bytes)
+
+
+def _shared_out(versions: int, images: int, uses: Tensor | None) -> Tensor:
+    """`versions` for each of `images` on average, int64 (M,), in proportion to `uses`, at least one each."""
+    if uses is None or not images:
+        return torch.full((images,), versions)
+    share = uses.detach().cpu().double()
+    share = share / share.mean().clamp_min(1e-12)
+    return (share * versions).round().long().clamp_min(1)
 
 
 def _places(images: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor]:

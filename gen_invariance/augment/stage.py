@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gen_invariance.augment.batches import as_images, check_layout, check_range, row_probability
 from gen_invariance.augment.held import HeldNuisance, Stream
-from gen_invariance.augment.numbered import CODE_BYTES, KeptCodes, Numbered, TranslationBank, coded
+from gen_invariance.augment.numbered import CODE_BYTES, Numbered, known_by_number
 from gen_invariance.augment.policy import auto
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
@@ -151,6 +151,7 @@ class TailAugment(nn.Module):
         labels: Tensor,
         *,
         versions: int = 0,
+        uses: Tensor | None = None,
         period: int = 1000,
         seed: int = 0,
         max_bytes: int = CODE_BYTES,
@@ -163,19 +164,18 @@ class TailAugment(nn.Module):
         Args:
             images: uint8 (N, C, H, W), the set, on the device that trains.
             labels: int64 (N,).
-            versions: translations of each image in a bank; 0 for no bank.
+            versions: translations of an image in a bank, on average; 0 for no bank.
+            uses: (N,), how often each image comes, in any unit, so that all translations of a bank are used alike;
+                None is alike.
             period: steps after which each translation of the bank has been replaced.
             seed: of the bank's draws.
             max_bytes: most that kept codes may take.
         """
+        how = {"versions": versions, "period": period, "seed": seed, "max_bytes": max_bytes}
 
         def make() -> Numbered | None:
-            nuisance = self._held.on(images.device)
-            numbers = (self.probability[labels.cpu()] > 0).nonzero().squeeze(1)
-            if versions:
-                return TranslationBank(nuisance, images, numbers=numbers, versions=versions, period=period, seed=seed)
-            halves = coded(nuisance)
-            return None if halves is None else KeptCodes(halves, images, numbers=numbers, max_bytes=max_bytes)
+            often = self.probability[labels.cpu()] * (1 if uses is None else uses.cpu())
+            return known_by_number(self._held.on(images.device), images, often, **how)
 
         self._make_numbered, self._numbered = make, None
 

@@ -125,7 +125,14 @@ class Batches:
             )
         if self.numbered:
             bank = {"versions": settings.stage_bank, "period": settings.stage_bank_epochs * self.per_epoch}
+            bank["uses"] = self._uses() if settings.stage_bank else None
             stage.remember((self.source or train).images, train.labels, seed=run.seed, **bank)
+
+    def _uses(self) -> Tensor:
+        """How often the stage meets each image in an epoch it works in, float64 (N,)."""
+        loader = self.balanced if self.settings.stage_source == "balanced" else self.rows
+        epochs = [epoch for epoch in range(self.settings.epochs) if self.settings.stage_is_on(epoch)]
+        return loader.expected_uses(epochs or [0])
 
     def at(self, step: int, *, hardest: Hardest | None = None) -> Batch:
         """This process's augmented rows of `step`; `hardest` chooses where `settings.worst_of` draws several."""

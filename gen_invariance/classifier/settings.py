@@ -50,8 +50,9 @@ class TrainSettings:
         stage_from: "start" or "second_phase": when the stage begins.
         stage_source: "batch" (gated rows are translated in place) or "balanced" (gated rows are replaced by
             translated rows of a second, class-balanced stream).
-        stage_bank: translations of each image that are drawn ahead and used several times; 0 draws at every step.
-            Quicker, another training; not with plain augmentation before the stage.
+        stage_bank: translations of an image, on average, that are drawn ahead and used several times; 0 draws at
+            every step. Images that come more often get more of them. Quicker, another training; not with plain
+            augmentation before the stage.
         stage_bank_epochs: epochs after which the bank's translations have been replaced.
         worst_of: draws of each gated row, of which the one with the highest loss is kept (Robey et al. 2020).
         consistency: weight of KL( p(x) || p(Tx) ) on gated rows, a mean over the batch, p(x) held fixed.

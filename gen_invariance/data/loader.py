@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler, Subset
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.sampling import Rule, class_numbers, epoch_indices, rule_name
+from gen_invariance.data.sampling import Rule, class_numbers, epoch_indices, rule_name, sampling_probabilities
 from gen_invariance.errors import SettingsError
 
 
@@ -173,6 +173,15 @@ class ResidentLoader:
     def rule_at(self, epoch: int) -> str:
         """The name of the sampling rule in `epoch`."""
         return rule_name(self.rule, epoch)
+
+    def expected_uses(self, epochs: Sequence[int]) -> Tensor:
+        """How often each image comes in an epoch, float64 (N,): the expected number, a mean over `epochs`."""
+        counts = torch.bincount(self._labels, minlength=self.data.num_classes)
+        rates = [
+            sampling_probabilities(counts, rule=self.rule_at(epoch), progress=epoch / max(self.num_epochs - 1, 1))
+            for epoch in epochs
+        ]
+        return (len(self.data) * torch.stack(rates).mean(0) / counts.clamp_min(1))[self._labels]
 
     def indices(self, step: int) -> Tensor:
         """This rank's rows of the data for global step `step`, int64 (B,), on the data's device.

@@ -87,17 +87,31 @@ def test_gated_rows_come_from_the_bank(tmp_path):
     for step in range(4 * batches.per_epoch):
         batch, rows = batches.at(step), batches.rows.indices(step)
         for place, number in enumerate(rows.tolist()):
+            held = bank.counts[bank._place[number]] if data.labels[number] > 0 else 0
             versions = [
-                bank.translate(torch.tensor([number]), {"version": torch.tensor([v])})[0]
-                for v in range(2)
-                if data.labels[number] > 0
+                bank.translate(torch.tensor([number]), {"version": torch.tensor([(v + 0.5) / held])})[0]
+                for v in range(held)
             ]
             if not torch.equal(batch.images[place], data.float_images(rows)[place]):
                 assert any(torch.equal(batch.images[place], version) for version in versions)
                 translated += 1
     assert translated > 20
-    tail = 12 + 4
-    assert tail * 2 < bank.drawn <= tail * 2 * (1 + 4 / 3 + 1), "filled once, and 4 of every 3 epochs replaced"
+    held = int(bank.counts.sum())
+    assert abs(held - 2 * (12 + 4)) <= 8, "two for each image of the tail, give or take rounding"
+    assert held < bank.drawn <= held * (1 + 4 / 3 + 1), "filled once, and 4 of every 3 epochs replaced"
+
+
+def test_the_bank_follows_the_rows_the_stage_meets(tmp_path):
+    how = settings(epochs=200, stage_bank=9, stage_source="balanced")
+    given = stage(Rotation(90))
+    batches = Batches(digits(), how, Run(tmp_path, kind="train"), stage=given)
+    bank = given.drawer(numbered=True)
+    met = torch.zeros(len(digits()))
+    for step in range(how.epochs * batches.per_epoch):
+        rows = batches.balanced.indices(step)
+        met += torch.bincount(rows, given.probability[batches.labels[rows]], minlength=len(met))
+    expected = met[bank._numbers] / met[bank._numbers].mean() * 9
+    assert ((bank.counts - expected).abs() <= 0.5 + 0.15 * expected).all()
 
 
 def test_the_stage_forgets_when_training_is_done(tmp_path):

@@ -196,3 +196,16 @@ def test_batch_sizes_without_a_batch_are_refused(options):
 def test_an_empty_data_set_is_refused():
     with pytest.raises(DataError):
         ResidentLoader(image_data().subset(torch.tensor([], dtype=torch.int64)), batch_size=1)
+
+
+@pytest.mark.parametrize("rule", [*RULES, DelayedRule(start=30)])
+def test_expected_uses_are_what_epochs_come_to(rule):
+    loader = ResidentLoader(image_data(), batch_size=21, rule=rule, seed=4, num_epochs=60)
+    counted = torch.zeros(len(LABELS), dtype=torch.float64)
+    for step in range(60):
+        counted += torch.bincount(loader.indices(step), minlength=len(LABELS))
+    expected = loader.expected_uses(range(60))
+    assert expected.sum().item() == pytest.approx(len(LABELS))
+    assert ((counted / 60 - expected).abs() <= 5 * (expected / 60).sqrt()).all()
+    if rule == "instance":
+        torch.testing.assert_close(expected, torch.ones(len(LABELS), dtype=torch.float64))
