@@ -17,6 +17,7 @@ ROOMS = (
     "errors",
     "settings",
     "stopping",
+    "devices",
     "run",
     "torchvision_guard",
     "data",

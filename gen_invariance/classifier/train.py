@@ -27,6 +27,7 @@ from gen_invariance.classifier.robust import hardest
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
+from gen_invariance.devices import accelerator_on
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import MISFITS, Run
@@ -75,8 +76,30 @@ def fit_classifier(
         SettingsError: settings that do not fit the model, the stage or the number of processes.
         CheckpointError: the run's checkpoint is of another model.
     """
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=train.device.type == "cpu")
-    train = train.to(accelerator.device)
+    with accelerator_on(train.device, mixed_precision=settings.mixed_precision) as accelerator:
+        train = train.to(accelerator.device)
+        how = {"loss": loss, "second_loss": second_loss, "plan": plan, "stage": stage, "base": base, "mix": mix}
+        how |= {"stage_source": stage_source, "evaluate": evaluate, "progress": progress}
+        return _fit_on(accelerator, model, train, settings, run=run, **how)
+
+
+def _fit_on(
+    accelerator: Accelerator,
+    model: Classifier,
+    train: ImageData,
+    settings: TrainSettings,
+    *,
+    loss: nn.Module,
+    run: Run,
+    second_loss: nn.Module | None,
+    plan: TransferPlan | None,
+    stage: TailAugment | None,
+    base: Nuisance | None,
+    mix: Mix | None,
+    stage_source: ImageData | None,
+    evaluate: Evaluate | None,
+    progress: bool | None,
+) -> Classifier:
     batches = Batches(
         train, settings, run, stage=stage, base=base, mix=mix, stage_source=stage_source,
         process=accelerator.process_index, processes=accelerator.num_processes,

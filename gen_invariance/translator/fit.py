@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from gen_invariance.data.images import ImageData
+from gen_invariance.devices import accelerator_on
 from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
 from gen_invariance.run import MISFITS, Run, atomic_write, cannot_write
@@ -88,7 +89,21 @@ def fit_translator(
         SettingsError: no class is large enough, the batch does not divide over the processes, or nobody watches.
         RunError: a loss term became NaN or infinite; names the term and the step.
     """
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=data.device.type == "cpu")
+    with accelerator_on(data.device, mixed_precision=settings.mixed_precision) as accelerator:
+        return _fit_on(accelerator, objective, data, settings, run=run, progress=progress, watch=watch, say=say)
+
+
+def _fit_on(
+    accelerator: Accelerator,
+    objective: Objective,
+    data: ImageData,
+    settings: FitSettings,
+    *,
+    run: Run,
+    progress: bool | None,
+    watch: Watch | None,
+    say: Callable[[str], None],
+) -> nn.Module:
     translator, discriminator = objective.translator.train(), objective.discriminator.train()
     translator.to(accelerator.device)
     discriminator.to(accelerator.device)

@@ -18,6 +18,7 @@ import gen_invariance.torchvision_guard  # noqa: F401
 from diffusers.training_utils import EMAModel
 
 from gen_invariance.data.images import ImageData
+from gen_invariance.devices import accelerator_on
 from gen_invariance.errors import CheckpointError, RunError, SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to, select_rows
 from gen_invariance.run import Run
@@ -94,7 +95,22 @@ def fit_flow(
         SettingsError: no class is large enough, the batch does not divide over the processes, or nobody watches.
         RunError: a loss term, or a weight, became NaN or infinite; names the term and the step.
     """
-    accelerator = Accelerator(mixed_precision=loop.mixed_precision, cpu=data.device.type == "cpu")
+    with accelerator_on(data.device, mixed_precision=loop.mixed_precision) as accelerator:
+        return _fit_on(accelerator, translator, data, loop, settings, run=run, progress=progress, watch=watch, say=say)
+
+
+def _fit_on(
+    accelerator: Accelerator,
+    translator: FlowTranslator,
+    data: ImageData,
+    loop: FitSettings,
+    settings: FlowSettings,
+    *,
+    run: Run,
+    progress: bool | None,
+    watch: Watch | None,
+    say: Callable[[str], None],
+) -> FlowTranslator:
     if loop.batch_size % accelerator.num_processes:
         raise SettingsError(
             f"fit.batch_size {loop.batch_size} does not divide over {accelerator.num_processes} processes"

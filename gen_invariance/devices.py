@@ -1,0 +1,48 @@
+"""Where a loop computes: on the device of its data, whatever this process computed on before.
+
+accelerate keeps one state for a whole process, made by whoever asks first. A notebook that trains on the CPU and then
+on a GPU would stay on the CPU, another GPU than the first could not be had, and a second loop at another precision
+would be refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+
+@contextmanager
+def accelerator_on(device: torch.device | str, *, mixed_precision: str = "no") -> Iterator[Accelerator]:
+    """An `Accelerator` on `device`; one that was launched with others keeps the device it was given.
+
+    A state of accelerate's that was there before and differs, a user's own for instance, is put back at the end.
+    """
+    device = torch.device(device)
+    place, whole = PartialState._shared_state, AcceleratorState._shared_state
+    before = dict(place), dict(whole)
+    alone = not place or PartialState().num_processes == 1
+    elsewhere = alone and bool(place) and not _same(PartialState().device, device)
+    if elsewhere:
+        place.clear()
+    changed = elsewhere or (bool(whole) and whole.get("_mixed_precision") != mixed_precision)
+    if changed:
+        whole.clear()
+    state = PartialState(cpu=device.type == "cpu")
+    if state.num_processes == 1:
+        state.device = device
+    try:
+        yield Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
+    finally:
+        if changed:
+            for shared, values in zip((place, whole), before, strict=True):
+                shared.clear()
+                shared.update(values)
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether two names are of one device; a type without a number is its first."""
+    return one.type == other.type and (one.index or 0) == (other.index or 0)

@@ -1,0 +1,107 @@
+"""Parts that no command uses, on another device: a loop of one's own, kornia, torchmetrics, pipelines."""
+
+from __future__ import annotations
+
+import kornia
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+import gen_invariance as gi
+from gen_invariance.devices import accelerator_on
+from gen_invariance.measure.metric import ExpectedKL
+from gen_invariance.nuisance.protocol import draw_to
+from gen_invariance.run import named_generator
+from gen_invariance.translator.pipeline import TranslationPipeline
+
+pytestmark = pytest.mark.gpu
+
+NUISANCES = {
+    "background": gi.Background(),
+    "compose": gi.Compose([gi.Rotation(), gi.Lighting()]),
+    "lighting": gi.Lighting(),
+    "randaugment": gi.RandAugment(),
+    "rotation": gi.Rotation(),
+    "shear": gi.Shear(),
+    "thickness": gi.Thickness(),
+    "translation": gi.Translation(),
+    "trivialaugment": gi.TrivialAugment(),
+}
+
+
+def pixels(count=12, channels=1):
+    images = torch.rand(count, channels, 16, 16, generator=named_generator(0, "pixels"))
+    return images * (images > 0.5)
+
+
+def translator():
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(named_generator(0, "munit").get_state())
+        return gi.MunitTranslator(width=4, residual_blocks=1, mlp_width=8).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", NUISANCES)
+def test_nuisances_do_the_same_with_the_same_draw(name, device):
+    nuisance, images = NUISANCES[name], pixels(channels=3)
+    draw = nuisance.sample(images.shape, generator=named_generator(1))
+    there = nuisance.apply(images.to(device), draw_to(draw, images.to(device)))
+    assert there.device == device
+    torch.testing.assert_close(there.cpu(), nuisance.apply(images, draw), rtol=0, atol=2e-3)
+
+
+def test_a_loop_of_ones_own(device):
+    """The stage beside a model that trains; the same rows are translated as on the CPU."""
+    found = {}
+    for place in (torch.device("cpu"), device):
+        data = gi.ImageData((pixels(30) * 255).to(torch.uint8), torch.arange(30) % 3, ("a", "b", "c")).to(place)
+        stage = gi.TailAugment(translator(), torch.tensor([0.0, 0.5, 1.0]), seed=3).to(place)
+        stage.remember(data.images, data.labels)
+        weight = torch.zeros(3, 256, device=place, requires_grad=True)
+        optimizer, loader = torch.optim.SGD([weight], lr=0.1), gi.ResidentLoader(data, batch_size=10, seed=2)
+        for step in range(6):
+            rows = loader.indices(step)
+            images, labels = stage(data.float_images(rows), data.labels[rows], numbers=rows)
+            optimizer.zero_grad()
+            F.cross_entropy(images.flatten(1) @ weight.T, labels).backward()
+            optimizer.step()
+        found[place] = weight.detach().cpu()
+    torch.testing.assert_close(found[device], found[torch.device("cpu")], rtol=0, atol=1e-4)
+
+
+def test_inside_kornia_and_replayed(device):
+    chain = kornia.augmentation.AugmentationSequential(
+        kornia.augmentation.RandomHorizontalFlip(p=0.5), gi.KorniaNuisance(translator(), p=0.5)
+    ).to(device)
+    images = pixels().to(device)
+    out = chain(images)
+    assert out.device == device
+    torch.testing.assert_close(chain(images, params=chain._params), out, rtol=0, atol=1e-5)
+
+
+def test_metric_and_pipeline(device):
+    metric = ExpectedKL(3).to(device)
+    logits = [torch.randn(12, 3, generator=named_generator(place)) for place in range(2)]
+    labels = torch.arange(12) % 3
+    metric.update(*(each.to(device) for each in (*logits, labels)))
+    here = ExpectedKL(3)
+    here.update(*logits, labels)
+    assert float(metric.compute()) == pytest.approx(float(here.compute()), rel=1e-4)
+    moved = {
+        place: TranslationPipeline(translator().to(place))(pixels(), num_draws=2, generator=named_generator(5)).cpu()
+        for place in ("cpu", device)
+    }
+    torch.testing.assert_close(moved[device], moved["cpu"], rtol=0, atol=1e-3)
+
+
+def test_one_process_computes_on_one_device_after_another(device):
+    for place in (torch.device("cpu"), device, torch.device("cpu")):
+        with accelerator_on(place) as accelerator:
+            assert accelerator.device.type == place.type
+
+
+def test_a_users_accelerator_is_left_as_it_was(device):
+    own = Accelerator(cpu=True)
+    with accelerator_on(device, mixed_precision="bf16") as accelerator:
+        assert (accelerator.device.type, accelerator.mixed_precision) == (device.type, "bf16")
+    assert (own.device.type, own.mixed_precision, own.num_processes) == ("cpu", "no", 1)
