@@ -1,0 +1,198 @@
+"""An export ends in the same bytes whoever computes it, and however often it is killed or runs out of disk."""
+
+import itertools
+import os
+import pickle
+import random
+import signal
+import traceback
+from dataclasses import replace
+
+import pytest
+from export_inputs import INPUTS, SETTINGS, build_small, rows_of, tree
+
+from gen_invariance import Compose, Lighting, Rotation
+from gen_invariance.augment.export import ExportSettings, export, open_form, workers
+from gen_invariance.errors import OutputError, RunError, SettingsError
+
+# ---- shared out
+
+
+def test_units_done_alone_and_in_another_order_write_the_same_bytes(photos, tmp_path, monkeypatch):
+    """What a worker process does, without the seconds that one takes to start."""
+    nuisance = Compose([build_small(), Lighting()])
+    export(open_form("folder", photos), nuisance, tmp_path / "one", SETTINGS)
+
+    def run(self, units):
+        workers.start_worker(pickle.loads(pickle.dumps(self._job)))
+        return [workers.one_unit(pickle.loads(pickle.dumps(unit))) for unit in reversed(list(units))]
+
+    monkeypatch.setattr(workers.Workers, "run", run)
+    export(open_form("folder", photos), nuisance, tmp_path / "two", SETTINGS)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes_as_one(photos, tmp_path):
+    nuisance = Compose([build_small(), Lighting()])
+    for processes in (1, 2):
+        export(open_form("folder", photos), nuisance, tmp_path / str(processes), SETTINGS, processes=processes)
+    assert tree(tmp_path / "1") == tree(tmp_path / "2")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_in_one_line(photos, tmp_path):
+    with pytest.raises(RunError, match="a worker process died"):
+        export(open_form("folder", photos), _Deadly(), tmp_path / "out", SETTINGS, processes=2)
+
+
+class _Deadly(Rotation):
+    def apply(self, images, draw):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ---- killed
+
+
+def in_child(work):
+    """Run `work` in a forked process; its exit status. What it raises is raised here, as text."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os.write(writing, traceback.format_exc()[-4000:].encode())
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with open(reading) as file:
+        said = file.read()  # until the child is gone
+    status = os.waitpid(child, 0)[1]
+    if said:
+        pytest.fail(f"in the child:\n{said}")
+    return status
+
+
+def kill_at(moment):
+    """Make this process die by SIGKILL when it renames a file for the `moment`-th time, before or after doing so.
+
+    Several threads rename: each asks for its own number, as a shared one may have moved on when it is looked at again.
+    """
+    real, numbers = os.replace, itertools.count(1)
+
+    def replace(*args):
+        number = next(numbers)
+        if number == moment and moment % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args)
+        if number == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace
+
+
+def kill_and_resume(source, out, settings, nuisance, moments):
+    kills = 0
+    for moment in moments:
+
+        def work(moment=moment):
+            kill_at(moment)
+            export(source, nuisance, out, settings, resume=True)
+
+        status = in_child(work)
+        assert status in (0, signal.SIGKILL), status
+        kills += status == signal.SIGKILL
+    export(source, nuisance, out, settings, resume=True)
+    return kills
+
+
+@pytest.mark.parametrize("moments", [10, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["folder", "table", "npz", "webdataset"])
+def test_killed_at_random_moments_ends_in_the_same_bytes(form, moments, tmp_path):
+    data, nuisance = open_form(form, INPUTS[form](tmp_path / "in")), Rotation(30)
+    settings = ExportSettings(target="max", batch_size=4, near_copy=0.05)  # some are rejected: more than one round
+    export(data, nuisance, tmp_path / "whole", settings)
+    assert rows_of(tmp_path / "whole", status="rejected")
+    draw = random.Random(f"{form}{moments}")
+    kills = 0
+    for _ in range(max(1, moments // 10)):  # each folder is killed several times
+        out = tmp_path / f"killed-{kills}"
+        chosen = [draw.randint(1, 25 if form in ("folder", "table") else 8) for _ in range(min(moments, 10))]
+        kills += kill_and_resume(data, out, settings, nuisance, chosen)
+        assert tree(out) == tree(tmp_path / "whole")
+    assert kills >= 3
+
+
+def test_killed_while_finishing(photos, tmp_path):
+    source = open_form("folder", photos)
+    export(source, Rotation(30), tmp_path / "whole", SETTINGS)
+
+    def count():
+        real, numbers = os.replace, itertools.count()
+
+        def replace(*args):
+            next(numbers)
+            real(*args)
+
+        os.replace = replace
+        export(source, Rotation(30), tmp_path / "count", SETTINGS)
+        os._exit(next(numbers))
+
+    total = in_child(count) >> 8
+    assert total > 30
+    for back in range(5):
+        out = tmp_path / f"late{back}"
+        kill_and_resume(source, out, SETTINGS, Rotation(30), [total - back])
+        assert tree(out) == tree(tmp_path / "whole")
+
+
+# ---- resumed
+
+
+def test_resume_of_a_finished_export_changes_nothing_and_other_settings_are_refused(photos, tmp_path):
+    source, out = open_form("folder", photos), tmp_path / "out"
+    first = export(source, Rotation(30), out, SETTINGS)
+    before = tree(out)
+    assert export(source, Rotation(30), out, SETTINGS, resume=True) == first
+    assert tree(out) == before
+    with pytest.raises(SettingsError, match="already holds an export"):
+        export(source, Rotation(30), out, SETTINGS)
+    with pytest.raises(SettingsError, match="target changed"):
+        export(source, Rotation(30), out, replace(SETTINGS, target=5), resume=True)
+    with pytest.raises(SettingsError, match="translator changed"):
+        export(source, Rotation(31), out, SETTINGS, resume=True)
+    (photos / "two" / "new.png").write_bytes((photos / "zero" / "000.png").read_bytes())
+    with pytest.raises(SettingsError, match="images were added"):
+        export(source, Rotation(30), out, SETTINGS, resume=True)
+
+
+def test_a_second_export_into_the_same_folder_waits_outside(photos, tmp_path):
+    import fcntl
+
+    out = tmp_path / "out"
+    (out / ".gen_invariance").mkdir(parents=True)
+    with open(out / ".gen_invariance" / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="another export"):
+            export(open_form("folder", photos), Rotation(30), out, SETTINGS)
+
+
+def test_a_full_disk_stops_with_one_line_and_goes_on_later(photos, tmp_path, monkeypatch):
+    whole = export(open_form("folder", photos), Rotation(30), tmp_path / "whole", SETTINGS)
+    real, left = os.replace, [20]
+
+    def full(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match="No space left"):
+        export(open_form("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
+    monkeypatch.setattr(os, "replace", real)
+    again = export(open_form("folder", photos), Rotation(30), tmp_path / "out", SETTINGS, resume=True)
+    assert again.after == whole.after
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
