@@ -233,7 +233,7 @@ def odd_array(array: np.ndarray, dice: random.Random) -> np.ndarray:
         lambda: np.array([{"a": 1}], dtype=object), lambda: np.zeros((30, 2, 16, 16), np.uint8),
         lambda: np.zeros((30, 3, 16, 16), np.uint8), lambda: np.array(["a", "b", "a"]), lambda: np.arange(size),
     ]  # fmt: skip
-    with suppress(ValueError, TypeError):
+    with suppress(ValueError, TypeError, IndexError):
         return dice.choice(choices)()
     return array
 

@@ -33,7 +33,7 @@ def build_objective(
     Raises:
         SettingsError: unknown name, or a setting that the translator or its objective does not have.
     """
-    if name not in TRANSLATORS:
+    if not isinstance(name, str) or name not in TRANSLATORS:
         raise SettingsError(f"unknown translator {name!r}; choose one of {', '.join(TRANSLATORS)}")
     translator_class, objective_class = TRANSLATORS[name]
     if isinstance(options.get("weights"), Mapping):

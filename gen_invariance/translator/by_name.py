@@ -59,6 +59,7 @@ def fit_by_name(
             images of fewer than `SMALLEST` pixels a side.
         RunError: a loss became NaN or infinite.
     """
+    name = typed(name, str, "translator.name")
     network = typed(network, Mapping | None, "translator.network")
     objective = typed(objective, Mapping | None, "translator.objective")
     channels, *sides = data.images.shape[1:]

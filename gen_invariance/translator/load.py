@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads to torchvision)
+
+# isort: split
 import inspect
 import json
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers.utils import logging
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from gen_invariance.errors import CheckpointError
+from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.settings import typed
 
 KINDS = {
     "DiffusersTranslator": "img2img",
@@ -50,10 +60,13 @@ def load_translator(path: Path | str) -> nn.Module:
             f"{folder / 'config.json'} has the setting {unknown[0]!r}, which a {name} does not know; it is damaged or "
             "of another version"
         )
+    if name != "DiffusersTranslator":  # whose parts have configs of their own
+        _check_sizes(kind, config, folder, weights)
     try:
-        translator, found = kind.from_pretrained(
-            folder, low_cpu_mem_usage=False, use_safetensors=True, output_loading_info=True
-        )
+        with _quiet():  # what it warns of is refused below, in one line
+            translator, found = kind.from_pretrained(
+                folder, low_cpu_mem_usage=False, use_safetensors=True, output_loading_info=True
+            )
     except Exception as error:  # diffusers and safetensors raise many kinds for one cause: the folder is damaged
         reason = str(error).strip().splitlines()
         raise CheckpointError(
@@ -67,6 +80,55 @@ def load_translator(path: Path | str) -> nn.Module:
     if not all(bool(value.isfinite().all()) for value in translator.state_dict().values()):
         raise CheckpointError(f"the translator in {folder} holds NaN or infinite weights: its fit diverged; fit again")
     return translator.eval().requires_grad_(False)
+
+
+def _check_sizes(kind: type[nn.Module], config: dict[str, Any], folder: Path, weights: list[Path]) -> None:
+    """Raise `CheckpointError` where `config` is none of `kind`, or describes other weights than there are.
+
+    A network is made without memory first, so that a config with absurd sizes costs neither memory nor time.
+    """
+    where, given = folder / "config.json", {key: value for key, value in config.items() if not key.startswith("_")}
+    for key, hint in typing.get_type_hints(kind.__init__).items():
+        try:
+            typed(given.get(key), hint | None, key)
+        except SettingsError as error:
+            raise CheckpointError(f"{where}: {error}; it is damaged or of another version") from error
+    try:
+        shapes: dict[str, list[int]] = {}
+        for file in weights:
+            with safe_open(file, framework="pt") as opened:
+                shapes |= {each: opened.get_slice(each).get_shape() for each in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError):
+        return  # truncated, say: the loader names it
+    for key in _REPEATED & given.keys():  # these have tensors of their own, so there cannot be more of them
+        value = given[key]
+        if value is not None and value > len(shapes):
+            raise CheckpointError(f"{where}: {key} is {value}, but there are {len(shapes)} weights; it is damaged")
+    try:
+        with torch.device("meta"):
+            expected = {each: list(value.shape) for each, value in kind(**given).state_dict().items()}
+    except Exception:
+        return
+    for each in expected.keys() & shapes.keys():
+        if expected[each] != shapes[each]:
+            raise CheckpointError(
+                f"cannot load the translator in {folder}: {each} has shape {shapes[each]}, but its config describes "
+                f"{expected[each]}; the folder holds parts of two translators"
+            )
+
+
+_REPEATED = {"residual_blocks", "downsamples", "style_downsamples", "levels"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Diffusers' own log is off inside."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _config_of(path: Path) -> tuple[Path, Any]:

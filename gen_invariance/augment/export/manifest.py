@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_invariance.augment.export.forms import Row
+from gen_invariance.errors import OutputError
 from gen_invariance.run import atomic_write, utf8_text, write_text
 
 COLUMNS: dict[str, str] = {
@@ -71,9 +72,36 @@ def write_manifest(out: Path, rows: Iterable[Row], *, chunk: int = 4096) -> list
 
 
 def read_manifest(out: Path) -> Iterator[dict[str, Any]]:
-    """The rows of `out`/manifest.jsonl, one at a time."""
-    with open(out / "manifest.jsonl", encoding="utf-8") as file:
-        yield from map(json.loads, file)
+    """The rows of `out`/manifest.jsonl, one at a time.
+
+    Raises:
+        OutputError: a row is not one that `write_manifest` writes; the file was changed or cut.
+    """
+    path = out / "manifest.jsonl"
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                yield _row(line, path, number)
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "not UTF-8") from error
+
+
+def _row(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"line {number} is not JSON") from error
+    kinds = {"string": str, "int64": int, "float64": (int, float)}
+    if not isinstance(row, dict) or COLUMNS.keys() - row.keys():
+        raise _damaged(path, f"line {number} is not a row of it")
+    for name, kind in COLUMNS.items():
+        if row[name] is not None and not isinstance(row[name], kinds[kind]):
+            raise _damaged(path, f"line {number} has no fitting {name}")
+    return row
+
+
+def _damaged(path: Path, reason: str) -> OutputError:
+    return OutputError(f"{path} is damaged ({reason}); export into another folder, or delete this one")
 
 
 def _utf8(row: Row) -> Row:

@@ -353,6 +353,8 @@ def _summary(out: Path, data: Form, settings: ExportSettings) -> ExportSummary:
     problems, ignored = [], []
     for row in read_manifest(out):
         if row["status"] == "kept" and row["part"] == "train":
+            if row["label"] not in range(classes):
+                raise OutputError(f"{out / 'manifest.jsonl'} is damaged (a label of no class); delete this folder")
             after[row["label"]] += 1
             before[row["label"]] += row["kind"] == "original"
         rejected += row["status"] == "rejected"
