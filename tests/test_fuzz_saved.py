@@ -131,9 +131,8 @@ def test_the_manifest_of_a_finished_export_was_changed(change, photos, tmp_path)
 # ---- tables
 
 
-@pytest.mark.parametrize("odd", ["\udcff\udcfe", "\ud800"])
-def test_names_that_are_not_utf8_beside_nested_ones_in_a_table(odd, photos):
-    rows = [{"path": "cat/0.png", "label": label} for label in ("cat", odd, [1], 3)]
+def test_names_that_are_not_utf8_beside_nested_ones_in_a_table(photos):
+    rows = [{"path": "cat/0.png", "label": label} for label in ("cat", "\udcff\udcfe", [1], 3)]
     (photos / "table.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     with pytest.raises(DataError, match="column 'label' holds nested values, not text"):
         open_form("table", photos / "table.jsonl")
