@@ -1,4 +1,4 @@
-"""Options of the loop: parts of a batch, averages, worst of k, consistency, mixing, plans, correction of the head."""
+"""Options of the loop: parts of a batch, worst of k, consistency, mixing, a second loss, several processes."""
 
 import copy
 import os
@@ -10,18 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import Interrupted, digits, interrupt_at, network, same_weights, settings, train
+from test_train import digits, network, same_weights, settings, train
 from torch import nn
 
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import Backbone, Classifier, CosineHead, build_head
 from gen_invariance.classifier.batches import Batches
-from gen_invariance.classifier.correction import correct_head
 from gen_invariance.classifier.losses import build_loss
 from gen_invariance.classifier.objective import consistency_term, row_losses
-from gen_invariance.classifier.posthoc import adjust_logits, tau_normalised
 from gen_invariance.classifier.robust import hardest
-from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance import Background, Identity, Rotation
@@ -229,165 +226,6 @@ def test_the_second_loss_starts_with_the_second_phase(tmp_path):
     assert calls == ["first"] * 15 + ["second"] * 5
 
 
-# ---- averages
-
-
-def test_the_average_is_that_of_the_weights_after_each_step(tmp_path):
-    model, seen = plain(), []
-    model.register_forward_pre_hook(lambda *_: seen.append(model.head.weight.detach().clone()))
-    how = settings(epochs=1, average_decay=0.9)
-    folder = tmp_path / "run"
-    returned = train(folder, how, model=model)
-    state = Run(folder, kind="train", resume=True).load_latest()
-    steps = [*seen[1:], state["trained"]["head.weight"]]
-    average = steps[0]
-    for weight in steps[1:]:
-        average = 0.9 * average + 0.1 * weight
-    torch.testing.assert_close(returned.head.weight, average)
-    assert torch.equal(state["model"]["head.weight"], returned.head.weight)
-
-
-# ---- transfer plans
-
-
-def test_frozen_training_leaves_the_backbone_bit_equal(tmp_path):
-    model = network()
-    before = copy.deepcopy(model.state_dict())
-    plan = TransferPlan("frozen", lr=0.05, weight_decay=0.1)
-    train(tmp_path / "run", settings(weight_decay=0.1), model=model, plan=plan, stage=stage())
-    backbone = [name for name in before if name.startswith("backbone.")]
-    assert any("running_mean" in name for name in backbone)
-    assert all(torch.equal(before[name], model.state_dict()[name]) for name in backbone)
-    assert not torch.equal(before["head.weight"], model.state_dict()["head.weight"])
-
-
-def test_group_rates_follow_the_schedule(tmp_path):
-    model, how = network(), settings(epochs=4, schedule="cosine")
-    plan = TransferPlan("full", lr=0.2, backbone_lr_scale=0.5, layer_decay=0.5)
-    train(tmp_path / "run", how, model=model, plan=plan)
-    groups = Run(tmp_path / "run", kind="train", resume=True).load_latest()["optimizer"]["param_groups"]
-    factor = how.schedule_at(19 / 5)  # the last of 20 steps, 5 an epoch
-    assert 0 < factor < 0.1
-    assert [group["name"] for group in groups] == ["conv1", "conv2", "conv3", "head"]
-    assert [group["lr"] for group in groups] == pytest.approx([r * factor for r in (0.0125, 0.025, 0.05, 0.2)])
-    assert [group["initial_lr"] for group in groups] == pytest.approx([0.0125, 0.025, 0.05, 0.2])
-
-
-PLANS = {
-    "thawing": TransferPlan("full", lr=0.02, head_epochs=1, epochs_per_stage=1),
-    "pulled": TransferPlan("full", lr=0.02, pull_to_start=0.1),
-    "partial": TransferPlan("partial", last_stages=1, lr=0.02, batch_norm="eval"),
-}
-
-
-@pytest.mark.parametrize("name", PLANS)
-def test_plans_resume_to_the_bit(name, tmp_path):
-    straight = train(tmp_path / "straight", plan=PLANS[name])
-    with pytest.raises(Interrupted):
-        train(tmp_path / "halted", plan=PLANS[name], evaluate=interrupt_at(3))
-    model = network()
-    assert same_weights(straight, train(tmp_path / "halted", plan=PLANS[name], model=model, resume=True))
-
-
-def test_thawing_trains_the_stages_one_after_the_other(tmp_path):
-    model, changed = network(), []
-    last = {"weights": copy.deepcopy(model.state_dict())}
-
-    def look(current):
-        now = copy.deepcopy(current.state_dict())
-        moved = {name.split(".")[1] for name in now if name.startswith("backbone") and "weight" in name
-                 and not torch.equal(now[name], last["weights"][name])}  # fmt: skip
-        changed.append(moved)
-        last["weights"] = now
-        return {}
-
-    train(tmp_path / "run", model=model, plan=PLANS["thawing"], evaluate=look)
-    assert changed == [set(), {"conv3"}, {"conv2", "conv3"}, {"conv1", "conv2", "conv3"}]
-
-
-def test_the_pull_keeps_weights_near_their_start(tmp_path):
-    def distance(strength):
-        plan = TransferPlan("full", lr=0.02, pull_to_start=strength)
-        model = train(tmp_path / str(strength), plan=plan, model=network())
-        pairs = zip(model.backbone.parameters(), network().backbone.parameters(), strict=True)
-        return sum(float((one - other).detach().square().sum()) for one, other in pairs)
-
-    assert distance(5.0) < 0.5 * distance(0.0)
-
-
-# ---- corrections of the head
-
-
-def corrected(folder, kind, options=None, *, data=None, model=None, **rest):
-    data, model = data or digits(), model or network().eval()
-    return correct_head(model, data, kind, run=Run(folder, kind="train"), options=options, **rest)
-
-
-def test_closed_corrections_equal_their_formulas(tmp_path, generator):
-    data, images = digits(), torch.rand(5, 1, 16, 16, generator=generator)
-    model = network().eval()
-    nn.init.normal_(model.head.bias, generator=generator)
-    expected = adjust_logits(model(images), counts=data.counts, tau=0.8)
-    found = corrected(tmp_path / "a", "logit_adjustment", {"tau": 0.8}, model=copy.deepcopy(model))(images)
-    torch.testing.assert_close(found, expected)
-    expected = tau_normalised(model.head, tau=0.5)(model.features(images))
-    found = corrected(tmp_path / "b", "tau_norm", {"tau": 0.5}, model=copy.deepcopy(model))(images)
-    torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("kind", ["crt", "lws"])
-@pytest.mark.parametrize("staged", [False, True])
-def test_trained_corrections_move_the_head_only(kind, staged, tmp_path):
-    options = {"epochs": 4, "batch_size": 8, "views": 2} if staged else {"epochs": 4, "batch_size": 8}
-    extra = {"stage": stage()} if staged else {}
-    model = network().eval()
-    before = copy.deepcopy(model.state_dict())
-    once = corrected(tmp_path / "one", kind, options, model=model, **extra)
-    again = corrected(tmp_path / "two", kind, options, **extra)
-    assert same_weights(once, again)
-    assert isinstance(once.head, nn.Linear)
-    after = once.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head."))
-    ratio = after["head.weight"] / before["head.weight"]
-    assert not torch.allclose(ratio, torch.ones_like(ratio))
-    if kind == "lws":
-        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=1e-4, rtol=1e-4)
-
-
-def test_re_training_learns_on_balanced_classes(tmp_path):
-    data = digits((60, 20, 6))
-    model = corrected(tmp_path / "run", "crt", {"epochs": 60, "learning_rate": 0.02}, data=data)
-    right = model(data.float_images()).argmax(1) == data.labels
-    assert min(float(right[data.labels == label].float().mean()) for label in range(3)) > 0.5  # the features are random
-
-
-def test_a_correction_is_saved_and_not_repeated(tmp_path):
-    how = settings(epochs=2, head_correction="logit_adjustment")
-    first = train(tmp_path / "run", how)
-    again = train(tmp_path / "run", how, resume=True)
-    assert same_weights(first, again)
-    uncorrected = train(tmp_path / "other", settings(epochs=2))
-    assert not torch.equal(first.head.bias, uncorrected.head.bias)
-    assert torch.equal(first.head.weight, uncorrected.head.weight)
-
-
-def test_a_run_stopped_before_its_correction_is_corrected_later(tmp_path, monkeypatch):
-    import gen_invariance.classifier.train as module
-
-    how = settings(epochs=2, head_correction="crt", head_correction_options={"epochs": 2})
-    straight = train(tmp_path / "straight", how)
-
-    def stop(*_, **__):
-        raise Interrupted
-
-    monkeypatch.setattr(module, "correct_head", stop)
-    with pytest.raises(Interrupted):
-        train(tmp_path / "halted", how)
-    monkeypatch.undo()
-    assert same_weights(straight, train(tmp_path / "halted", how, resume=True))
-
-
 # ---- bad settings
 
 
@@ -417,6 +255,7 @@ def test_bad_settings_are_named_before_training(tmp_path):
 
 # ---- several processes
 
+
 PROGRAM = """
 import os, sys, torch
 sys.path[:0] = {paths!r}
@@ -425,6 +264,7 @@ from test_train_options import one_or_several
 one_or_several(sys.argv[1] + os.environ["RANK"], int(sys.argv[2]))
 torch.distributed.destroy_process_group()
 """
+
 
 HOW = [
     # 36 images in batches of 5: the last batch of an epoch has one image, so one of two processes has none.
