@@ -1,7 +1,7 @@
 """The package against a plain reading of the published recipe, hot path by hot path.
 
     python scripts/benchmark_speed.py out=docs/results/speed/cpu            # under 15 minutes on one core
-    python scripts/benchmark_speed.py only=ekld,loading rounds=9 out=runs/speed
+    python scripts/benchmark_speed.py only=ekld_forward,loading rounds=9 out=runs/speed
     python scripts/benchmark_speed.py device=cuda out=docs/results/speed/cuda
 
 On a CPU it is processor time of one thread, on a GPU wall time with the queue emptied before and after. The variants of

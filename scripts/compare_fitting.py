@@ -8,7 +8,8 @@ All see the same long-tailed digits on backgrounds; one judge, trained on other 
 of `gen-invariance inspect`, and at the true nuisance on the images as they were. Writes a JSON line for each look to
 OUT/fitting.jsonl and prints when each arm first was as good as the recipe is at its end: identity kept and coverage no
 lower, kernel distance no higher, diversity no farther from that of the true nuisance. Then a step of each is timed, the
-arms taking turns in one process; times to equal figures are steps times that. Finished arms are not run again.
+arms taking turns in one process; times to equal figures are steps times that. At last each arm's translator is given to
+a classifier's tail classes, as `compare_translators.py` does. Finished arms are not run again.
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
+from compare_translators import DRAWS, methods
 from plain_recipe import PlainImages, PlainMunit
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from gen_invariance.benchmark.demo import DemoSettings
 from gen_invariance.benchmark.inspect import InspectSettings, head_classes, train_judge
+from gen_invariance.benchmark.suite import run_cell
 from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.data.split import split_indices
+from gen_invariance.measure.statistics import mean_interval, paired_difference
 from gen_invariance.nuisance import Background
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator, write_text
@@ -61,6 +67,11 @@ SHOWN = {
     "kernel_distance": "kernel distance",
     "coverage": "coverage",
     "diversity": "diversity",
+}
+TRAINED = {
+    "balanced_accuracy": ("balanced accuracy, %", 100, 1),
+    "few_accuracy": ("few-shot accuracy, %", 100, 1),
+    "few_ekld": ("few-shot eKLD, nats", 1, 3),
 }
 FIGURES = ("accuracy_kept", "kernel_distance", "coverage", "diversity", "near_copies")
 
@@ -153,8 +164,10 @@ def steps_of(arm: str, data: ImageData, seed: int) -> Iterator[Nuisance]:
     return fit_recipe(data, seed) if ARMS[arm] is None else fit_ours(data, seed, ARMS[arm])
 
 
-def fit_and_look(arm: str, head: ImageData, look: Callable, seed: int, budget: float) -> Iterator[dict]:
-    """Looks, at shares of the budget of processor time that grow by half octaves."""
+def fit_and_look(
+    arm: str, head: ImageData, look: Callable, train: Callable[[Nuisance], dict], seed: int, budget: float
+) -> Iterator[dict]:
+    """Looks, at shares of the budget that grow by half octaves; with the last one what training gives."""
     steps, used, due, number = steps_of(arm, head, seed), 0.0, budget / 64, 0
     while used < budget:
         started = time.process_time()
@@ -163,7 +176,20 @@ def fit_and_look(arm: str, head: ImageData, look: Callable, seed: int, budget: f
         if used >= due or used >= budget:
             fill_bank(nuisance, head, seed)
             due *= 2**0.5
-            yield {"arm": arm, "seed": seed, "step": number, "last": used >= budget, **look(nuisance)}
+            trained = train(nuisance) if used >= budget else {}
+            yield {"arm": arm, "seed": seed, "step": number, "last": used >= budget, **look(nuisance), **trained}
+
+
+def train_with(task: Task, seed: int, nuisance: Nuisance) -> dict[str, float]:
+    """Figures of a classifier whose tail classes are given the nuisance."""
+    method = next(method for method in methods() if method.name == "DRS + MUNIT")
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare(task, seed=seed)
+        records = run_cell(
+            task, prepared, method, seed=seed, folder=Path(folder) / "run", translator=nuisance, draws=DRAWS
+        )
+    found = {record.metric: record.value for record in records if record.class_index is None}
+    return {metric: found[metric] for metric in TRAINED}
 
 
 def step_costs(arms: list[str], head: ImageData, rounds: int = 7) -> dict[str, float]:
@@ -195,7 +221,8 @@ def main(out: Path, seconds: float, seeds: int, arms: list[str]) -> None:
             others = [row for row in rows_of(path) if row not in rows]  # an arm that was stopped starts again
             write_text(path, "".join(json.dumps(row) + "\n" for row in others))
             budget = seconds if arm == "recipe" else seconds / 4
-            for line in lines if arm == "truth" else fit_and_look(arm, head, look, seed, budget):
+            train = partial(train_with, task, seed)
+            for line in lines if arm == "truth" else fit_and_look(arm, head, look, train, seed, budget):
                 with path.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(line, flush=True)
@@ -249,7 +276,28 @@ def summary(out: Path) -> str:
             figures = " | ".join(f"{row[name]:.2f}" for name in SHOWN)
             lines.append(f"| {seed} | {arm} | {row.get('step', '')} | {spent} | {sooner} | {figures} |")
     steps = ", ".join(f"{arm} {cost * 1000:.0f}" for arm, cost in costs.items())
-    return "\n".join([*lines, "", f"Processor time of a step, ms: {steps}."])
+    return "\n".join([*lines, "", f"Processor time of a step, ms: {steps}.", "", *trained(rows)])
+
+
+def trained(rows: list[dict]) -> list[str]:
+    """A table: what classifiers reach with each arm's last translator, mean and 95 % interval, paired."""
+    of = {arm: {row["seed"]: row for row in rows if row["arm"] == arm and "few_ekld" in row} for arm in ARMS}
+    lines = [
+        "| the tail is given | seeds | " + " | ".join(title for title, _, _ in TRAINED.values()) + " |",
+        "|---|---|" + "---|" * len(TRAINED),
+    ]
+    for arm, found in of.items():
+        seeds = sorted(found.keys() & of["recipe"].keys())
+        if not seeds:
+            continue
+        cells = []
+        for metric, (_, scale, digits) in TRAINED.items():
+            own, other = ([scale * part[seed][metric] for seed in seeds] for part in (found, of["recipe"]))
+            value, sign = (mean_interval(own), "") if arm == "recipe" else (paired_difference(own, other), "+")
+            cells.append(f"{value.mean:{sign}.{digits}f} ± {value.half_width:.{digits}f}")
+        name = "the recipe's MUNIT" if arm == "recipe" else f"`{arm}`, difference to the recipe's"
+        lines.append("| " + " | ".join([name, str(len(seeds)), *cells]) + " |")
+    return lines
 
 
 if __name__ == "__main__":

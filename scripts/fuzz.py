@@ -540,6 +540,7 @@ def main(given: dict[str, str]) -> int:
         shutil.rmtree(out / f"case-{number}", ignore_errors=True)
         if number % 100 == 99 or number == cases - 1:
             write_text(out / "table.md", table(rows))
+    write_text(out / "table.md", table(rows))
     print(table(rows))
     return int(any(row["faults"] for row in rows))
 

@@ -40,16 +40,26 @@ def test_a_fit_counts_from_where_all_figures_are_as_good_as_the_recipes_last(pro
     fitting = program("compare_fitting")
     good = {"accuracy_kept": 0.9, "kernel_distance": 0.1, "coverage": 0.9, "diversity": 0.5}
     looks = [
-        {"arm": "recipe", "seconds": 100.0, "step": 50, **good, "diversity": 0.6},
-        {"arm": "small", "seconds": 1.0, "step": 1, **good, "coverage": 0.8},  # one figure short
-        {"arm": "small", "seconds": 2.0, "step": 2, **good},  # less diverse
-        {"arm": "small", "seconds": 5.0, "step": 5, **good, "diversity": 0.7},
-        {"arm": "munit", "seconds": 9.0, "step": 9, **good, "kernel_distance": 0.2},
+        {"arm": "truth", **good, "diversity": 0.4},
+        {"arm": "recipe", "step": 50, **good, "diversity": 0.6, "few_ekld": 0.5},
+        {"arm": "small", "step": 1, **good, "coverage": 0.8},  # one figure short
+        {"arm": "small", "step": 2, **good, "diversity": 0.1},  # farther from the truth on the other side
+        {"arm": "small", "step": 5, **good, "diversity": 0.25},
+        {"arm": "small", "step": 9, **good, "few_ekld": 0.4},
+        {"arm": "munit", "step": 9, **good, "kernel_distance": 0.2},
     ]
-    file = tmp_path / "fitting-0.jsonl"
-    file.write_text("".join(json.dumps(look) + "\n" for look in looks))
-    assert fitting.summary(file).splitlines() == [
-        "recipe: 100 s, 50 steps, diversity 0.60",
-        "small: 2.0 s, 2 steps, diversity 0.50",
-        "small: as diverse: 5.0 s, 5 steps, diversity 0.70",
+    trained = {"balanced_accuracy": 0.8, "few_accuracy": 0.7}
+    rows = ({"seed": seed, **row, **(trained if "few_ekld" in row else {})} for seed in (0, 1) for row in looks)
+    (tmp_path / "fitting.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "costs.json").write_text(json.dumps({"recipe": 2.0, "small": 0.5, "munit": 3.0}))
+    lines = fitting.summary(tmp_path).splitlines()
+    assert lines[2:6] == [
+        "| 0 | truth |  |  |  | 0.90 | 0.10 | 0.90 | 0.40 |",
+        "| 0 | recipe | 50 | 100.0 |  | 0.90 | 0.10 | 0.90 | 0.60 |",
+        "| 0 | munit | not within 9 | | | | | | |",
+        "| 0 | small | 5 | 2.5 | 40.0 | 0.90 | 0.10 | 0.90 | 0.25 |",
+    ]
+    assert lines[-2:] == [
+        "| the recipe's MUNIT | 2 | 80.0 ± 0.0 | 70.0 ± 0.0 | 0.500 ± 0.000 |",
+        "| `small`, difference to the recipe's | 2 | +0.0 ± 0.0 | +0.0 ± 0.0 | -0.100 ± 0.000 |",
     ]
