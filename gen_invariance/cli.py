@@ -170,6 +170,8 @@ def _check_plain(verb: str, config: dict[str, Any]) -> None:
     """Give the settings that belong to no group their kind, in place."""
     groups = dict(groups_of(verb))
     for name in (*groups, *sections_of(verb)):
+        if name not in config and name in _compose(verb, [], missing_is_error=False):
+            raise SettingsError(f"{name}=[] leaves {name} without settings; write {name}=NAME, or leave it out")
         if not isinstance(config.get(name, {}), dict):
             raise SettingsError(f"{name} must be a group of settings, got {config[name]!r}; write {name}.KEY=VALUE")
     for name, value in config.items():

@@ -1,4 +1,4 @@
-"""What `scripts/fuzz.py` found in saved translators, finished exports and tables: each once ended in a traceback."""
+"""What `scripts/fuzz.py` found in saved translators, finished exports and tables: most once ended in a traceback."""
 
 import json
 import time
@@ -94,6 +94,17 @@ def test_a_bank_that_the_config_does_not_name(tmp_path, capfd):
 def test_a_name_that_is_a_list(tmp_path, capsys):
     assert run(["fit", "translator.name=[spatial]", "fit.steps=1", f"out={tmp_path / 'out'}"]) == 2
     assert capsys.readouterr().err == "gen-invariance: translator.name must be text, got ['spatial']\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["fit data=[]", "fit translator=[]", "train classifier=[]", "train training=[]", "train stage=[]", "order data=[]"],
+)
+def test_a_group_of_settings_that_is_an_empty_list(words, tmp_path, capsys):
+    assert run([*words.split(), f"out={tmp_path / 'out'}"]) == 2
+    name = words.split()[1].removesuffix("=[]")
+    message = f"{name}=[] leaves {name} without settings; write {name}=NAME, or leave it out"
+    assert capsys.readouterr().err == f"gen-invariance: {message}\n"
 
 
 # ---- exports
