@@ -93,7 +93,7 @@ def ekld_precision(device: torch.device) -> list[Variant]:
         f"standard error, mean over classes: {errors[0]} nats with 100 draws, {errors[1]} with {int(used.min())} to "
         f"{int(used.max())} draws a class ({float(used.mean()):.0f} on average)"
     )
-    other, few = trained_digits(device, seed=1)[0], 20
+    other, few = trained_digits(device, seed=1)[0], 12
 
     def recipe_on(*models: nn.Module, gradients: bool = False) -> None:
         for each in models:

@@ -244,9 +244,10 @@ class SmallConv(nn.Sequential):
     def __init__(self, channels: int) -> None:
         super().__init__()
         for number, (inputs, outputs) in enumerate(((channels, 32), (32, 64), (64, 128)), start=1):
-            layers = [nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            layers = [nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)]
             if number < 3:
-                layers.append(nn.MaxPool2d(2))
+                layers.append(nn.MaxPool2d(2))  # before the ReLU, which gives the same and has a quarter to do
+            layers.append(nn.ReLU())
             self.add_module(f"conv{number}", nn.Sequential(*layers))
         self.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
 

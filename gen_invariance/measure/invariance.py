@@ -56,6 +56,7 @@ def measure_invariance(
     num_classes: int | None = None,
     draws: int = 20,
     standard_error: float | None = None,
+    spread: bool | None = None,
     batch_size: int = 512,
     generator: torch.Generator | None = None,
 ) -> InvarianceScores:
@@ -75,6 +76,8 @@ def measure_invariance(
         draws: rounds; the reference protocol takes 100.
         standard_error: nats; a class goes through no further rounds once its standard error is at most this, or once
             more draws could hardly lower it since its images differ so much (see `rounds`). None goes through all.
+        spread: deal each round's draws out so that an image's own are spread over the nuisance's range, and fewer do
+            (see `dealing`). None does so where `standard_error` is given.
         batch_size: images at a time.
         generator: CPU generator of the draws; None takes the same new one at each call.
 
@@ -91,7 +94,7 @@ def measure_invariance(
     with as_predict(predict, fold=True) as ask:
         rounds = Rounds(
             [ask], images, labels, nuisance, originals=originals, num_classes=num_classes, draws=draws,
-            batch_size=batch_size, generator=generator,
+            batch_size=batch_size, generator=generator, spread=standard_error is not None if spread is None else spread,
         )  # fmt: skip
         rounds.run(draws, until=standard_error)
     return InvarianceScores(
@@ -133,6 +136,7 @@ def compare_invariance(
     originals: Tensor | None = None,
     num_classes: int | None = None,
     draws: int = 20,
+    spread: bool = True,
     batch_size: int = 512,
     generator: torch.Generator | None = None,
 ) -> InvarianceDifference:
@@ -146,7 +150,7 @@ def compare_invariance(
     with as_predict(first, fold=True) as one, as_predict(second, fold=True) as two:
         rounds = Rounds(
             [one, two], images, labels, nuisance, originals=originals, num_classes=num_classes, draws=draws,
-            batch_size=batch_size, generator=generator,
+            batch_size=batch_size, generator=generator, spread=spread,
         )  # fmt: skip
         rounds.run(draws)
     a, b = rounds.divergence

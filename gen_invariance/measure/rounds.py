@@ -7,6 +7,10 @@ The standard error of a class's eKLD has two parts: its images differ, and the d
 More draws lower only the second part. A class is done when SE is as small as wanted, or when the draws' part is at
 most `DRAWS_SHARE` of SE^2, so that even endless draws would lower SE by no more than about 5 %. A class that may stop
 at a lucky moment is read slightly too low and too precise; `FEWEST` rounds for every class keep that small.
+
+Draws that are dealt out (`dealing`) vary less than independent ones, so `within / draws` says too much about them. What
+they do is seen in the halves of an image's rounds, odd and even: were they independent, a quarter of the square of
+their difference would be the draws' part, and as one makes up for the other it is less.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from torch import Tensor
 from gen_invariance.augment.numbered import KeptCodes, coded
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.measure.accuracy import Predict, as_float, logits_of, mean_by_class, refuse_nan
+from gen_invariance.measure.dealing import Dealer
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
 from gen_invariance.run import named_generator
 
@@ -38,6 +43,7 @@ class Rounds:
     Args:
         predicts: images to logits.
         images, labels, nuisance, originals, num_classes, draws, batch_size, generator: see `measure_invariance`.
+        spread: deal draws out, so that each image's own are spread; see `dealing`.
 
     Attributes:
         count: int64 (K,), images of each class, on the CPU.
@@ -55,6 +61,7 @@ class Rounds:
         draws: int,
         batch_size: int,
         generator: torch.Generator | None,
+        spread: bool = False,
     ) -> None:
         if draws < 1:
             raise SettingsError(f"measure: draws must be at least 1, got {draws}")
@@ -72,7 +79,9 @@ class Rounds:
             self.codes = KeptCodes(halves, self.sources, max_bytes=_CODE_BYTES, block=batch_size)
         self.num_classes = self.clean[0].shape[1] if num_classes is None else num_classes
         _, self.count = mean_by_class(torch.zeros(len(images)), labels, self.num_classes)
-        self._sums = torch.zeros(3, len(predicts), len(images), dtype=torch.float64, device=images.device)
+        self._dealer = Dealer(len(images), generator=self.generator) if spread else None
+        # Divergence, its square, equal answers, and divergence of odd rounds less that of even ones.
+        self._sums = torch.zeros(4, len(predicts), len(images), dtype=torch.float64, device=images.device)
         self._rounds = torch.zeros(len(images), dtype=torch.int64)
 
     @property
@@ -104,27 +113,38 @@ class Rounds:
         """Up to `draws` rounds; with `until` each class stops when it is done, the others go on."""
         active = torch.arange(len(self.labels))
         for number in range(1, draws + 1):
-            self._round(active)
-            if until is not None and number >= FEWEST:
+            self._round(active, sign=1 if number % 2 else -1)
+            whole = self._dealer is None or number % 2 == 0  # as many odd rounds as even ones
+            if until is not None and number >= FEWEST and whole:
                 active = active[~self._done(until)[self.labels[active]]]
                 if not len(active):
                     return
 
     def _done(self, until: float) -> Tensor:
         """Classes that need no more rounds, bool (K,)."""
-        rounds = self._rounds.to(self._sums.device)
-        within = (self._sums[1] / rounds - self.divergence**2).clamp(min=0) / (rounds - 1)  # of an image's mean
         done = torch.ones(self.num_classes, dtype=torch.bool)
         for place in range(len(self.predicts)):
             error = self.standard_error(self.divergence[place])
-            of_draws = self.mean(within[place]) / self.count
-            done &= (error <= until) | (of_draws <= DRAWS_SHARE * error**2)
+            done &= (error <= until) | (self._of_draws(place) <= DRAWS_SHARE * error**2)
         return done
 
-    def _round(self, active: Tensor) -> None:
+    def _of_draws(self, place: int) -> Tensor:
+        """The draws' part of the squared standard error of each class, float64 (K,)."""
+        rounds = self._rounds.to(self._sums.device)
+        within = (self._sums[1, place] / rounds - self.divergence[place] ** 2).clamp(min=0) / (rounds - 1)
+        part = self.mean(within)
+        if self._dealer is not None:
+            halves = self.mean((self._sums[3, place] / rounds) ** 2)
+            # One difference an image is little to know a variance by; a standard error of it is added.
+            part = part.minimum(halves * (1 + (2 / self.count).sqrt()))
+        return part / self.count
+
+    def _round(self, active: Tensor, *, sign: int) -> None:
         """One draw for each of the `active` images, int64 (M,)."""
         # Drawn for all, so that what a class meets does not depend on which others have stopped.
         draw = self.nuisance.sample(self.sources.shape, generator=self.generator)
+        if self._dealer is not None:
+            draw = self._dealer.deal(draw)
         for rows in active.split(self.batch_size):
             here = rows.to(self.sources.device)
             own = select_rows(draw, rows)
@@ -138,7 +158,7 @@ class Rounds:
                 clean = self.clean[place][here]
                 divergence = kl_divergence(clean, answer)
                 kept = (clean.argmax(1) == answer.argmax(1)).double()
-                self._sums[:, place, here] += torch.stack([divergence, divergence**2, kept])
+                self._sums[:, place, here] += torch.stack([divergence, divergence**2, kept, sign * divergence])
         self._rounds[active] += 1
 
 

@@ -51,7 +51,9 @@ def test_a_class_that_stops_after_k_rounds_has_the_figures_of_k_draws(digits, ne
     scores = measure_invariance(network, *digits, Rotation(40), **wanted)
     assert len(set(scores.draws_by_class.tolist())) > 2, "classes must stop at different rounds"
     for label, used in enumerate(scores.draws_by_class.tolist()):
-        plain = measure_invariance(network, *digits, Rotation(40), draws=used, generator=named_generator(1))
+        plain = measure_invariance(
+            network, *digits, Rotation(40), draws=used, spread=True, generator=named_generator(1)
+        )
         for name in ("ekld", "agreement", "standard_error"):
             expected = float(getattr(plain, name)[label])
             assert float(getattr(scores, name)[label]) == pytest.approx(expected, rel=1e-5)
@@ -80,28 +82,42 @@ def divergence(x, shift):
     return float(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
 
 
-def test_when_a_class_stops_by_hand():
+def dealt(on, start, number):
+    """The round's draws by hand: the image that comes first gets the smallest."""
+    order = sorted(range(len(on)), key=lambda place: (start[place] + (number - 1) * (5**0.5 - 1) / 2) % 1)
+    found = dict(zip(order, sorted(on), strict=True))
+    return [found[place] for place in range(len(on))]
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_when_a_class_stops_by_hand(spread):
     """Two coin flips a class, in plain Python; class 0 has alike images, class 1 images that differ more than draws."""
     alike, unlike = [0.1] * 6, [0.0, 6.0, 0.0, 6.0, 6.0, 0.0]
     images = torch.tensor([*alike, *unlike]).view(-1, 1, 1, 1)
     labels = torch.tensor([0] * 6 + [1] * 6)
     found = measure_invariance(
-        logistic, images, labels, Flip(2.0), draws=200, standard_error=0.0, generator=named_generator(2)
+        logistic, images, labels, Flip(2.0), draws=200, standard_error=0.0, spread=spread, generator=named_generator(2)
     )
     generator, values, stopped = named_generator(2), [[] for _ in range(12)], {}
+    start = torch.rand(12, dtype=torch.float64, generator=generator).tolist() if spread else []
     for number in range(1, 201):
-        on = Flip(2.0).sample(images.shape, generator=generator)["on"]
+        on = Flip(2.0).sample(images.shape, generator=generator)["on"].tolist()
+        on = dealt(on, start, number) if spread else on
         for place in range(12):
             values[place].append(divergence(float(images[place]), 2.0 * float(on[place])))
         for label in (0, 1):
-            if label in stopped or number < FEWEST:
+            if label in stopped or number < FEWEST or (spread and number % 2):
                 continue
             own = values[6 * label : 6 * label + 6]
             means = [sum(v) / number for v in own]
             centre = sum(means) / 6
             squared_error = sum((m - centre) ** 2 for m in means) / 5 / 6
             within = [sum((x - m) ** 2 for x in v) / (number - 1) for v, m in zip(own, means, strict=True)]
-            if sum(within) / 6 / number / 6 <= DRAWS_SHARE * squared_error or squared_error == 0:
+            part = sum(within) / 6 / number
+            if spread:
+                halves = [(sum(v[0::2]) - sum(v[1::2])) / number for v in own]
+                part = min(part, sum(half**2 for half in halves) / 6 * (1 + (2 / 6) ** 0.5))
+            if part / 6 <= DRAWS_SHARE * squared_error or squared_error == 0:
                 stopped[label] = number
     assert found.draws_by_class.tolist() == [stopped.get(0, 200), stopped.get(1, 200)]
     assert stopped[1] < stopped.get(0, 200), "more draws help where images are alike"
@@ -149,7 +165,8 @@ def test_codes_are_kept_over_the_rounds(digits, network):
 def test_a_comparison_is_the_difference_of_two_measurements(digits):
     one, two = trained(seed=0), trained(seed=1)
     found = compare_invariance(one, two, *digits, Rotation(30), draws=4, generator=named_generator(3))
-    apart = [measure_invariance(m, *digits, Rotation(30), draws=4, generator=named_generator(3)) for m in (one, two)]
+    how = {"draws": 4, "spread": True}
+    apart = [measure_invariance(m, *digits, Rotation(30), generator=named_generator(3), **how) for m in (one, two)]
     torch.testing.assert_close(found.first, apart[0].ekld, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(found.second, apart[1].ekld, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(found.difference, found.first - found.second)
@@ -161,8 +178,9 @@ def test_its_standard_error_is_that_of_the_pairs():
     images = torch.linspace(0, 3, 30).view(-1, 1, 1, 1)
     labels = torch.zeros(30, dtype=torch.int64)
     sharper = compare_invariance(
-        logistic, lambda x: 1.1 * logistic(x), images, labels, Flip(1.0), draws=3, generator=named_generator(4)
-    )
+        logistic, lambda x: 1.1 * logistic(x), images, labels, Flip(1.0), draws=3, spread=False,
+        generator=named_generator(4),
+    )  # fmt: skip
     generator, pairs = named_generator(4), [0.0] * 30
     for _ in range(3):
         on = Flip(1.0).sample(images.shape, generator=generator)["on"].tolist()
