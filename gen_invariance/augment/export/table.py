@@ -49,7 +49,7 @@ class TableForm:
                     f"{where} has no column {column!r} (it has {found}); name the columns with "
                     "path_column=... label_column=..."
                 )
-            empty = table[column].isna() | table[column].map(lambda value: str(value).strip() == "")
+            empty = table[column].isna() | table[column].map(lambda value: str(value).strip() == "").astype(bool)
             if empty.any():
                 raise DataError(f"{where}: row {int(empty.argmax()) + 1} has no {column}; fill it in or remove the row")
             if table[column].map(lambda value: isinstance(value, dict | list | bytes)).any():
