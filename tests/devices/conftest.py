@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from rounding import ROUNDED
 
 PRETENDED = os.environ.get("GEN_INVARIANCE_TEST_DEVICE") == "pretended"
 if PRETENDED:  # before the first backward pass, which counts the devices
@@ -37,9 +38,5 @@ def device(monkeypatch):
 
 @pytest.fixture
 def closeness():
-    """How near weights and figures must be to the CPU's: kernels of a GPU add in another order, and Adam's first steps
-    have the size of its rate however small a gradient is."""
+    """How near weights and figures must be to the CPU's; the pretended device computes as the CPU does."""
     return {"rtol": 0, "atol": 0} if PRETENDED else ROUNDED
-
-
-ROUNDED = {"rtol": 2e-2, "atol": 5e-3}

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROUNDED
 from PIL import Image
+from rounding import ROUNDED
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
