@@ -1,4 +1,4 @@
 """How far results of another device may be from the CPU's."""
 
 ROUNDED = {"rtol": 2e-2, "atol": 5e-3}
-"""Kernels of a GPU add in another order, and Adam's first steps are as large as its rate however small a gradient is."""
+"""Kernels of a GPU add in another order; Adam's first steps are as large as its rate, however small a gradient is."""
