@@ -27,6 +27,7 @@ import gen_invariance.torchvision_guard  # noqa: F401
 import diffusers
 from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils import is_transformers_available
 
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError
@@ -210,10 +211,12 @@ def open_pipeline(folder: Path | str) -> DiffusionPipeline:
     own_code = {lib for lib in libraries if lib not in (None, "diffusers", "transformers") and not _family(lib)}
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if own_code or not inspect.isclass(kind) or not issubclass(kind, DiffusionPipeline):
-        what = f"parts of {', '.join(map(repr, sorted(own_code)))}" if own_code else f"a {name}"
+        what = f"parts of {', '.join(sorted(map(repr, own_code)))}" if own_code else f"a {name}"
         raise CheckpointError(
             f"{folder} holds {what}, not of diffusers or transformers; code that comes with a pipeline is not run"
         )
+    if "transformers" in libraries and not is_transformers_available():
+        raise SettingsError(f'the pipeline in {folder} needs transformers: pip install "gen_invariance[img2img]"')
     from diffusers import AutoPipelineForImage2Image  # imports every family
 
     takes_images = "image" in inspect.signature(kind.__call__).parameters

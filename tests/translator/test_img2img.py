@@ -12,6 +12,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.run import Run
+from gen_invariance.translator import img2img
 from gen_invariance.translator.by_name import fit_by_name
 from gen_invariance.translator.fit import FitSettings, save_translator
 from gen_invariance.translator.img2img import DiffusersTranslator, open_pipeline
@@ -312,6 +313,17 @@ def refused(folder, match):
     with pytest.raises(CheckpointError, match=match) as caught:
         open_pipeline(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_parts_of_two_unknown_kinds_are_both_named(folder):
+    change(folder, unet=["evil", "Evil"], vae=[3, "Evil"])
+    refused(folder, "holds parts of 'evil', 3, not of diffusers")
+
+
+def test_what_is_missing_is_named(folder, monkeypatch):
+    monkeypatch.setattr(img2img, "is_transformers_available", lambda: False)
+    with pytest.raises(SettingsError, match=r'needs transformers: pip install "gen_invariance\[img2img\]"'):
+        open_pipeline(folder)
 
 
 def test_code_beside_the_weights_is_not_run(folder):
