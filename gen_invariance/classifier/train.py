@@ -78,72 +78,50 @@ def fit_classifier(
     """
     with accelerator_on(train.device, mixed_precision=settings.mixed_precision) as accelerator:
         train = train.to(accelerator.device)
-        how = {"loss": loss, "second_loss": second_loss, "plan": plan, "stage": stage, "base": base, "mix": mix}
-        how |= {"stage_source": stage_source, "evaluate": evaluate, "progress": progress}
-        return _fit_on(accelerator, model, train, settings, run=run, **how)
+        batches = Batches(
+            train, settings, run, stage=stage, base=base, mix=mix, stage_source=stage_source,
+            process=accelerator.process_index, processes=accelerator.num_processes,
+        )  # fmt: skip
+        model.to(accelerator.device, memory_format=torch.channels_last).train()
+        state = _State(model, settings, run, plan=plan, accelerator=accelerator)
+        losses = [part.to(accelerator.device) for part in (loss, second_loss or loss)]
+        stage = stage.to(accelerator.device) if stage is not None else None
 
+        per_epoch = batches.per_epoch
+        start, steps = state.restore(per_epoch), settings.epochs * per_epoch
+        state.prepare(start // per_epoch)
+        bar = _progress_bar(steps, start, progress=progress, accelerator=accelerator)
+        total = state.loss_sum
+        with signals_noted(active=accelerator.num_processes == 1) as stop_asked:
+            for step in range(start, steps):
+                epoch = step // per_epoch
+                if step % per_epoch == 0:
+                    state.begin_epoch(epoch)
+                state.set_rates(settings.schedule_at(step / per_epoch))
+                criterion = losses[settings.in_second_phase(epoch)]
 
-def _fit_on(
-    accelerator: Accelerator,
-    model: Classifier,
-    train: ImageData,
-    settings: TrainSettings,
-    *,
-    loss: nn.Module,
-    run: Run,
-    second_loss: nn.Module | None,
-    plan: TransferPlan | None,
-    stage: TailAugment | None,
-    base: Nuisance | None,
-    mix: Mix | None,
-    stage_source: ImageData | None,
-    evaluate: Evaluate | None,
-    progress: bool | None,
-) -> Classifier:
-    batches = Batches(
-        train, settings, run, stage=stage, base=base, mix=mix, stage_source=stage_source,
-        process=accelerator.process_index, processes=accelerator.num_processes,
-    )  # fmt: skip
-    model.to(accelerator.device, memory_format=torch.channels_last).train()
-    state = _State(model, settings, run, plan=plan, accelerator=accelerator)
-    losses = [part.to(accelerator.device) for part in (loss, second_loss or loss)]
-    stage = stage.to(accelerator.device) if stage is not None else None
+                batch = batches.at(step, hardest=partial(hardest, model, criterion))
+                state.optimizer.zero_grad(set_to_none=True)
+                total += backward(
+                    state.wrapped, batch, criterion, accelerator=accelerator, parts=settings.accumulate,
+                    consistency=settings.consistency, pull=state.pull,
+                )  # fmt: skip
+                state.optimizer.step()
+                state.update_average()
 
-    per_epoch = batches.per_epoch
-    start, steps = state.restore(per_epoch), settings.epochs * per_epoch
-    state.prepare(start // per_epoch)
-    bar = _progress_bar(steps, start, progress=progress, accelerator=accelerator)
-    total = state.loss_sum
-    with signals_noted(active=accelerator.num_processes == 1) as stop_asked:
-        for step in range(start, steps):
-            epoch = step // per_epoch
-            if step % per_epoch == 0:
-                state.begin_epoch(epoch)
-            state.set_rates(settings.schedule_at(step / per_epoch))
-            criterion = losses[settings.in_second_phase(epoch)]
-
-            batch = batches.at(step, hardest=partial(hardest, model, criterion))
-            state.optimizer.zero_grad(set_to_none=True)
-            total += backward(
-                state.wrapped, batch, criterion, accelerator=accelerator, parts=settings.accumulate,
-                consistency=settings.consistency, pull=state.pull,
-            )  # fmt: skip
-            state.optimizer.step()
-            state.update_average()
-
-            bar.update()
-            if (step + 1) % per_epoch == 0:
-                _end_epoch(epoch + 1, accelerator.reduce(total / per_epoch, "mean"), state, evaluate)
-                total.zero_()
-            if stop_asked():
-                _leave(step + 1, per_epoch, state)
-                bar.close()
-                break
-    bar.close()
-    if stage is not None:
-        stage.forget()
-    state.finish(train, stage, stage_source)
-    return model.eval()
+                bar.update()
+                if (step + 1) % per_epoch == 0:
+                    _end_epoch(epoch + 1, accelerator.reduce(total / per_epoch, "mean"), state, evaluate)
+                    total.zero_()
+                if stop_asked():
+                    _leave(step + 1, per_epoch, state)
+                    bar.close()
+                    break
+        bar.close()
+        if stage is not None:
+            stage.forget()
+        state.finish(train, stage, stage_source)
+        return model.eval()
 
 
 class _State:

@@ -90,66 +90,55 @@ def fit_translator(
         RunError: a loss term became NaN or infinite; names the term and the step.
     """
     with accelerator_on(data.device, mixed_precision=settings.mixed_precision) as accelerator:
-        return _fit_on(accelerator, objective, data, settings, run=run, progress=progress, watch=watch, say=say)
+        translator, discriminator = objective.translator.train(), objective.discriminator.train()
+        translator.to(accelerator.device)
+        discriminator.to(accelerator.device)
+        data = data.to(accelerator.device)
+        if settings.batch_size % accelerator.num_processes:
+            raise SettingsError(
+                f"fit.batch_size {settings.batch_size} does not divide over {accelerator.num_processes} processes"
+            )
+        share = slice(accelerator.process_index, None, accelerator.num_processes)
+        watcher = Watcher(settings, watch, run=run, accelerator=accelerator, say=say)
+        members = watcher.fitted(class_members(data, settings))
+        average = _moving_average(translator, settings.average) if settings.average else None
+        fitting = _Fitting(objective, average, watcher, data, members, settings, run, accelerator)
+        start = fitting.restore()
+        # Under fp16 the wrapped optimisers undo the loss scale and skip steps whose gradients overflowed.
+        optimizers = {name: accelerator.prepare_optimizer(each) for name, each in objective.optimizers.items()}
 
+        bar = tqdm(total=settings.steps, initial=start, desc="fit", disable=None if progress is None else not progress)
+        over = start > 0 and (watcher.out_of_time(start) or watcher.out_of_patience(start))
+        with signals_noted(active=accelerator.num_processes == 1) as stop_asked, bar:
+            for step in range(start, start if over else settings.steps):
+                generator = run.generator("fit", step)
+                images = draw_images(data, members, settings, generator)
+                draw = objective.sample(images.shape, generator=generator)
+                images, draw = (
+                    images[share],
+                    draw_to(select_rows(draw, torch.arange(settings.batch_size)[share]), images),
+                )
+                for name, rate in objective.learning_rate_at(step).items():
+                    for group in optimizers[name].param_groups:
+                        group["lr"] = rate
 
-def _fit_on(
-    accelerator: Accelerator,
-    objective: Objective,
-    data: ImageData,
-    settings: FitSettings,
-    *,
-    run: Run,
-    progress: bool | None,
-    watch: Watch | None,
-    say: Callable[[str], None],
-) -> nn.Module:
-    translator, discriminator = objective.translator.train(), objective.discriminator.train()
-    translator.to(accelerator.device)
-    discriminator.to(accelerator.device)
-    data = data.to(accelerator.device)
-    if settings.batch_size % accelerator.num_processes:
-        raise SettingsError(
-            f"fit.batch_size {settings.batch_size} does not divide over {accelerator.num_processes} processes"
-        )
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
-    watcher = Watcher(settings, watch, run=run, accelerator=accelerator, say=say)
-    members = watcher.fitted(class_members(data, settings))
-    average = _moving_average(translator, settings.average) if settings.average else None
-    fitting = _Fitting(objective, average, watcher, data, members, settings, run, accelerator)
-    start = fitting.restore()
-    # Under fp16 the wrapped optimisers undo the loss scale and skip steps whose gradients overflowed.
-    optimizers = {name: accelerator.prepare_optimizer(each) for name, each in objective.optimizers.items()}
+                with accelerator.autocast():
+                    out = objective.forward(images, draw)
+                    discriminator_terms = objective.discriminator_terms(out)
+                update_weights(discriminator, optimizers["discriminator"], discriminator_terms, accelerator)
 
-    bar = tqdm(total=settings.steps, initial=start, desc="fit", disable=None if progress is None else not progress)
-    over = start > 0 and (watcher.out_of_time(start) or watcher.out_of_patience(start))
-    with signals_noted(active=accelerator.num_processes == 1) as stop_asked, bar:
-        for step in range(start, start if over else settings.steps):
-            generator = run.generator("fit", step)
-            images = draw_images(data, members, settings, generator)
-            draw = objective.sample(images.shape, generator=generator)
-            images, draw = images[share], draw_to(select_rows(draw, torch.arange(settings.batch_size)[share]), images)
-            for name, rate in objective.learning_rate_at(step).items():
-                for group in optimizers[name].param_groups:
-                    group["lr"] = rate
+                discriminator.requires_grad_(False)  # its weight gradients would be computed only to be dropped
+                with accelerator.autocast():
+                    translator_terms = objective.translator_terms(out)
+                update_weights(translator, optimizers["translator"], translator_terms, accelerator)
+                discriminator.requires_grad_(True)
 
-            with accelerator.autocast():
-                out = objective.forward(images, draw)
-                discriminator_terms = objective.discriminator_terms(out)
-            update_weights(discriminator, optimizers["discriminator"], discriminator_terms, accelerator)
-
-            discriminator.requires_grad_(False)  # its weight gradients would be computed only to be dropped
-            with accelerator.autocast():
-                translator_terms = objective.translator_terms(out)
-            update_weights(translator, optimizers["translator"], translator_terms, accelerator)
-            discriminator.requires_grad_(True)
-
-            if average is not None:
-                average.update_parameters(translator)
-            bar.update()
-            if fitting.look(step + 1, {**discriminator_terms, **translator_terms}, bar, asked=stop_asked()):
-                break
-    return fitting.finish()
+                if average is not None:
+                    average.update_parameters(translator)
+                bar.update()
+                if fitting.look(step + 1, {**discriminator_terms, **translator_terms}, bar, asked=stop_asked()):
+                    break
+        return fitting.finish()
 
 
 @dataclass(frozen=True)

@@ -96,61 +96,48 @@ def fit_flow(
         RunError: a loss term, or a weight, became NaN or infinite; names the term and the step.
     """
     with accelerator_on(data.device, mixed_precision=loop.mixed_precision) as accelerator:
-        return _fit_on(accelerator, translator, data, loop, settings, run=run, progress=progress, watch=watch, say=say)
+        if loop.batch_size % accelerator.num_processes:
+            raise SettingsError(
+                f"fit.batch_size {loop.batch_size} does not divide over {accelerator.num_processes} processes"
+            )
+        translator.to(accelerator.device).train()
+        data = data.to(accelerator.device)
+        watcher = Watcher(loop, watch, run=run, accelerator=accelerator, say=say)
+        members = watcher.fitted(class_members(data, loop))
+        state = _State(translator, settings, run, accelerator, watcher)
+        share = slice(accelerator.process_index, None, accelerator.num_processes)
 
-
-def _fit_on(
-    accelerator: Accelerator,
-    translator: FlowTranslator,
-    data: ImageData,
-    loop: FitSettings,
-    settings: FlowSettings,
-    *,
-    run: Run,
-    progress: bool | None,
-    watch: Watch | None,
-    say: Callable[[str], None],
-) -> FlowTranslator:
-    if loop.batch_size % accelerator.num_processes:
-        raise SettingsError(
-            f"fit.batch_size {loop.batch_size} does not divide over {accelerator.num_processes} processes"
+        bar = tqdm(
+            total=loop.steps, initial=state.start, desc="flow", disable=None if progress is None else not progress
         )
-    translator.to(accelerator.device).train()
-    data = data.to(accelerator.device)
-    watcher = Watcher(loop, watch, run=run, accelerator=accelerator, say=say)
-    members = watcher.fitted(class_members(data, loop))
-    state = _State(translator, settings, run, accelerator, watcher)
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
-
-    bar = tqdm(total=loop.steps, initial=state.start, desc="flow", disable=None if progress is None else not progress)
-    over = state.start > 0 and (watcher.out_of_time(state.start) or watcher.out_of_patience(state.start))
-    with signals_noted(active=accelerator.num_processes == 1) as stop_asked, bar:
-        for step in range(state.start, state.start if over else loop.steps):
-            generator = run.generator("fit", step)
-            images = draw_images(data, members, loop, generator)
-            draw = sample_step(translator, images.shape, generator=generator)
-            images, draw = images[share], draw_to(select_rows(draw, torch.arange(loop.batch_size)[share]), images)
-            for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, loop.steps, settings.learning_rate)
-            with accelerator.autocast():
-                terms = flow_terms(translator, images, draw, settings)
-            update_weights(translator, state.optimizer, terms, accelerator)
-            state.average.step(translator.parameters())
-            bar.update()
-            if _look(step + 1, terms, state, data, members, loop, asked=stop_asked()):
-                break
-    if watcher.best is None:
-        state.average.copy_to(translator.parameters())
-    else:
-        translator.load_state_dict(watcher.best)
-    translator.eval()
-    fill_bank(translator, data, members, run)
-    if accelerator.is_main_process:
-        save_translator(translator, run.path / "translator")
-        if watcher.best is not None:
-            write_grid(run.path / "samples" / KEPT_GRID, translator, data, members, run)
-    accelerator.wait_for_everyone()
-    return translator
+        over = state.start > 0 and (watcher.out_of_time(state.start) or watcher.out_of_patience(state.start))
+        with signals_noted(active=accelerator.num_processes == 1) as stop_asked, bar:
+            for step in range(state.start, state.start if over else loop.steps):
+                generator = run.generator("fit", step)
+                images = draw_images(data, members, loop, generator)
+                draw = sample_step(translator, images.shape, generator=generator)
+                images, draw = images[share], draw_to(select_rows(draw, torch.arange(loop.batch_size)[share]), images)
+                for group in state.optimizer.param_groups:
+                    group["lr"] = learning_rate_at(step, loop.steps, settings.learning_rate)
+                with accelerator.autocast():
+                    terms = flow_terms(translator, images, draw, settings)
+                update_weights(translator, state.optimizer, terms, accelerator)
+                state.average.step(translator.parameters())
+                bar.update()
+                if _look(step + 1, terms, state, data, members, loop, asked=stop_asked()):
+                    break
+        if watcher.best is None:
+            state.average.copy_to(translator.parameters())
+        else:
+            translator.load_state_dict(watcher.best)
+        translator.eval()
+        fill_bank(translator, data, members, run)
+        if accelerator.is_main_process:
+            save_translator(translator, run.path / "translator")
+            if watcher.best is not None:
+                write_grid(run.path / "samples" / KEPT_GRID, translator, data, members, run)
+        accelerator.wait_for_everyone()
+        return translator
 
 
 def sample_step(translator: FlowTranslator, shape: torch.Size, *, generator: torch.Generator) -> Draw:
