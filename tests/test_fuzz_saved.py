@@ -109,6 +109,13 @@ def test_a_group_of_settings_that_is_an_empty_list(words, tmp_path, capsys):
     assert capsys.readouterr().err == f"gen-invariance: {message}\n"
 
 
+def test_a_report_on_no_folder(tmp_path, capsys):
+    assert run(["report", "records=[]", f"out={tmp_path / 'out'}"]) == 2
+    message = "records=[] names no folder; give one or more that measure wrote"
+    assert capsys.readouterr().err == f"gen-invariance: {message}\n"
+    assert not (tmp_path / "out").exists()
+
+
 # ---- exports
 
 

@@ -294,6 +294,8 @@ def report_of(
     """
     from gen_invariance.benchmark.report import write_report
 
+    if not folders:
+        raise DataNotFoundError("records=[] names no folder; give one or more that measure wrote")
     frame = pd.concat([_records_in(Path(folder)) for folder in folders], ignore_index=True)
     return write_report(
         out,
