@@ -15,16 +15,18 @@ from gen_invariance.nuisance.protocol import Draw, uniform
 def _slide(images: Tensor, side: int, pick: Callable[[Tensor, Tensor], Tensor], outside: float) -> Tensor:
     """`pick` (max or min) over a side x side window, read at offsets -side // 2 .. side - 1 - side // 2 as OpenCV does.
 
-    A flat square window is separable, so two passes of shifted comparisons are exact. On a CPU they are several
-    times faster than kornia's unfold-based morphology, whose dilation also sits one pixel off OpenCV's for even sides.
+    A flat square window is separable, so two passes of shifted comparisons are exact, each on windows of up to twice
+    the width before. On a CPU they are several times faster than kornia's unfold-based morphology, whose dilation also
+    sits one pixel off OpenCV's for even sides.
     """
     before, after = side // 2, side - 1 - side // 2
     for axis, pad in ((-1, (before, after, 0, 0)), (-2, (0, 0, before, after))):
-        size = images.shape[axis]
-        padded = F.pad(images, pad, value=outside)
-        images = padded.narrow(axis, 0, size)
-        for shift in range(1, side):
-            images = pick(images, padded.narrow(axis, shift, size))
+        images, width = F.pad(images, pad, value=outside), 1
+        while width < side:
+            shift = min(width, side - width)
+            left = images.shape[axis] - shift
+            images = pick(images.narrow(axis, 0, left), images.narrow(axis, shift, left))
+            width += shift
     return images
 
 
