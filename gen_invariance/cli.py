@@ -80,6 +80,15 @@ def _run_verb(verb: str, rest: list[str]) -> None:
     removed = [word for word in overrides if word.startswith("~")]
     if removed:
         raise SettingsError(f"settings cannot be taken away ({removed[0]}); write KEY=VALUE")
+    groups = dict(groups_of(verb))
+    emptied = [
+        name
+        for name, _, value in (word.partition("=") for word in overrides)
+        if name in groups and re.fullmatch(r"\s*\[\s*\]\s*", value)
+    ]
+    if emptied:  # Hydra would take the whole group away
+        name = emptied[0]
+        raise SettingsError(f"{name}=[] leaves {name} without settings; write {name}=NAME, or leave it out")
     if wanted["help"]:
         print(verb_help(verb, overrides), end="")
         return
@@ -170,8 +179,6 @@ def _check_plain(verb: str, config: dict[str, Any]) -> None:
     """Give the settings that belong to no group their kind, in place."""
     groups = dict(groups_of(verb))
     for name in (*groups, *sections_of(verb)):
-        if name not in config and name in _compose(verb, [], missing_is_error=False):
-            raise SettingsError(f"{name}=[] leaves {name} without settings; write {name}=NAME, or leave it out")
         if not isinstance(config.get(name, {}), dict):
             raise SettingsError(f"{name} must be a group of settings, got {config[name]!r}; write {name}.KEY=VALUE")
     for name, value in config.items():

@@ -26,15 +26,15 @@ def accelerator_on(device: torch.device | str, *, mixed_precision: str = "no") -
     before = dict(place), dict(whole)
     alone = not place or PartialState().num_processes == 1
     elsewhere = alone and bool(place) and not _same(PartialState().device, device)
-    if elsewhere:
-        place.clear()
     changed = elsewhere or (bool(whole) and whole.get("_mixed_precision") != mixed_precision)
-    if changed:
-        whole.clear()
-    state = PartialState(cpu=device.type == "cpu")
-    if state.num_processes == 1:
-        state.device = device
     try:
+        if elsewhere:
+            place.clear()
+        if changed:
+            whole.clear()
+        state = PartialState(cpu=device.type == "cpu")
+        if state.num_processes == 1:
+            state.device = device
         yield Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
     finally:
         if changed:

@@ -172,7 +172,7 @@ class TranslationBank:
         self._first = self.counts.cumsum(0) - self.counts
         self._owner = torch.repeat_interleave(torch.arange(len(self.counts), device=images.device), self.counts)
         self._bank = images.new_empty((len(self._owner), *images.shape[1:]))
-        self._blocks = torch.arange(len(self._owner)).split(block) if len(self._owner) else ()
+        self._blocks = [slice(start, start + block) for start in range(0, len(self._owner), block)]
         self._generations = [-1] * len(self._blocks)
         self.drawn = 0
 
@@ -199,9 +199,7 @@ class TranslationBank:
             generation = (step + block * self.period // len(self._blocks)) // self.period
             if generation != self._generations[block]:
                 self._generations[block] = generation
-                self._renew(
-                    slice(int(rows[0]), int(rows[-1]) + 1), named_generator(self.seed, "bank", block, generation)
-                )
+                self._renew(rows, named_generator(self.seed, "bank", block, generation))
 
     def _renew(self, part: slice, generator: torch.Generator) -> None:
         # Translations of an image lie side by side, so an image's codes are made once for its share of the block.

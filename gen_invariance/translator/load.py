@@ -7,7 +7,6 @@ import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads t
 # isort: split
 import inspect
 import json
-import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -16,11 +15,11 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from gen_invariance.errors import CheckpointError, SettingsError
-from gen_invariance.settings import typed
+from gen_invariance.settings import options_of
 
 KINDS = {
     "DiffusersTranslator": "img2img",
@@ -60,13 +59,15 @@ def load_translator(path: Path | str) -> nn.Module:
             f"{folder / 'config.json'} has the setting {unknown[0]!r}, which a {name} does not know; it is damaged or "
             "of another version"
         )
-    if name != "DiffusersTranslator":  # whose parts have configs of their own
-        _check_sizes(kind, config, folder, weights)
     try:
+        if name != "DiffusersTranslator":  # whose parts have configs of their own
+            _check_sizes(kind, config, folder, weights)
         with _quiet():  # what it warns of is refused below, in one line
             translator, found = kind.from_pretrained(
                 folder, low_cpu_mem_usage=False, use_safetensors=True, output_loading_info=True
             )
+    except CheckpointError:
+        raise
     except Exception as error:  # diffusers and safetensors raise many kinds for one cause: the folder is damaged
         reason = str(error).strip().splitlines()
         raise CheckpointError(
@@ -88,27 +89,19 @@ def _check_sizes(kind: type[nn.Module], config: dict[str, Any], folder: Path, we
     A network is made without memory first, so that a config with absurd sizes costs neither memory nor time.
     """
     where, given = folder / "config.json", {key: value for key, value in config.items() if not key.startswith("_")}
-    for key, hint in typing.get_type_hints(kind.__init__).items():
-        try:
-            typed(given.get(key), hint | None, key)
-        except SettingsError as error:
-            raise CheckpointError(f"{where}: {error}; it is damaged or of another version") from error
     try:
-        shapes: dict[str, list[int]] = {}
-        for file in weights:
-            with safe_open(file, framework="pt") as opened:
-                shapes |= {each: opened.get_slice(each).get_shape() for each in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError):
-        return  # truncated, say: the loader names it
+        given = options_of(kind, given, str(where))
+    except SettingsError as error:
+        raise CheckpointError(f"{error}; it is damaged or of another version") from error
+    shapes: dict[str, list[int]] = {}
+    for file in weights:
+        with safe_open(file, framework="pt") as opened:
+            shapes |= {each: opened.get_slice(each).get_shape() for each in opened.keys()}  # noqa: SIM118
     for key in _REPEATED & given.keys():  # these have tensors of their own, so there cannot be more of them
-        value = given[key]
-        if value is not None and value > len(shapes):
-            raise CheckpointError(f"{where}: {key} is {value}, but there are {len(shapes)} weights; it is damaged")
-    try:
-        with torch.device("meta"):
-            expected = {each: list(value.shape) for each, value in kind(**given).state_dict().items()}
-    except Exception:
-        return
+        if given[key] > len(shapes):
+            raise CheckpointError(f"{where}: {key} is {given[key]}, but there are {len(shapes)} weights; it is damaged")
+    with torch.device("meta"):
+        expected = {each: list(value.shape) for each, value in kind(**given).state_dict().items()}
     for each in expected.keys() & shapes.keys():
         if expected[each] != shapes[each]:
             raise CheckpointError(
