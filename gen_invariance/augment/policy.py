@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,6 +72,53 @@ def auto(counts: Tensor, *, maximum: float = 0.5) -> Tensor:
     return linear_ramp(counts, threshold=float(present.mean()), maximum=maximum)
 
 
+def head(counts: Tensor, *, probability: float = 0.5) -> Tensor:
+    """`probability` for classes of at least the mean class size, 0 for smaller ones: the classes `auto` leaves out.
+
+    Args:
+        counts: training images of each class, (K,).
+        probability: of the chosen classes.
+
+    Returns:
+        float32 (K,).
+
+    Raises:
+        SettingsError: `probability` outside [0, 1].
+    """
+    _check_probability(probability, "probability")
+    present = counts[counts > 0].double()
+    threshold = float(present.mean()) if len(present) else 1.0
+    return torch.where(counts >= threshold, float(probability), 0.0).float()
+
+
+def curve(counts: Tensor, *, sizes: tuple[float, ...], probabilities: tuple[float, ...]) -> Tensor:
+    """A curve of one's own: probabilities at some class sizes, straight lines over the logarithm of size between them.
+
+    Args:
+        counts: training images of each class, (K,); empty classes get probability 0.
+        sizes: class sizes, ascending, each at least 1.
+        probabilities: at these sizes; the first and the last hold beyond them.
+
+    Returns:
+        float32 (K,).
+
+    Raises:
+        SettingsError: lists of different lengths, sizes that do not ascend, or probabilities outside [0, 1].
+
+    >>> curve(torch.tensor([1, 10, 100, 1000]), sizes=(10, 1000), probabilities=(0.8, 0.0)).tolist()
+    [0.800000011920929, 0.800000011920929, 0.4000000059604645, 0.0]
+    """
+    if not sizes or len(sizes) != len(probabilities) or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+        raise SettingsError(
+            "policy curve: sizes must ascend from 1 or more, with one probability each, got "
+            f"{list(sizes)} and {list(probabilities)}"
+        )
+    for value in probabilities:
+        _check_probability(value, "probabilities")
+    found = np.interp(np.log(counts.clamp(min=1).numpy()), np.log(sizes), probabilities)
+    return torch.where(counts > 0, torch.from_numpy(found), 0.0).float()
+
+
 def edited(probability: Tensor, changes: Mapping[str, float], class_names: Sequence[str]) -> Tensor:
     """`probability` with the classes named in `changes` set to the given values.
 
@@ -87,17 +135,21 @@ def edited(probability: Tensor, changes: Mapping[str, float], class_names: Seque
 
 
 def build_policy(name: str, counts: Tensor, **options: float) -> Tensor:
-    """The probability table of the policy called `name`: linear_ramp, hard_cutoff, auto, or everywhere.
+    """The probability table of the policy called `name`: linear_ramp, hard_cutoff, auto, head, everywhere, or curve.
 
     Raises:
         SettingsError: unknown name or option.
     """
-    policies = {"linear_ramp": linear_ramp, "hard_cutoff": hard_cutoff, "auto": auto, "everywhere": _everywhere}
+    policies = {
+        "linear_ramp": linear_ramp, "hard_cutoff": hard_cutoff, "auto": auto, "head": head, "everywhere": _everywhere,
+        "curve": curve,
+    }  # fmt: skip
     if name not in policies:
         raise SettingsError(f"unknown policy {name!r}; choose one of {', '.join(policies)}")
-    required = {"linear_ramp": "threshold", "hard_cutoff": "cutoff"}.get(name)
-    if required is not None and required not in options:
-        raise SettingsError(f"policy {name} needs {required}: a number of training images")
+    required = {"linear_ramp": ("threshold",), "hard_cutoff": ("cutoff",), "curve": ("sizes", "probabilities")}
+    for option in required.get(name, ()):
+        if option not in options:
+            raise SettingsError(f"policy {name} needs policy_options.{option}; sizes are numbers of training images")
     return policies[name](counts, **options_of(policies[name], options, f"policy {name}"))
 
 

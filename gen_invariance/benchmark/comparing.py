@@ -10,11 +10,12 @@ from typing import Any
 import pandas as pd
 import torch
 
+from gen_invariance.benchmark.arms import arm_names, read_arm
 from gen_invariance.benchmark.grid import GridCell, grid_cells, grid_records, learned_of, run_grid
 from gen_invariance.benchmark.measuring import figures_of
 from gen_invariance.benchmark.metrics import PUBLISHED
 from gen_invariance.benchmark.records import finished_cells, measured
-from gen_invariance.benchmark.registry import arm_names, benchmark_names, every_variant, read_arm, read_benchmark
+from gen_invariance.benchmark.registry import benchmark_names, every_variant, read_benchmark
 from gen_invariance.benchmark.report import write_report
 from gen_invariance.benchmark.size_effect import size_effect_table, size_effects
 from gen_invariance.benchmark.workload import estimated_seconds
@@ -68,15 +69,24 @@ def cells_of(config: Mapping[str, Any], configs: Path) -> list[GridCell]:
         for group in ("data", "classifier", "training", "stage", "fit", "measure")
     }
     root = typed(config["data_root"], str | None, "data_root")
-    benchmarks = [read_benchmark(str(name), configs, data_root=root, changes=changes) for name in names]
-    arms = arm_names(config["methods"])
+    more = {
+        "augmentation": typed(config["augmentation"], str | None, "augmentation"),
+        "translators": _by_name(config, "translator_options"),
+        "nuisances": _by_name(config, "nuisance_options"),
+    }
+    benchmarks = [read_benchmark(str(name), configs, data_root=root, changes=changes, **more) for name in names]
     return grid_cells(
         benchmarks,
-        lambda benchmark: [read_arm(str(name), benchmark, configs) for name in arms],
+        lambda benchmark: [read_arm(str(name), benchmark, configs) for name in arm_names(config["methods"], benchmark)],
         orders=numbers_of(config["orders"], "orders"),
         seeds=numbers_of(config["seeds"], "seeds"),
         learned=learned_of(typed(config["learned"], str | None, "learned"), configs),
     )
+
+
+def _by_name(config: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """A mapping of mappings out of the settings."""
+    return {name: typed(value, dict, f"{key}.{name}") for name, value in typed(config[key], dict, key).items()}
 
 
 def compare(
@@ -161,7 +171,7 @@ def write_grid_report(cells: list[GridCell], out: Path, *, baseline: str | None 
         notes=_notes(frame),
         command="gen-invariance benchmark",
         baseline=baseline or next((name for name in names if name in known), None),
-        references=[name for name in names if "+oracle" in name],
+        references=[name for name in names if "+oracle" in name or "+more_real" in name],
         published={(benchmark, "ce_drs+git"): entry for (benchmark, _), entry in PUBLISHED.items()},
     )
     effects.to_csv(out / "report" / "class_size.csv", index=False)

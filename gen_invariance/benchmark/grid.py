@@ -18,9 +18,10 @@ from typing import Any
 import pandas as pd
 import torch
 
+from gen_invariance.benchmark.arms import Arm
 from gen_invariance.benchmark.jobs import run_jobs
 from gen_invariance.benchmark.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
-from gen_invariance.benchmark.registry import Arm, Benchmark, TranslatorFit, translator_fit
+from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, translator_fit
 from gen_invariance.benchmark.suite import cell_digest, run_cell
 from gen_invariance.benchmark.task import Prepared, Task, prepare
 from gen_invariance.data.sources import load_source
@@ -43,7 +44,7 @@ class GridCell:
     @functools.cached_property
     def digest(self) -> str:
         """Digest of the settings, without order and seed."""
-        fits = {"fit": self.arm.fit, "learned": self.learned}
+        fits = {"fit": self.arm.fit, "learned": self.learned, "given": self.arm.given}
         more = {name: fit.identity() for name, fit in fits.items() if fit is not None}
         measure = asdict(self.benchmark.measure)
         return cell_digest(
@@ -186,25 +187,29 @@ def _fit_folder(benchmark: Benchmark, fit: TranslatorFit, order: int) -> str:
     return f"fits/{benchmark.name}/{fit.choice}-{digest[:8]}/order{order}"
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)  # the cut, and the cut with its tail filled up
 def _prepared(text: str, order: int) -> Prepared:
     """Images of a task given as JSON, kept for the next job on them."""
     return prepare(Task(**json.loads(text)), seed=order)
 
 
-def _images(benchmark: Benchmark, order: int, device: str) -> Prepared:
-    return _prepared(json.dumps(benchmark.task.identity(), default=str), order).to(device)
+def _images(task: Task, order: int, device: str) -> Prepared:
+    return _prepared(json.dumps(task.identity(), default=str), order).to(device)
 
 
 def _do(out: str, device: str, job: _Job, error: str | None) -> str:
-    prepared = functools.partial(_images, job.benchmark, job.order, device)  # its errors are those of the job
+    task = job.benchmark.task
+    prepared = functools.partial(_images, task, job.order, device)  # its errors are those of the job
     if job.cell is None:
         return _fit(Path(out) / job.name, job, prepared())
     writer = RecordWriter(Path(out) / "records")
     try:
         if error is not None:
             raise RunError(f"its translator could not be fitted ({error})")
-        records = _measure(Path(out), job.cell, prepared())
+        filled = None
+        if job.cell.arm.method.more_real:
+            filled = _images(replace(task, fill_tail=True), job.order, device)
+        records = _measure(Path(out), job.cell, prepared(), filled)
     except Exception as problem:
         writer.write_failure(_failure(job.cell), problem)
         raise
@@ -222,11 +227,14 @@ def _failure(cell: GridCell) -> Record:
     return Record(**about, seed=cell.seed, order=cell.order, metric="failed", value=1, **provenance())
 
 
-def _measure(out: Path, cell: GridCell, prepared: Prepared) -> list[Record]:
+def _measure(out: Path, cell: GridCell, prepared: Prepared, filled: Prepared | None) -> list[Record]:
     benchmark = cell.benchmark
     if benchmark.measure.nuisance is not None:
         prepared = replace(prepared, nuisance=build_nuisance(benchmark.measure.nuisance))
-    translator, fit_seconds = _loaded(out, benchmark, cell.arm.fit, cell.order, prepared)
+    if cell.arm.given is not None:
+        translator, fit_seconds = cell.arm.given.load().to(prepared.train.device), None
+    else:
+        translator, fit_seconds = _loaded(out, benchmark, cell.arm.fit, cell.order, prepared)
     learned, _ = _loaded(out, benchmark, cell.learned, cell.order, prepared)
     return run_cell(
         benchmark.task,
@@ -234,6 +242,7 @@ def _measure(out: Path, cell: GridCell, prepared: Prepared) -> list[Record]:
         cell.arm.method,
         seed=cell.seed,
         folder=out / cell.folder,
+        filled=filled,
         translator=translator,
         fit_seconds=fit_seconds,
         draws=benchmark.measure.draws,

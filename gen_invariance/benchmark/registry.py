@@ -1,8 +1,6 @@
-"""Benchmarks and arms by name.
+"""Benchmarks by name: a file of `configs/benchmark`, or one of its variants.
 
-A benchmark is a file of `configs/benchmark`, or one of its variants: `k49_rot_theta_lt` is the file `k49` with the
-changes it calls `rot` and `theta_lt`. An arm is a method of `configs/method` and what the stage gives:
-`ce_drs+munit_small`, `ldam_drw+oracle`, `ce_drs+pose+randaugment`.
+`k49_rot_theta_lt` is the file `k49` with the changes it calls `rot` and `theta_lt`.
 """
 
 from __future__ import annotations
@@ -10,33 +8,19 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gen_invariance.benchmark.methods import build_method
-from gen_invariance.benchmark.suite import ClassifierSettings, Method, StageSettings
+from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings
 from gen_invariance.benchmark.task import Task
 from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.data.sources import missing_files, source_names
 from gen_invariance.errors import SettingsError
 from gen_invariance.settings import settings_of
 
-PAPER = ("ce", "ce_drs", "ce_drw", "ldam", "ldam_drs", "ldam_drw")
-METHOD_SETS: Mapping[str, tuple[str, ...]] = {
-    "paper": tuple(f"{name}{stage}" for name in PAPER for stage in ("", "+git")),
-    "stages": ("ce_drs", "ce_drs+randaugment", "ce_drs+spatial", "ce_drs+pose", "ce_drs+munit_small", "ce_drs+oracle"),
-    "translators": (
-        "ce_drs", "ce_drs+randaugment", "ce_drs+oracle", "ce_drs+redraw", "ce_drs+redraw+randaugment", "ce_drs+flow",
-        "ce_drs+flow+randaugment", "ce_drs+spatial", "ce_drs+munit_small", "ce_drs+oracle+randaugment",
-    ),
-}  # fmt: skip
-"""Lists of arms by one name: the rows of Zhou et al. (2022), what the stage may give, and that before RandAugment."""
-
-_GIVEN = {"oracle": "true", "randaugment": "randaugment", "trivialaugment": "trivialaugment", "identity": "identity"}
-_ALIASES = {"git": "munit"}
 _CHANGES = ("data", "classifier", "training", "stage", "fit", "measure")
 
 
@@ -68,6 +52,8 @@ class Benchmark:
         stage: to whom the stage gives; what it gives is said by the arm.
         fit: loop of fitting a translator (`translator.fit.FitSettings`).
         fits: what single translators change about it, by name.
+        translators: what to change about single translators' files, by name: {"munit": {"network": {"width": 16}}}.
+        nuisances: options of what arms give by name: {"rotation": {"degrees": 30}}.
         measure: see `MeasureSettings`.
         classes, images: how many, where known without looking at the data.
     """
@@ -81,6 +67,8 @@ class Benchmark:
     stage: StageSettings = field(default_factory=StageSettings)
     fit: Mapping[str, Any] = field(default_factory=dict)
     fits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    translators: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    nuisances: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
     classes: int | None = None
     images: int | None = None
@@ -107,15 +95,6 @@ class TranslatorFit:
         return {**asdict(self), "loop": settings_of(FitSettings, self.loop, "fit").identity()}
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A method with what its stage gives, and the translator to fit for that."""
-
-    name: str
-    method: Method
-    fit: TranslatorFit | None = None
-
-
 def benchmark_names(configs: Path | str) -> tuple[str, ...]:
     """Every benchmark of `configs`/benchmark, variants spelt out, file by file."""
     return tuple(itertools.chain.from_iterable(_variants(layered(path)) for path in _files(configs).values()))
@@ -127,6 +106,9 @@ def read_benchmark(
     *,
     data_root: Path | str | None = None,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
+    augmentation: str | None = None,
+    translators: Mapping[str, Mapping[str, Any]] | None = None,
+    nuisances: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Benchmark:
     """The benchmark called `name`.
 
@@ -135,7 +117,11 @@ def read_benchmark(
         configs: folder of the config groups.
         data_root: folder that holds published sets, each as SOURCE/ or SOURCE.npz; None looks into the cache.
         changes: settings that replace the file's, under "data", "classifier", "training", "stage", "measure" and
-            "fit" (there also by translator: {"fit": {"munit": {"steps": 9}}}).
+            "fit" (there also by translator: {"fit": {"munit": {"steps": 9}}}). With another "policy" the file's
+            "policy_options" are dropped.
+        augmentation: of every row; None keeps the file's.
+        translators: changes to translators' files, see `Benchmark`.
+        nuisances: options of nuisances, see `Benchmark`.
 
     Raises:
         SettingsError: an unknown name or setting.
@@ -153,6 +139,8 @@ def read_benchmark(
     values = {key: dict(layers.get(key, {})) for key in _CHANGES}
     values["data"] |= known[name]
     for group, changed in (changes or {}).items():
+        if "policy" in changed and changed["policy"] != values[group].get("policy"):
+            values[group].pop("policy_options", None)
         values[group] |= changed
     single = {key: value for key, value in values["fit"].items() if isinstance(value, Mapping)}
     fits = dict(layers.get("fits", {}))
@@ -165,49 +153,16 @@ def read_benchmark(
         task=settings_of(Task, data, f"{name}: data"),
         classifier=settings_of(ClassifierSettings, _like(configs, "classifier", values), f"{name}: classifier"),
         training=settings_of(TrainSettings, _like(configs, "training", values), f"{name}: training"),
-        augmentation=layers.get("augmentation", "none"),
+        augmentation=layers.get("augmentation", "none") if augmentation is None else augmentation,
         stage=settings_of(StageSettings, values["stage"], f"{name}: stage"),
         fit={key: value for key, value in values["fit"].items() if key not in single},
         fits=fits,
+        translators=translators or {},
+        nuisances=nuisances or {},
         measure=settings_of(MeasureSettings, values["measure"], f"{name}: measure"),
         classes=layers.get("classes"),
         images=layers.get("images"),
     )
-
-
-def read_arm(name: str, benchmark: Benchmark, configs: Path | str) -> Arm:
-    """The arm called `name` on `benchmark`.
-
-    Raises:
-        SettingsError: an unknown method, or something the stage cannot give, or two translators at once.
-    """
-    configs = Path(configs)
-    method_name, *given = (part.strip() for part in name.split("+"))
-    nuisances, choices = [], []
-    for word in given:
-        choice = _ALIASES.get(word, word)
-        if word in _GIVEN:
-            nuisances.append(_GIVEN[word])
-        elif (configs / "translator" / f"{choice}.yaml").is_file():
-            nuisances.append("translator")
-            choices.append(choice)
-        else:
-            known = [*_GIVEN, *_ALIASES, *sorted(path.stem for path in (configs / "translator").glob("*.yaml"))]
-            raise SettingsError(f"method {name!r}: the stage cannot give {word!r}; choose {', '.join(known)}")
-    if len(choices) > 1:
-        raise SettingsError(f"method {name!r} names {len(choices)} translators; give one")
-    if "true" in nuisances and benchmark.task.nuisance == "identity":
-        raise SettingsError(f"method {name!r}: {benchmark.name} has no nuisance of its own, so there is no oracle")
-    stage = replace(benchmark.stage, nuisance="+".join(nuisances) or "none")
-    if stage.nuisance == "none":
-        stage = StageSettings()  # whom it would give to does not matter
-    method = build_method(
-        method_name, configs / "method", classifier=benchmark.classifier, training=benchmark.training, stage=stage
-    )
-    plain = [word for word in (benchmark.augmentation, method.augmentation) if word != "none"]
-    choice = choices[0] if choices else None
-    method = replace(method, name=name, translator=choice, augmentation="+".join(plain) or "none")
-    return Arm(name, method, None if choice is None else translator_fit(choice, benchmark, configs))
 
 
 def translator_fit(choice: str, benchmark: Benchmark, configs: Path | str) -> TranslatorFit:
@@ -216,9 +171,13 @@ def translator_fit(choice: str, benchmark: Benchmark, configs: Path | str) -> Tr
     Raises:
         SettingsError: no such file.
     """
-    values = translator_config(choice, configs)
+    values, changes = translator_config(choice, configs), benchmark.translators.get(choice, {})
+    unknown = sorted(set(changes) - {"network", "objective"})
+    if unknown:
+        raise SettingsError(f"translator_options.{choice} has no {unknown[0]!r}; choose network or objective")
+    parts = {key: {**(values[key] or {}), **changes.get(key, {})} for key in ("network", "objective")}
     loop = {**benchmark.fit, **benchmark.fits.get(choice, {})}
-    return TranslatorFit(choice, values["name"], values["network"], values["objective"], loop)
+    return TranslatorFit(choice, values["name"], parts["network"], parts["objective"], loop)
 
 
 def translator_config(choice: str, configs: Path | str) -> dict[str, Any]:
@@ -231,12 +190,6 @@ def translator_config(choice: str, configs: Path | str) -> dict[str, Any]:
     if choice not in known:
         raise SettingsError(f"no translator {choice!r}; choose {', '.join(known)}")
     return layered(known[choice])
-
-
-def arm_names(given: str | list[str]) -> list[str]:
-    """Names of arms: a list of them, in which a name of `METHOD_SETS` stands for its arms."""
-    words = [given] if isinstance(given, str) else list(given)
-    return list(dict.fromkeys(arm for word in words for arm in METHOD_SETS.get(word, (word,))))
 
 
 def layered(path: Path | str) -> dict[str, Any]:

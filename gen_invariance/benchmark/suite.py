@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,15 @@ from gen_invariance.data.longtail import long_tailed_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
-from gen_invariance.nuisance.compose import Compose, Identity
-from gen_invariance.nuisance.geometry import CropFlip
+from gen_invariance.nuisance.build import build_nuisance
+from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, config_digest, named_generator
 
-PROTOCOL = 2
+PROTOCOL = 3
 """How cells are trained and measured. Since 2 the true nuisance acts on images that have not met it yet, in the
-oracle's stage and in eKLD; before, they carried two draws of it."""
+oracle's stage and in eKLD; before, they carried two draws of it. Since 3 phases are shares of training, plain
+augmentation comes after the stage, and `small_conv` has a fourth convolution."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,21 @@ class StageSettings:
 
     Attributes:
         nuisance: names joined by "+", applied in that order: "none" (no stage), "identity" (second stream only),
-            "true" (the one in the data: oracle), "translator", "randaugment", "trivialaugment".
-        policy: name of a policy of `augment.policy`.
+            "true" (the one in the data: oracle), "translator", or what `nuisance.build` knows by name.
+        policy: name of a policy of `augment.policy`: where the stage acts.
         policy_options: of that policy.
+        nuisance_options: options of the nuisances, by name.
     """
 
     nuisance: str = "none"
     policy: str = "auto"
     policy_options: Mapping[str, Any] = field(default_factory=dict)
+    nuisance_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of `nuisance`, in order."""
+        return [name.strip() for name in self.nuisance.split("+")]
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def build_stage(
     """
     if settings.nuisance == "none":
         return None
-    parts = [_stage_nuisance(name.strip(), prepared, translator) for name in settings.nuisance.split("+")]
+    parts = [_stage_nuisance(name, settings, prepared, translator) for name in settings.parts]
     nuisance = parts[0] if len(parts) == 1 else Compose(parts)
     return TailAugment(nuisance, build_policy(settings.policy, prepared.train.counts, **settings.policy_options))
 
@@ -95,53 +103,37 @@ def stage_source(settings: StageSettings, prepared: Prepared) -> ImageData | Non
     """What the stage acts on where that is not the training images: the oracle's nuisance takes the images before they
     met it, for otherwise its rows would carry the nuisance twice.
     """
-    oracle = settings.nuisance.split("+")[0].strip() == "true"
-    return prepared.originals("train") if oracle else None
+    return prepared.originals("train") if settings.parts[0] == "true" else None
 
 
-def _stage_nuisance(name: str, prepared: Prepared, translator: Nuisance | None) -> Nuisance:
-    if name == "translator":
-        if translator is None:
-            raise SettingsError("stage.nuisance=translator needs stage.translator: the folder of a fitted translator")
-        return translator
-    if name in ("randaugment", "trivialaugment"):
-        return _generic(name)
-    known = {"identity": Identity(), "true": prepared.nuisance}
-    if name not in known:
-        raise SettingsError(
-            f"unknown stage nuisance {name!r}; choose none, identity, true, translator, randaugment, "
-            "trivialaugment, or several joined by +"
-        )
-    return known[name]
+def _stage_nuisance(
+    name: str, settings: StageSettings, prepared: Prepared, translator: Nuisance | None
+) -> Nuisance:
+    if name == "true":
+        return prepared.nuisance
+    if name != "translator":
+        return build_nuisance(name, **settings.nuisance_options.get(name, {}))
+    if translator is None:
+        raise SettingsError("stage.nuisance=translator needs stage.translator: the folder of a fitted translator")
+    return translator
 
 
-def build_augmentation(name: str, *, flip: bool) -> Nuisance | None:
-    """The plain augmentation of every row: "none", "crop_flip" (mirrored only where `flip`), "randaugment",
-    "trivialaugment", or several joined by "+", applied in that order.
+def build_augmentation(name: str, *, flip: bool, options: Mapping[str, Any] | None = None) -> Nuisance | None:
+    """The plain augmentation of every row: "none", or names of `nuisance.build` joined by "+", applied in that order.
+
+    Args:
+        name: "crop_flip", "randaugment", "trivialaugment", "crop_flip+trivialaugment", ...
+        flip: whether a mirrored image keeps its label; "crop_flip" mirrors only then, unless its options say so.
+        options: by name.
 
     Raises:
-        SettingsError: another name.
+        SettingsError: another name, or an option it lacks.
     """
     if name == "none":
         return None
-    parts = [_augmentation(part.strip(), flip=flip) for part in name.split("+")]
+    given = {"crop_flip": {"flip": flip}, **(options or {})}
+    parts = [build_nuisance(part, **given.get(part, {})) for part in map(str.strip, name.split("+"))]
     return parts[0] if len(parts) == 1 else Compose(parts)
-
-
-def _augmentation(name: str, *, flip: bool) -> Nuisance:
-    if name == "crop_flip":
-        return CropFlip(flip=flip)
-    if name not in ("randaugment", "trivialaugment"):
-        raise SettingsError(
-            f"augmentation must be none, crop_flip, randaugment, trivialaugment, or several joined by +, got {name!r}"
-        )
-    return _generic(name)
-
-
-def _generic(name: str) -> Nuisance:
-    from gen_invariance.nuisance.generic import RandAugment, TrivialAugment  # torchvision is slow to import
-
-    return RandAugment() if name == "randaugment" else TrivialAugment()
 
 
 def build_model(settings: ClassifierSettings, train: ImageData, *, seed: int) -> Classifier:
@@ -218,6 +210,11 @@ class Method:
         classifier: which classifier.
         translator: name of the translator the stage needs ("spatial", "munit"), or None.
         augmentation: of every row, see `build_augmentation`.
+        augmentation_options: of its parts, by name.
+        more_real: train on the tail filled up with images that the cut left out, for as many steps: an oracle.
+
+    Raises:
+        SettingsError: a phase that the method promises would never start.
     """
 
     name: str
@@ -226,6 +223,16 @@ class Method:
     classifier: ClassifierSettings
     translator: str | None = None
     augmentation: str = "none"
+    augmentation_options: Mapping[str, Any] = field(default_factory=dict)
+    more_real: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            self.training.check_phases(
+                stage=self.stage.nuisance != "none", second_loss=self.classifier.second_loss_options is not None
+            )
+        except SettingsError as error:
+            raise SettingsError(f"method {self.name}: {error}") from error
 
 
 def cell_settings(task: Task, method: Method) -> dict[str, Any]:
@@ -249,6 +256,7 @@ def run_cell(
     *,
     seed: int,
     folder: Path,
+    filled: Prepared | None = None,
     translator: Nuisance | None = None,
     fit_seconds: float | None = None,
     draws: int = 10,
@@ -264,6 +272,7 @@ def run_cell(
         method: the arm.
         seed: of everything random.
         folder: of the run; an unfinished one is resumed.
+        filled: the same with its tail filled up, which a method with `more_real` trains on.
         translator: fitted, where the method needs one.
         fit_seconds: what fitting it took, for the record.
         draws: transformations of each test image for eKLD.
@@ -275,9 +284,14 @@ def run_cell(
     resume = (folder / "run.json").exists()
     run = Run(folder, kind="train", seed=seed, config=cell_settings(task, method), resume=resume)
     stage = build_stage(method.stage, prepared, translator=translator)
-    base = build_augmentation(method.augmentation, flip=prepared.flip_safe)
+    base = build_augmentation(
+        method.augmentation, flip=prepared.flip_safe, options=method.augmentation_options
+    )
+    seen, training = prepared, method.training
+    if method.more_real:
+        seen, training = filled, replace(training, epoch_images=training.epoch_images or len(prepared.train))
     model = train_classifier(
-        prepared, method.classifier, method.training, stage=stage, run=run, base=base,
+        seen, method.classifier, training, stage=stage, run=run, base=base,
         stage_source=stage_source(method.stage, prepared), progress=False,
     )  # fmt: skip
     train_seconds = time.perf_counter() - started

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.longtail import class_groups, long_tailed_indices
+from gen_invariance.data.longtail import long_tailed_indices, shot_groups
 from gen_invariance.data.repeated import SHORTAGES, make_filled
 from gen_invariance.data.sources import load_source
 from gen_invariance.data.split import LongTailSplit, make_long_tailed
@@ -37,11 +37,14 @@ class Task:
         base_images: different images of a class at most, with shortage "repeat": 5 leaves the long tail to the number
             of draws.
         test_images: of each class at most.
+        fill_tail: fill small classes up towards the size of the largest, with images that the cut leaves out: an
+            oracle for sets whose nuisance cannot be drawn.
         nuisance: name of the hand-written nuisance that acts once on each image; "identity" leaves the set as it is.
         nuisance_options: of that nuisance.
         transformed_ranks: classes whose training images meet the nuisance, by rank in size from 0; None is all. Test
             images always meet it.
-        many_above, few_below: bounds of many- and few-shot classes, training images.
+        many_above, few_below: bounds of many- and few-shot classes, training images; None, or bounds that leave one of
+            them empty, give thirds of the classes by size (`data.longtail.shot_groups`).
     """
 
     source: str = "digits"
@@ -59,14 +62,16 @@ class Task:
     shortage: str = "error"
     base_images: int | None = None
     test_images: int | None = None
+    fill_tail: bool = False
     nuisance: str = "identity"
     nuisance_options: Mapping[str, Any] = field(default_factory=dict)
     transformed_ranks: tuple[int, ...] | None = None
-    many_above: int = 100
-    few_below: int = 20
+    many_above: int | None = 100
+    few_below: int | None = 20
 
     def __post_init__(self) -> None:
-        if not 0 < self.few_below <= self.many_above + 1:
+        bounds = (self.few_below, self.many_above)
+        if None not in bounds and not 0 < bounds[0] <= bounds[1] + 1:
             raise SettingsError(
                 f"data: few_below must be positive and at most many_above + 1, got {self.few_below}, {self.many_above}"
             )
@@ -77,6 +82,11 @@ class Task:
             raise SettingsError(
                 f"data: base_images must be at least 1 and needs shortage=repeat, got {self.base_images} and "
                 f"{self.shortage!r}"
+            )
+        if self.fill_tail and (self.shortage == "repeat" or self.rest_is_test or self.profile == "none"):
+            raise SettingsError(
+                "data.fill_tail (more_real) needs images that the cut leaves out, and there are none with "
+                f"shortage={self.shortage}, rest_is_test={str(self.rest_is_test).lower()}, profile={self.profile}"
             )
         if self.test_images is not None and self.test_images < 1:
             raise SettingsError(f"data: test_images must be at least 1 a class, got {self.test_images}")
@@ -162,7 +172,7 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
         split=split,
         draws={part: draw for part, (_, draw) in moved.items()},
         nuisance=nuisance,
-        groups=class_groups(split.train.counts, many_above=task.many_above, few_below=task.few_below),
+        groups=shot_groups(split.train.counts, many_above=task.many_above, few_below=task.few_below),
         flip_safe=source.flip_safe,
     )
 
@@ -177,9 +187,11 @@ def _cut(task: Task, pair: tuple[ImageData, ImageData | None], *, seed: int) -> 
         )
     }  # fmt: skip
     if task.shortage == "error":
-        split = make_long_tailed(pair, **shape, seed=seed)
+        split = make_long_tailed(pair, **shape, fill_tail=task.fill_tail, seed=seed)
     else:
-        split = make_filled(pair, shortage=task.shortage, base_images=task.base_images, **shape, seed=seed)
+        split = make_filled(
+            pair, shortage=task.shortage, base_images=task.base_images, **shape, fill_tail=task.fill_tail, seed=seed
+        )
     if task.test_images is None:
         return split
     labels = split.test.labels.cpu()

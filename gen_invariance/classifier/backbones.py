@@ -239,14 +239,18 @@ class CifarResNet(nn.Sequential):
 
 
 class SmallConv(nn.Sequential):
-    """Three 3x3 convolutions of 32, 64, 128 channels with batch norm and global average pooling; from 4x4 pixels up."""
+    """Four 3x3 convolutions of 32, 64, 128, 128 channels, the first three pooled; from 1x1 pixel up.
+
+    Each has batch norm; a global average follows. The last one sees 38 pixels of the image at a time.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        for number, (inputs, outputs) in enumerate(((channels, 32), (32, 64), (64, 128)), start=1):
+        for number, (inputs, outputs) in enumerate(((channels, 32), (32, 64), (64, 128), (128, 128)), start=1):
             layers = [nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)]
-            if number < 3:
-                layers.append(nn.MaxPool2d(2))  # before the ReLU, which gives the same and has a quarter to do
+            if number < 4:
+                # Before the ReLU, which gives the same and has a quarter to do; sides of any length.
+                layers.append(nn.MaxPool2d(2, ceil_mode=True))
             layers.append(nn.ReLU())
             self.add_module(f"conv{number}", nn.Sequential(*layers))
         self.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
@@ -254,7 +258,7 @@ class SmallConv(nn.Sequential):
 
 def _own_backbone(name: str, channels: int) -> Backbone:
     if name == "small_conv":
-        module, width, stages = SmallConv(channels), 128, ("conv1", "conv2", "conv3")
+        module, width, stages = SmallConv(channels), 128, ("conv1", "conv2", "conv3", "conv4")
     else:
         blocks = (int(name.removeprefix("resnet")) - 2) // 6
         module, width, stages = CifarResNet(channels, blocks), 64, ("stem", "stage1", "stage2", "stage3")

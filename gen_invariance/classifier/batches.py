@@ -72,14 +72,13 @@ class Batches:
         settings: of the training.
         run: names the generators.
         stage: gives tail classes the nuisance.
-        base: plain augmentation of every row.
+        base: plain augmentation of every row, after the stage.
         mix: used instead of the mixing that `settings` names.
         stage_source: what the stage acts on, row for row `train`; None takes `train` itself.
         process, processes: which share of each batch is wanted.
 
     Raises:
-        SettingsError: settings of the stage without a stage, a source of another size, or a bank of images that are
-            augmented first.
+        SettingsError: settings of the stage without a stage, or a source of another size.
     """
 
     def __init__(
@@ -111,19 +110,15 @@ class Batches:
         self.mix = mix
         self.share = slice(process, None, processes)
         common = {"batch_size": settings.batch_size, "seed": run.seed, "num_epochs": settings.epochs}
+        common["num_samples"] = settings.epoch_images or None
         self.rows = ResidentLoader(train, rule=settings.rule(), **common)
         self.balanced = ResidentLoader(train, rule="class_balanced", stream="stage", **common)
         self.foreground = ResidentLoader(train, rule="class_balanced", stream="foreground", **common)
         self.per_epoch = self.rows.steps_per_epoch
         self.labels = train.labels.cpu()  # gates look at labels on the CPU, without waiting for the device
-        # Rows that reach the stage as they are stored need no more of a translator than their numbers.
-        self.numbered = stage is not None and base is None
-        if settings.stage_bank and not self.numbered:
-            raise SettingsError(
-                "training.stage_bank holds translations of images as they are stored; it needs a stage and no plain "
-                "augmentation before it"
-            )
-        if self.numbered:
+        if stage is None and settings.stage_bank:
+            raise SettingsError("training.stage_bank holds translations that the stage gives, and there is no stage")
+        if stage is not None:
             bank = {"versions": settings.stage_bank, "period": settings.stage_bank_epochs * self.per_epoch}
             bank["uses"] = self._uses() if settings.stage_bank else None
             stage.remember((self.source or train).images, train.labels, seed=run.seed, **bank)
@@ -161,33 +156,36 @@ class Batches:
     def _augmented(
         self, rows: Tensor, share: slice, step: int, hardest: Hardest | None, generator: torch.Generator
     ) -> Batch:
-        """The `share` of `rows` after plain augmentation and the stage."""
+        """The `share` of `rows` after the stage and plain augmentation.
+
+        The stage comes first: a translator was fitted on images as they are stored, and that is what it gets here.
+        """
         images, labels = self._pick(self.train, rows[share])
         shape = (len(rows), *images.shape[1:])
         draw = None if self.base is None else self.base.sample(shape, generator=generator)
-        own = torch.arange(len(rows))[share]
-        batch = Batch(self._plain(images, draw, own), labels, whole=len(rows))
+        plain = self._plain(draw, torch.arange(len(rows))[share])
+        batch = Batch(images, labels, whole=len(rows))
         if self.stage is None or not self.settings.stage_is_on(step // self.per_epoch):
-            return batch
+            return replace(batch, images=plain(images))
         self.stage.advance(step)
         balanced = self.settings.stage_source == "balanced"
         source_rows = self.balanced.indices(step) if balanced else rows
         gates = [gate.share(share) for gate in self._gates(shape, self.labels[source_rows.cpu()], generator)]
-        numbers = source_rows[share] if self.numbered else None
-        if not balanced and self.source is None:
-            return self._staged(batch, gates, None, numbers, hardest)
-        # The source's rows meet the plain augmentation too, so that nothing but the nuisance tells them apart.
-        images, labels = self._pick(self.source or self.train, source_rows[share])
-        return self._staged(batch, gates, (self._plain(images, draw, own), labels), numbers, hardest)
+        source = None
+        if balanced or self.source is not None:
+            source = self._pick(self.source or self.train, source_rows[share])
+        return self._staged(batch, gates, source, source_rows[share], hardest, plain)
 
-    def _plain(self, images: Tensor, draw: Draw | None, own: Tensor) -> Tensor:
-        """`images` under the plain augmentation of the batch's rows `own`."""
-        return images if draw is None else self.base.apply(images, draw_to(select_rows(draw, own), images))
+    def _plain(self, draw: Draw | None, own: Tensor) -> Callable[[Tensor], Tensor]:
+        """What gives images the plain augmentation of the batch's rows `own`."""
+        if draw is None:
+            return lambda images: images
+        return lambda images: self.base.apply(images, draw_to(select_rows(draw, own), images))
 
     def _gates(self, shape: tuple[int, ...], labels: Tensor, generator: torch.Generator) -> list[Gate]:
         """`worst_of` gates that open for the same rows, each with a draw of its own."""
-        first = self.stage.sample(shape, labels, generator=generator, numbered=self.numbered)
-        more, drawer = range(self.settings.worst_of - 1), self.stage.drawer(numbered=self.numbered)
+        first = self.stage.sample(shape, labels, generator=generator, numbered=True)
+        more, drawer = range(self.settings.worst_of - 1), self.stage.drawer(numbered=True)
         size = (int(first.rows.sum()), *shape[1:])
         return [first, *(Gate(first.rows, drawer.sample(size, generator=generator)) for _ in more)]
 
@@ -196,11 +194,13 @@ class Batches:
         batch: Batch,
         gates: list[Gate],
         source: tuple[Tensor, Tensor] | None,
-        numbers: Tensor | None,
+        numbers: Tensor,
         hardest: Hardest | None,
+        plain: Callable[[Tensor], Tensor],
     ) -> Batch:
-        """`batch` after the stage, with its gated rows as they were before where consistency needs them."""
+        """`batch` after the stage and `plain`, with its gated rows without the former where consistency needs them."""
         moved = [self.stage.apply(batch.images, batch.labels, gate, source=source, numbers=numbers) for gate in gates]
+        moved = [(plain(candidate), labels) for candidate, labels in moved]
         images, labels = moved[0]
         rows = gates[0].rows.nonzero().squeeze(1).to(images.device)
         if len(moved) > 1 and hardest is not None:
@@ -208,7 +208,7 @@ class Batches:
         batch_now = replace(batch, images=images, labels=labels)
         if not self.settings.consistency:
             return batch_now
-        before = batch.images if source is None else source[0]
+        before = plain(batch.images if source is None else source[0])
         return replace(batch_now, clean=before[rows], clean_rows=rows)
 
     def _pick(self, data: ImageData, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Train a classifier on long-tailed images: one visible loop, on accelerate.
 
-A step is: a batch by the sampling rule, plain augmentation for every row, the stage for the tail, mixing, loss.
+A step is: a batch by the sampling rule, the stage for the tail, plain augmentation for every row, mixing, loss.
 What there is beside it (a transfer plan, an average of the weights, a second loss, a correction of the head) is one
 line each here and explained where it lives: `settings`, `batches`, `objective`, `robust`, `transfer`, `correction`.
 """
@@ -65,7 +65,7 @@ def fit_classifier(
         second_loss: takes the place of `loss` in the second phase; with class weights, delayed re-weighting.
         plan: which stages of a pretrained `model` train, from when on, at which rate; None trains all alike.
         stage: gives tail classes the nuisance.
-        base: plain augmentation of every row, before the stage (crops and flips, for instance).
+        base: plain augmentation of every row, after the stage (crops and flips, RandAugment).
         mix: see `batches.Mix`; in place of the mixing that `settings` names.
         stage_source: what the stage acts on, row for row `train`; None takes `train` itself.
         evaluate: figures to log every `log_every` epochs, on validation data; they decide nothing.
@@ -76,6 +76,7 @@ def fit_classifier(
         SettingsError: settings that do not fit the model, the stage or the number of processes.
         CheckpointError: the run's checkpoint is of another model.
     """
+    settings.check_phases(stage=stage is not None, second_loss=second_loss is not None)
     with accelerator_on(train.device, mixed_precision=settings.mixed_precision) as accelerator:
         train = train.to(accelerator.device)
         batches = Batches(

@@ -129,6 +129,7 @@ class ResidentLoader:
         rule: one of `RULES`, or a callable such as `DelayedRule`.
         seed: root of the random numbers.
         num_epochs: epochs of the whole run, for "progressive".
+        num_samples: draws of an epoch; None is the number of images.
         drop_last: leave out the incomplete batch at the end of an epoch.
         rank: this process; it takes rows rank, rank + world_size, ... of each batch.
         world_size: how many there are; it may not exceed `batch_size`.
@@ -147,6 +148,7 @@ class ResidentLoader:
         rule: Rule = "instance",
         seed: int = 0,
         num_epochs: int = 1,
+        num_samples: int | None = None,
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
@@ -154,16 +156,17 @@ class ResidentLoader:
     ) -> None:
         _check_ranks(rank, world_size)
         self._labels = class_numbers(data.labels, data.num_classes)  # on the CPU, where epochs are drawn
-        most = len(data) if drop_last else math.inf
+        self.num_samples = len(data) if num_samples is None else num_samples
+        most = self.num_samples if drop_last else math.inf
         if not world_size <= batch_size <= most:
             raise SettingsError(
-                f"batch_size must be at least {world_size} (one image a rank) and, with drop_last, at most {len(data)} "
-                f"(the images there are), got {batch_size}"
+                f"batch_size must be at least {world_size} (one image a rank) and, with drop_last, at most "
+                f"{self.num_samples} (the draws of an epoch), got {batch_size}"
             )
         self.data, self.batch_size, self.rule = data, batch_size, rule
         self.seed, self.num_epochs, self.stream = seed, num_epochs, stream
         self.rank, self.world_size = rank, world_size
-        self.steps_per_epoch = len(data) // batch_size if drop_last else -(-len(data) // batch_size)
+        self.steps_per_epoch = self.num_samples // batch_size if drop_last else -(-self.num_samples // batch_size)
         self._cached: tuple[int, Tensor] | None = None
         self.rule_at(0)
 
@@ -181,7 +184,7 @@ class ResidentLoader:
             sampling_probabilities(counts, rule=self.rule_at(epoch), progress=epoch / max(self.num_epochs - 1, 1))
             for epoch in epochs
         ]
-        return (len(self.data) * torch.stack(rates).mean(0) / counts.clamp_min(1))[self._labels]
+        return (self.num_samples * torch.stack(rates).mean(0) / counts.clamp_min(1))[self._labels]
 
     def indices(self, step: int) -> Tensor:
         """This rank's rows of the data for global step `step`, int64 (B,), on the data's device.
@@ -210,6 +213,7 @@ class ResidentLoader:
                 epoch=epoch,
                 seed=self.seed,
                 num_epochs=self.num_epochs,
+                num_samples=self.num_samples,
                 num_classes=self.data.num_classes,
                 stream=self.stream,
             )

@@ -204,3 +204,33 @@ def class_groups(counts: Tensor, *, many_above: int = 100, few_below: int = 20) 
         raise SettingsError(f"few_below={few_below} overlaps many_above={many_above}; set few_below <= many_above")
     many, few = counts > many_above, counts < few_below
     return {"many": many, "medium": ~(many | few), "few": few}
+
+
+def shot_groups(counts: Tensor, *, many_above: int | None = 100, few_below: int | None = 20) -> dict[str, Tensor]:
+    """Many-, medium- and few-shot classes, each bool (K,), by bounds where these fit the set, else by thirds.
+
+    Thirds of the classes, largest first, are taken where a bound is None, or where the bounds would leave no class
+    many-shot or none few-shot; classes of one size stay together where that leaves neither end empty. A set whose
+    classes are all of one size keeps its bounds: it has no small classes.
+
+    Args:
+        counts: training images of each class, (K,).
+        many_above: bound of many-shot classes, training images, see `class_groups`; None is thirds.
+        few_below: bound of few-shot classes, training images; None is thirds.
+
+    >>> {name: group.int().tolist() for name, group in shot_groups(torch.tensor([900, 300, 90, 60, 50])).items()}
+    {'many': [1, 1, 0, 0, 0], 'medium': [0, 0, 1, 1, 0], 'few': [0, 0, 0, 0, 1]}
+    """
+    bounded = many_above is not None and few_below is not None
+    groups = class_groups(counts, many_above=many_above, few_below=few_below) if bounded else class_groups(counts)
+    equal = len(counts) < 2 or bool((counts == counts[0]).all())
+    if equal or (bounded and groups["many"].any() and groups["few"].any()):
+        return groups
+    ranks = torch.argsort(torch.argsort(counts, descending=True, stable=True)).double()
+    middle = torch.stack([ranks[counts == count].mean() for count in counts])
+    for place in (middle, ranks):
+        third = (place * 3 / len(counts)).floor()
+        groups = {name: third == number for number, name in enumerate(("many", "medium", "few"))}
+        if groups["many"].any() and groups["few"].any():
+            break
+    return groups

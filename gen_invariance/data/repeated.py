@@ -47,6 +47,7 @@ def make_filled(
     validation_fraction: float = 0.0,
     rest_is_test: bool = False,
     shuffle_order: bool = True,
+    fill_tail: bool = False,
     seed: int = 0,
 ) -> LongTailSplit:
     """As `split.make_long_tailed`, for class sizes that some classes have too few images for.
@@ -63,6 +64,7 @@ def make_filled(
         validation_fraction: share of the source's training images to hold out.
         rest_is_test: training images that are not used become the test set.
         shuffle_order: draw which class is how large; otherwise class 0 is the largest.
+        fill_tail: with "cap", fill classes up towards the size of the largest; see `split.make_long_tailed`.
         seed: root of the order, the held-out images and the chosen images.
 
     Returns:
@@ -93,6 +95,8 @@ def make_filled(
     generator = named_generator(seed, "longtail", "subset")
     if shortage == "cap":
         counts = counts.minimum(base.train.counts)
+        if fill_tail:
+            counts = base.train.counts.clamp(max=int(counts.max()))
         order = torch.argsort(counts, descending=True, stable=True)
         rows = long_tailed_indices(labels, counts, generator=generator)
     else:

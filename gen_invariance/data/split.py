@@ -74,6 +74,7 @@ def make_long_tailed(
     validation_fraction: float = 0.0,
     rest_is_test: bool = False,
     shuffle_order: bool = True,
+    fill_tail: bool = False,
     seed: int = 0,
 ) -> LongTailSplit:
     """A long-tailed training set cut out of `source`, with validation and test images that share none of it.
@@ -92,6 +93,8 @@ def make_long_tailed(
         validation_fraction: share of the source's training images to hold out, in [0, 1).
         rest_is_test: training images that were not chosen become the test set.
         shuffle_order: draw which class is how large; otherwise class 0 is the largest.
+        fill_tail: cut, then fill every class up to the size of the largest, or as far as its images go. The images of
+            the cut are among those of the filled set.
         seed: root of the order, the held-out images and the chosen images.
 
     Raises:
@@ -116,6 +119,8 @@ def make_long_tailed(
     order = _choose_order(room, profile=profile, shuffle=shuffle_order, seed=seed)
     counts = _choose_counts(shape, room, order, largest)
     _check_enough(train, available, counts)
+    if fill_tail:
+        counts = available.clamp(max=int(counts.max()))
     generator = named_generator(seed, "longtail", "subset")
     chosen = kept[long_tailed_indices(labels[kept], counts, generator=generator)]
 

@@ -6,15 +6,13 @@ import re
 import pytest
 import torch
 
-from gen_invariance.benchmark.comparing import arm_names, list_lines, numbers_of, shard_of
+from gen_invariance.benchmark.arms import METHOD_SETS, PAPER, arm_names, read_arm
+from gen_invariance.benchmark.comparing import list_lines, numbers_of, shard_of
 from gen_invariance.benchmark.methods import read_method
 from gen_invariance.benchmark.registry import (
-    METHOD_SETS,
-    PAPER,
     benchmark_names,
     every_variant,
     layered,
-    read_arm,
     read_benchmark,
 )
 from gen_invariance.benchmark.suite import build_augmentation
