@@ -57,9 +57,7 @@ class ImageData:
                 f"{self.name}: labels must lie in [0, {self.num_classes}), got "
                 f"[{int(self.labels.min())}, {int(self.labels.max())}]; name every class or renumber the labels"
             )
-        if self.groups is not None and (
-            self.groups.dtype != torch.int64 or self.groups.shape != self.images.shape[:1]
-        ):
+        if self.groups is not None and (self.groups.dtype != torch.int64 or self.groups.shape != self.images.shape[:1]):
             raise ShapeError(
                 f"{self.name}: groups must be int64 ({len(self.images)},), got {self.groups.dtype} "
                 f"{tuple(self.groups.shape)}; give one group number for each image, or None"

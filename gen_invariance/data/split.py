@@ -118,7 +118,8 @@ def make_long_tailed(
     kept, held_out = split_indices(labels, fraction=validation_fraction, generator=generator, groups=groups)
     shape = _Shape(profile, train.num_classes, imbalance, power, smallest)
     if rest_is_test and groups is not None:
-        kept = _without_test_groups(labels, groups, kept, needed=_needed(shape, largest, shuffle_order, seed), seed=seed)
+        needed = _needed(shape, largest, shuffle_order, seed)
+        kept = _without_test_groups(labels, groups, kept, needed=needed, seed=seed)
     available = torch.bincount(labels[kept], minlength=train.num_classes)
     halved = rest_is_test and largest is None and groups is None
     room = available - available // 2 if halved else available
