@@ -30,6 +30,7 @@ class Task:
         path: file or folder of the source, where it needs one.
         image_size: side to scale images to; None keeps the size.
         skip_corrupt: leave damaged image files out instead of stopping.
+        group: what tells which images show the same thing and must not be parted, see `data.sources.load_source`.
         profile, largest, imbalance, power, smallest, validation_fraction, rest_is_test, shuffle_order: of the long
             tail, see `data.split.make_long_tailed`. Profile "none" keeps a set that is long-tailed already.
         shortage: what becomes of classes with fewer images than their size: "error", "repeat" (images are used again,
@@ -51,6 +52,7 @@ class Task:
     path: str | None = None
     image_size: int | None = None
     skip_corrupt: bool = False
+    group: str | None = None
     profile: str = "exponential"
     largest: int | None = None
     imbalance: float = 100.0
@@ -106,7 +108,10 @@ class Task:
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON-able values, for a run's config."""
-        return asdict(self)
+        settings = asdict(self)
+        if self.group is None:  # runs and records made before there were groups stay what they are
+            del settings["group"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,7 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
         image_size=task.image_size,
         skip_corrupt=task.skip_corrupt,
         progress=progress,
+        group=task.group,
     )
     pair = (source.train, source.test)
     if not need_test and source.test is None and not task.rest_is_test:
@@ -196,7 +202,8 @@ def _cut(task: Task, pair: tuple[ImageData, ImageData | None], *, seed: int) -> 
         return split
     labels = split.test.labels.cpu()
     wanted = split.test.counts.clamp(max=task.test_images)
-    kept = long_tailed_indices(labels, wanted, generator=named_generator(seed, "longtail", "test"))
+    generator = named_generator(seed, "longtail", "test")
+    kept = long_tailed_indices(labels, wanted, generator=generator, groups=split.test.groups)
     rows = None if split.test_indices is None else split.test_indices[kept]
     return replace(split, test=split.test.subset(kept), test_indices=rows)
 

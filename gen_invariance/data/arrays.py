@@ -10,14 +10,17 @@ import gzip
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gen_invariance.data.folder import shown
+from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData, names_or_numbers, to_uint8
 from gen_invariance.errors import DataError, DataNotFoundError, RangeError, ShapeError
 
@@ -26,16 +29,27 @@ DAMAGED = (
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 """What reading a damaged .npz file raises; array headers are parsed as Python literals."""
+KeyOf = Callable[[Any, int, str], Hashable]
 _NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names", "test_class_names")
 
 
-def read_npz(path: Path | str) -> tuple[ImageData, ImageData | None]:
+def read_npz(
+    path: Path | str, *, group: str | None = None, usual: str = "groups", key_of: KeyOf | None = None
+) -> tuple[ImageData, ImageData | None]:
     """Training and test images of an .npz file; None for the test images when it holds none.
 
     Keys: `train_images`, `train_labels`, and optionally `test_images`, `test_labels`, `class_names`, and
     `test_class_names` when the test part shows other classes. Images are (N, H, W), (N, H, W, C) or (N, C, H, W)
     with C of 1 or 3, uint8, or floating point in [0, 1]; labels are whole numbers (N,) from 0; names are strings.
-    Without names, classes are called by their numbers. Other keys are ignored.
+    Without names, classes are called by their numbers. `train_groups` and `test_groups`, whole numbers or strings (N,),
+    say which images show the same thing; equal values mean the same thing in both. Other keys are ignored.
+
+    Args:
+        path: the file.
+        group: "track" takes `train_track`, which must be there, and `test_track` in place of the keys `..._groups`.
+        usual: which keys tell the groups, where they are there, when `group` is None.
+        key_of: makes the key of a group out of its value, the label and the class name, for values that begin anew in
+            each class; None takes the value alone.
 
     Raises:
         DataNotFoundError: no such file.
@@ -43,15 +57,24 @@ def read_npz(path: Path | str) -> tuple[ImageData, ImageData | None]:
         ShapeError: axes, channels or lengths that do not fit.
         RangeError: non-finite pixels, or pixels or labels out of range.
     """
-    path = Path(path)
-    arrays = load_arrays(path, _NPZ_KEYS)
+    path, name = Path(path), group or usual
+    arrays = load_arrays(path, (*_NPZ_KEYS, f"train_{name}", f"test_{name}"))
     where = shown(path)
+    if group is not None and f"train_{group}" not in arrays:
+        raise DataError(
+            f"{where} has no train_{group}, which group={shown(group)} asks for; add it, or leave group out"
+        )
     train_names = _class_names(arrays, "class_names", where)
-    train = _part(arrays, "train", train_names, path)
-    if "test_images" not in arrays and "test_labels" not in arrays:
-        return train, None
-    test_names = _class_names(arrays, "test_class_names", where)
-    return train, _part(arrays, "test", test_names or train.class_names, path)
+    train, test = _part(arrays, "train", train_names, path), None
+    if "test_images" in arrays or "test_labels" in arrays:
+        test_names = _class_names(arrays, "test_class_names", where)
+        test = _part(arrays, "test", test_names or train.class_names, path)
+    keys = [
+        None if data is None else _group_keys(arrays, f"{part}_{name}", data, key_of, where)
+        for part, data in (("train", train), ("test", test))
+    ]
+    of_train, of_test = number_groups(*keys)
+    return replace(train, groups=of_train), None if test is None else replace(test, groups=of_test)
 
 
 def load_arrays(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -117,6 +140,23 @@ def _part(arrays: dict[str, np.ndarray], part: str, names: tuple[str, ...] | Non
     images = _images(arrays[f"{part}_images"], f"{where}: {part}_images")
     labels = _labels(arrays[f"{part}_labels"], len(images), names, f"{where}: {part}_labels")
     return ImageData(images, labels, names or names_or_numbers(None, int(labels.max()) + 1), path.stem)
+
+
+def _group_keys(
+    arrays: dict[str, np.ndarray], key: str, data: ImageData, key_of: KeyOf | None, where: str
+) -> list[Hashable] | None:
+    """The group of each image of `data`; None without that array."""
+    if key not in arrays:
+        return None
+    array = arrays[key]
+    if array.dtype.kind not in "iuUS":
+        raise DataError(f"{where}: {key} has dtype {array.dtype}; store whole numbers or strings, one for each image")
+    if array.shape != (len(data),):
+        raise ShapeError(f"{where}: {key} has shape {array.shape}, expected ({len(data)},); store one for each image")
+    if key_of is None:
+        return array.tolist()
+    labels = data.labels.tolist()
+    return [key_of(value, label, data.class_names[label]) for value, label in zip(array.tolist(), labels, strict=True)]
 
 
 def _images(array: np.ndarray, where: str) -> Tensor:

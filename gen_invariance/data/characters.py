@@ -6,6 +6,7 @@ Ink is light on a ground of exactly 0, as the nuisances of the K49 benchmarks ex
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gen_invariance.data.arrays import load_arrays, read_idx_pair
 from gen_invariance.data.folder import read_image_folder, read_listed_images, shown
+from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData, names_or_numbers
 from gen_invariance.data.published import PublishedFile, PublishedReader, PublishedSet
 from gen_invariance.data.sources import register
@@ -172,6 +174,7 @@ class _Omniglot(PublishedReader):
     """Omniglot's 964 background characters, 20 drawings each, as training images; ink inverted to light on dark.
 
     Its 659 evaluation characters are other classes and are not read: test on what is left of the training images.
+    Each alphabet was drawn by twenty people: group "drawer" keeps the drawings of one together, if asked for.
 
     Reference:
         Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through probabilistic program induction",
@@ -185,6 +188,9 @@ class _Omniglot(PublishedReader):
         flip_safe=False,
         train_images=19_280,
         classes=964,
+        group="drawer",
+        grouped=False,
+        key_of=lambda drawer, label, name: (name.partition("/")[0], drawer),
     )
 
     def parts(
@@ -193,7 +199,7 @@ class _Omniglot(PublishedReader):
         """All drawings below images_background/ALPHABET/CHARACTER."""
         folders = sorted(folder for folder in self.file(path, "images_background").glob("*/*") if folder.is_dir())
         numbered = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.glob("*.png"))]
-        data, _ = read_listed_images(
+        data, report = read_listed_images(
             numbered,
             [f"{folder.parent.name}/{folder.name}" for folder in folders],
             name="omniglot",
@@ -202,4 +208,12 @@ class _Omniglot(PublishedReader):
             skip_corrupt=skip_corrupt,
             progress=progress,
         )
-        return replace(data, images=255 - data.images), None
+        return replace(data, images=255 - data.images, groups=_drawers(report.paths)), None
+
+
+def _drawers(files: Sequence[Path]) -> Tensor | None:
+    """Numbers of the people who drew ALPHABET/CHARACTER/NUMBER_DRAWER.png; None where names are others."""
+    drawers = [(file.parent.parent.name, file.stem.rpartition("_")[::2]) for file in files]
+    if not all(number and drawer.isdecimal() for _, (number, drawer) in drawers):
+        return None
+    return number_groups([(alphabet, int(drawer)) for alphabet, (_, drawer) in drawers])[0]

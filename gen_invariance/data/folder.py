@@ -9,18 +9,20 @@ unless the caller asks to skip damaged ones; what was skipped, and why, is in th
 from __future__ import annotations
 
 import os
+import re
 import stat
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 
@@ -36,10 +38,12 @@ class FolderReport:
     Attributes:
         paths: the file of each row, in row order.
         skipped: (path, reason) of each damaged image that was skipped.
+        groups: what names the group of each row; empty where no groups were asked for.
     """
 
     paths: tuple[Path, ...]
     skipped: tuple[tuple[Path, str], ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 def read_image_folder(
@@ -50,6 +54,7 @@ def read_image_folder(
     class_names: Sequence[str] | None = None,
     skip_corrupt: bool = False,
     progress: bool = False,
+    group: str | None = None,
 ) -> tuple[ImageData, FolderReport]:
     """All images of `path`, one sub-folder a class, uint8 (N, C, H, W), and a report.
 
@@ -61,26 +66,60 @@ def read_image_folder(
         class_names: fixes classes and their order (for a test part); None takes the sub-folders, sorted.
         skip_corrupt: leave damaged images out instead of raising.
         progress: show a progress bar.
+        group: regular expression with one capturing group, searched in each file's name (its path below the folder of
+            its class). Files for which that captures the same text, in whatever class, show the same thing.
 
     Raises:
         DataNotFoundError: no such folder.
-        DataError: no class, an unknown or an empty one, a damaged or animated image, or images of several sizes.
-        SettingsError: `image_size` or `channels` out of range.
+        DataError: no class, an unknown or an empty one, a damaged or animated image, images of several sizes, or a
+            file whose name `group` does not match.
+        SettingsError: `image_size` or `channels` out of range, or `group` no expression with one capturing group.
     """
     if channels not in (None, 1, 3):
         raise SettingsError(f"channels must be 1 (grey), 3 (RGB) or left out, got {channels}")
     if image_size is not None and image_size < 1:
         raise SettingsError(f"image_size must be a positive number of pixels, got {image_size}")
+    pattern = None if group is None else _compiled(group)
     root = existing_folder(path)
     names = _class_folders(root, class_names)
     files = [_image_files(root / name) for name in names]
     numbered = [(file, label) for label, found in enumerate(files) for file in found]
+    captured = {} if pattern is None else {file: _captured(pattern, file) for file, _ in numbered}
     data, report = read_listed_images(
         numbered, names, name=root.name or "folder", image_size=image_size, channels=channels,
         skip_corrupt=skip_corrupt, progress=progress,
     )  # fmt: skip
     _check_none_lost(root, names, data.labels.tolist(), class_names)
-    return data, report
+    if pattern is None:
+        return data, report
+    groups = tuple(captured[file] for file in report.paths)
+    return replace(data, groups=number_groups(groups)[0]), replace(report, groups=groups)
+
+
+def _compiled(group: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(group)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise SettingsError(
+            f"group {group!r} is no regular expression ({error}); '^([0-9]+)_' takes the number that a name begins with"
+        ) from error
+    if pattern.groups != 1:
+        raise SettingsError(
+            f"group {group!r} must have one capturing group, it has {pattern.groups}; put (...) around what names the "
+            "group, and (?:...) around anything else"
+        )
+    return pattern
+
+
+def _captured(pattern: re.Pattern[str], file: Path) -> str:
+    """What `pattern` captures in the path of `file` below the folder of its class."""
+    match = pattern.search(file.name)
+    if match is None or match[1] is None:
+        raise DataError(
+            f"{shown(file)}: group {pattern.pattern!r} does not match {shown(file.name)!r}; "
+            "rename the file, or change the expression"
+        )
+    return match[1]
 
 
 def read_listed_images(

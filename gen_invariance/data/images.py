@@ -21,6 +21,9 @@ class ImageData:
         labels: int64 (N,), each in [0, K).
         class_names: K names, in label order.
         name: what the data set is called in records and figures.
+        groups: int64 (N,), or None where they are not known: images of one number show the same thing (a track, a
+            patient, an object) and must not stand on both sides of a split. Numbers are those of the whole set: two
+            classes share one only where they share the thing.
 
     Raises:
         ShapeError: axes, channel count or lengths do not fit.
@@ -31,6 +34,7 @@ class ImageData:
     labels: Tensor
     class_names: tuple[str, ...]
     name: str = "data"
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -53,6 +57,11 @@ class ImageData:
                 f"{self.name}: labels must lie in [0, {self.num_classes}), got "
                 f"[{int(self.labels.min())}, {int(self.labels.max())}]; name every class or renumber the labels"
             )
+        if self.groups is not None and (self.groups.dtype != torch.int64 or self.groups.shape != self.images.shape[:1]):
+            raise ShapeError(
+                f"{self.name}: groups must be int64 ({len(self.images)},), got {self.groups.dtype} "
+                f"{tuple(self.groups.shape)}; give one group number for each image, or None"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -71,10 +80,12 @@ class ImageData:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over shapes, pixels and labels: equal digests mean equal data, on any machine."""
+        """SHA-256 over shapes, pixels, labels and groups: equal digests mean equal data, on any machine."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
         digest.update(self.images.cpu().contiguous().numpy().tobytes())
         digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
+        if self.groups is not None:
+            digest.update(self.groups.cpu().numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -84,12 +95,14 @@ class ImageData:
         """The same data on `device`; this object itself when it is already there."""
         if self.images.device == torch.device(device):
             return self
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        groups = None if self.groups is None else self.groups.to(device)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), groups=groups)
 
     def subset(self, indices: Tensor) -> ImageData:
-        """The rows that `indices`, int64 (M,), names, in that order; class names stay."""
+        """The rows that `indices`, int64 (M,), names, in that order; class names and group numbers stay."""
         indices = indices.to(self.device)
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return replace(self, images=self.images[indices], labels=self.labels[indices], groups=groups)
 
     def float_images(self, indices: Tensor | None = None) -> Tensor:
         """Images as the rooms exchange them: float32 (M, C, H, W) in [0, 1]."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gen_invariance.data.grouping import check_groups, hold_groups, order_in_turn, places_among
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
 
 
@@ -112,15 +113,15 @@ def counts_by_class(counts_by_rank: Tensor, order: Tensor) -> Tensor:
     return torch.zeros_like(counts_by_rank).index_copy(0, order, counts_by_rank)
 
 
-def _positions_in_class(labels: Tensor, *, generator: torch.Generator) -> Tensor:
-    """For each image its place, 0 to n_c - 1, in a random order of its class; int64 (N,)."""
-    shuffled = torch.randperm(len(labels), generator=generator)
-    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
-    counts = torch.bincount(labels)
-    starts = counts.cumsum(0) - counts
-    positions = torch.empty_like(by_class)
-    positions[by_class] = torch.arange(len(labels)) - starts[labels[by_class]]
-    return positions
+def positions_in_class(labels: Tensor, *, generator: torch.Generator, groups: Tensor | None = None) -> Tensor:
+    """For each image its place, 0 to n_c - 1, in a random order of its class; int64 (N,).
+
+    With `groups`, int64 (N,), the first places of a class go to images of different groups, as long as it has any.
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    if groups is not None:
+        order = order_in_turn(labels, check_groups(groups, labels), order, generator=generator)
+    return places_among(labels, order)
 
 
 def _check_labels(labels: Tensor, num_classes: int | None = None) -> Tensor:
@@ -138,7 +139,9 @@ def _check_labels(labels: Tensor, num_classes: int | None = None) -> Tensor:
     return labels
 
 
-def long_tailed_indices(labels: Tensor, counts: Tensor, *, generator: torch.Generator) -> Tensor:
+def long_tailed_indices(
+    labels: Tensor, counts: Tensor, *, generator: torch.Generator, groups: Tensor | None = None
+) -> Tensor:
     """Which images to keep so that class c has counts[c] of them; int64 (sum of counts,), ascending.
 
     Chosen without replacement. From one generator seed a smaller count picks a subset of what a larger one picks.
@@ -147,6 +150,8 @@ def long_tailed_indices(labels: Tensor, counts: Tensor, *, generator: torch.Gene
         labels: int64 (N,), in [0, K).
         counts: int64 (K,), images wanted of each class; 0 leaves a class out.
         generator: CPU generator.
+        groups: int64 (N,), images of one number show the same thing. They are then taken in turn over the groups of a
+            class, so that n images show min(n, number of groups) different things.
 
     Raises:
         DataError: a class has fewer images than asked for.
@@ -165,14 +170,20 @@ def long_tailed_indices(labels: Tensor, counts: Tensor, *, generator: torch.Gene
             f"class {short} has {int(available[short])} images, {int(counts[short])} were asked for; "
             "lower largest, or shuffle the class order with another seed"
         )
-    return (_positions_in_class(labels, generator=generator) < counts[labels]).nonzero().flatten()
+    return (positions_in_class(labels, generator=generator, groups=groups) < counts[labels]).nonzero().flatten()
 
 
-def split_indices(labels: Tensor, *, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def split_indices(
+    labels: Tensor, *, fraction: float, generator: torch.Generator, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(kept, held out): a stratified split of all images, int64 indices, ascending, disjoint.
 
     About `fraction` of each class is held out; a class with two or more images keeps at least one on each side, a
     class with a single image keeps it. With `fraction` 0 nothing is held out.
+
+    With `groups`, int64 (N,), no group is on both sides: whole groups are held out, never all of a class, and a class
+    of a single group keeps it. How near each class comes to `fraction` is up to its groups, see
+    `grouping.hold_groups`.
 
     Raises:
         SettingsError: `fraction` outside [0, 1).
@@ -187,7 +198,10 @@ def split_indices(labels: Tensor, *, fraction: float, generator: torch.Generator
     counts = torch.bincount(labels)
     wanted = (counts.double() * fraction).add(0.5).long() if fraction else torch.zeros_like(counts)
     held = wanted.clamp(min=int(fraction > 0)).minimum((counts - 1).clamp(min=0))
-    out = _positions_in_class(labels, generator=generator) < held[labels]
+    if groups is None:
+        out = positions_in_class(labels, generator=generator) < held[labels]
+    else:
+        out = hold_groups(labels, check_groups(groups, labels), wanted=held, generator=generator)
     return (~out).nonzero().flatten(), out.nonzero().flatten()
 
 

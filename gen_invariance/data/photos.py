@@ -9,13 +9,16 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gen_invariance.data.folder import read_listed_images, shown
+from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData, names_or_numbers
 from gen_invariance.data.published import PublishedFile, PublishedReader, PublishedSet
 from gen_invariance.data.sources import register
@@ -124,13 +127,19 @@ class _Listed(PublishedReader):
             "skip_corrupt": skip_corrupt,
             "progress": progress,
         }
-        train, test = (read_listed_images(numbered, names, **options)[0] for numbered in lists)
-        return train, test
+        (train, report), (test, _) = (read_listed_images(numbered, names, **options) for numbered in lists)
+        return replace(train, groups=self.groups_of(report.paths)), test
+
+    def groups_of(self, files: Sequence[Path]) -> Tensor | None:
+        """Group numbers of the training images; None where their files do not tell."""
+        return None
 
 
 @register("gtsrb")
 class _Gtsrb(_Listed):
     """German traffic signs: 39,209 and 12,630 photos of several sizes, 43 classes; read at 32x32.
+
+    Training images come in tracks, some thirty frames of one physical sign each; tracks count from 0 in each class.
 
     Reference:
         Stallkamp et al., "Man vs. computer: benchmarking machine learning algorithms for traffic sign recognition",
@@ -146,6 +155,8 @@ class _Gtsrb(_Listed):
         train_images=39_209,
         test_images=12_630,
         classes=43,
+        group="track",
+        key_of=lambda track, label, name: (label, track),
     )
 
     def listed(self, path: Path | None) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]], Sequence[str]]:
@@ -160,6 +171,13 @@ class _Gtsrb(_Listed):
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"{shown(table)} has no columns Filename and ClassId; get it anew") from error
         return train, test, names_or_numbers(None, 43)
+
+    def groups_of(self, files: Sequence[Path]) -> Tensor | None:
+        """By class folder and the number before the underscore: 00012/00003_00027.ppm is a frame of track 3."""
+        tracks = [(file.parent.name, file.stem.partition("_")[::2]) for file in files]
+        if not all(track.isdecimal() and frame for _, (track, frame) in tracks):
+            return None
+        return number_groups([(label, int(track)) for label, (track, _) in tracks])[0]
 
 
 @register("tiny_imagenet")

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gen_invariance.data.arrays import read_npz
+from gen_invariance.data.arrays import KeyOf, read_npz
 from gen_invariance.data.folder import shown
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sources import Source, cache_folder, resize_images
-from gen_invariance.errors import DataError, DataNotFoundError
+from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 from gen_invariance.run import atomic_write
 
 _TIMEOUT = 30  # seconds without an answer
@@ -38,6 +38,9 @@ class PublishedSet:
         advice: where to get it, in a few words.
         flip_safe: whether a mirrored image keeps its label.
         download: whether `files` are fetched when no path is given.
+        group: what its files tell of each image beyond the label, such as the track; None for nothing.
+        grouped: whether `group` is taken unless another one is asked for; otherwise only when it is asked for.
+        key_of: makes the key of a group out of its value, the label and the class name, see `arrays.read_npz`.
         train_images, test_images, classes: how many its publisher says there are; checked.
     """
 
@@ -49,6 +52,9 @@ class PublishedSet:
     test_images: int | None = None
     classes: int | None = None
     download: bool = False
+    group: str | None = None
+    grouped: bool = True
+    key_of: KeyOf | None = None
 
     def place(self, path: Path | None) -> Path:
         """The folder (or .npz file) to look in: `path`, or the set's own folder in the cache."""
@@ -95,9 +101,11 @@ class PublishedSet:
                 raise DataError(f"{self.name}: got {got} {what}, the published set has {expected}; get its files anew")
         return Source(train, test, self.flip_safe)
 
-    def read_npz(self, file: Path, image_size: int | None) -> Source:
+    def read_npz(self, file: Path, image_size: int | None, *, group: str | None = None) -> Source:
         """The set from an .npz of our own keys; smaller cuts of it are welcome, so nothing is counted."""
-        train, test = read_npz(file)
+        usual = self.group if self.grouped else None
+        key_of = self.key_of if self.group and (group or usual) == self.group else None
+        train, test = read_npz(file, group=group, usual=usual or "groups", key_of=key_of)
         parts = [None if part is None else replace(resized(part, image_size), name=self.name) for part in (train, test)]
         return Source(parts[0], parts[1], self.flip_safe)
 
@@ -106,6 +114,7 @@ class PublishedReader:
     """A reader whose facts are a `PublishedSet`; subclasses say how its files become images."""
 
     needs_path = None
+    takes_group = True
     facts: PublishedSet
 
     @property
@@ -117,19 +126,28 @@ class PublishedReader:
         """Files that are not there."""
         return self.facts.missing(path)
 
-    def read(self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool) -> Source:
+    def read(
+        self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool, group: str | None = None
+    ) -> Source:
         """Both parts, from the published files or from an .npz in their place."""
         npz = self.facts.npz(path)
         if npz:
-            return self.facts.read_npz(npz, image_size)
+            return self.facts.read_npz(npz, image_size, group=group)
+        if group not in (None, self.facts.group):
+            known = f"it has {self.facts.group!r}, or leave it out" if self.facts.group else "leave it out"
+            raise SettingsError(f"{self.facts.name} has no group {group!r}; {known}")
         self.facts.require(path)
         train, test = self.parts(path, image_size=image_size, skip_corrupt=skip_corrupt, progress=progress)
+        if group is None and not self.facts.grouped:
+            train = replace(train, groups=None)
+        elif self.facts.group and train.groups is None:
+            raise DataError(f"{self.facts.name}: file names do not tell the {self.facts.group}; unpack the set anew")
         return self.facts.checked(resized(train, image_size), None if test is None else resized(test, image_size))
 
     def parts(
         self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool
     ) -> tuple[ImageData, ImageData | None]:
-        """Training and test images of the published files, which are all there."""
+        """Training and test images of the published files, which are all there, with the groups they tell."""
         raise NotImplementedError
 
     def file(self, path: Path | None, name: str) -> Path:

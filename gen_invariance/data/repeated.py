@@ -20,6 +20,7 @@ from gen_invariance.data.longtail import (
     counts_by_class,
     exponential_counts,
     long_tailed_indices,
+    positions_in_class,
     step_counts,
     zipf_counts,
 )
@@ -91,16 +92,16 @@ def make_filled(
     shuffled = class_order(num_classes, generator=named_generator(seed, "longtail", "order"))
     order = shuffled if shuffle_order else torch.arange(num_classes)
     counts = counts_by_class(by_rank, order)
-    labels = base.train.labels.cpu()
+    labels, groups = base.train.labels.cpu(), base.train.groups
     generator = named_generator(seed, "longtail", "subset")
     if shortage == "cap":
         counts = counts.minimum(base.train.counts)
         if fill_tail:
             counts = base.train.counts.clamp(max=int(counts.max()))
         order = torch.argsort(counts, descending=True, stable=True)
-        rows = long_tailed_indices(labels, counts, generator=generator)
+        rows = long_tailed_indices(labels, counts, generator=generator, groups=groups)
     else:
-        rows = _in_turn(labels, counts, generator=generator)
+        rows = _in_turn(labels, counts, groups, generator=generator)
     indices = base.train_indices[rows]
     return replace(base, train=base.train.subset(rows), train_indices=indices, counts=counts, order=order)
 
@@ -136,11 +137,13 @@ def class_sizes(
     return function(num_classes, largest=largest, **options)
 
 
-def _in_turn(labels: Tensor, counts: Tensor, *, generator: torch.Generator) -> Tensor:
+def _in_turn(labels: Tensor, counts: Tensor, groups: Tensor | None, *, generator: torch.Generator) -> Tensor:
     """Rows so that class c has counts[c], its images used in turn; int64 (sum of counts,), by class."""
     parts = []
+    places = None if groups is None else positions_in_class(labels, generator=generator, groups=groups)
     for label, count in enumerate(counts.tolist()):
         own = (labels == label).nonzero().flatten()
-        own = own[torch.randperm(len(own), generator=generator)]
+        order = torch.randperm(len(own), generator=generator) if places is None else places[own].argsort()
+        own = own[order]
         parts.append(own[torch.arange(count) % len(own)])
     return torch.cat(parts)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gen_invariance.data.arrays import read_idx_pair, read_npz
 from gen_invariance.data.folder import existing_folder, find_splits, read_image_folder, shown
+from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData, names_or_numbers, to_uint8
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 from gen_invariance.torchvision_guard import declare_missing_operators
@@ -62,7 +63,10 @@ class Source:
 
 
 class _Reader(Protocol):
-    """What a data set's class offers; `flip_safe` None means that the file itself may say so."""
+    """What a data set's class offers; `flip_safe` None means that the file itself may say so.
+
+    One with `takes_group` true also takes the keyword `group`.
+    """
 
     flip_safe: bool | None
     needs_path: str | None
@@ -121,6 +125,7 @@ def load_source(
     flip_safe: bool | None = None,
     skip_corrupt: bool = False,
     progress: bool = False,
+    group: str | None = None,
 ) -> Source:
     """The data set called `name`.
 
@@ -132,9 +137,13 @@ def load_source(
         flip_safe: overrides what is known of the data set.
         skip_corrupt: leave damaged image files out instead of raising ("folder").
         progress: show a progress bar ("folder").
+        group: what tells which images show the same thing (see `ImageData.groups`): "track" takes the keys
+            `train_track` and `test_track` of an .npz file, which otherwise gives `train_groups` and `test_groups`; for
+            "folder" a regular expression, see `folder.read_image_folder`. "gtsrb" takes its "track" unless told
+            otherwise, "omniglot" its "drawer" when told so.
 
     Raises:
-        SettingsError: an unknown name, a missing path, or `image_size` out of range.
+        SettingsError: an unknown name, a missing path, `image_size` out of range, or a data set without such groups.
         DataNotFoundError: no such file or folder.
         DataError, ShapeError, RangeError: the data is damaged or not what it should be.
     """
@@ -143,8 +152,11 @@ def load_source(
         raise SettingsError(f"image_size must be a positive number of pixels, got {image_size}")
     if path is None and reader.needs_path:
         raise SettingsError(f"data set {name!r} needs a path: {reader.needs_path}")
+    if group is not None and not getattr(reader, "takes_group", False):
+        raise SettingsError(f"data set {name!r} does not tell groups of images; leave group={group!r} out")
     place = None if path is None else Path(path).expanduser()
-    source = reader.read(place, image_size=image_size, skip_corrupt=skip_corrupt, progress=progress)
+    asked = {} if group is None else {"group": group}
+    source = reader.read(place, image_size=image_size, skip_corrupt=skip_corrupt, progress=progress, **asked)
     return source if flip_safe is None else replace(source, flip_safe=flip_safe)
 
 
@@ -274,10 +286,14 @@ class _Npz:
 
     flip_safe = False  # unknown, and wrong flips do more harm than missing ones
     needs_path = "the .npz file with train_images, train_labels[, test_images, test_labels, class_names]"
+    takes_group = True
 
-    def read(self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool) -> Source:
+    def read(
+        self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool, group: str | None = None
+    ) -> Source:
         """Both parts of the file."""
-        train, test = (None if part is None else _resized(part, image_size) for part in read_npz(path))
+        parts = read_npz(path, group=group)
+        train, test = (None if part is None else _resized(part, image_size) for part in parts)
         _require_same_shape(train, test, shown(path))
         return Source(train, test, self.flip_safe)
 
@@ -288,10 +304,13 @@ class _Folder:
 
     flip_safe = True  # taken to be photos
     needs_path = "the folder with one sub-folder of images for each class"
+    takes_group = True
 
-    def read(self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool) -> Source:
+    def read(
+        self, path: Path | None, *, image_size: int | None, skip_corrupt: bool, progress: bool, group: str | None = None
+    ) -> Source:
         """The folder's images; test images get the classes of the training images."""
-        options = {"image_size": image_size, "skip_corrupt": skip_corrupt, "progress": progress}
+        options = {"image_size": image_size, "skip_corrupt": skip_corrupt, "progress": progress, "group": group}
         root = existing_folder(path)
         splits = find_splits(root)
         train, report = read_image_folder(splits.get("train", root), **options)
@@ -300,6 +319,9 @@ class _Folder:
             return Source(train, None, self.flip_safe, report.skipped)
         test, test_report = read_image_folder(splits["test"], class_names=train.class_names, **options)
         train, test = _same_channels(train, replace(test, name=train.name))
+        if group is not None:  # each part was numbered by itself
+            of_train, of_test = number_groups(report.groups, test_report.groups)
+            train, test = replace(train, groups=of_train), replace(test, groups=of_test)
         _require_same_shape(train, test, shown(root))
         return Source(train, test, self.flip_safe, report.skipped + test_report.skipped)
 

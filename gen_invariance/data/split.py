@@ -1,5 +1,7 @@
 """`make_long_tailed`: training, validation and test images of a long-tailed benchmark that share no image.
 
+Where the source knows its groups (`ImageData.groups`), the parts cut out of it share no group either.
+
 A split is a function of the source and the seed. Its indices can be saved beside the results, so that a figure can
 be traced to the very images it was measured on.
 """
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from gen_invariance.data.arrays import load_arrays
 from gen_invariance.data.folder import shown
+from gen_invariance.data.grouping import check_groups, hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import (
     class_order,
@@ -82,6 +85,11 @@ def make_long_tailed(
     Validation images are held out first, stratified, so they follow the source's class sizes; the long tail is
     then cut out of the rest (the way K49-LT was made).
 
+    A source with groups is cut by them: whole groups are held out, images of a class are taken in turn over its
+    groups, and with `rest_is_test` about half of each class's images, in whole groups, stay out of the training images
+    (fewer where `largest` needs them). Then every group without a training image is tested on, and images that were
+    not chosen out of a group that was are not used.
+
     Args:
         source: a `Source`, or a pair of training images and test images (or None).
         profile: "exponential", "step", "zipf", or "none" (class sizes stay, capped by `largest`).
@@ -107,28 +115,28 @@ def make_long_tailed(
         raise SettingsError(f"largest must be at least 1, got {largest}; leave it out for the most that fits")
     train, test = source if isinstance(source, tuple) else (source.train, source.test)
     train.require_every_class()
-    labels = train.labels.cpu()
+    labels, groups = train.labels.cpu(), None if train.groups is None else train.groups.cpu()
 
-    kept, held_out = split_indices(
-        labels, fraction=validation_fraction, generator=named_generator(seed, "longtail", "validation")
-    )
-    available = torch.bincount(labels[kept], minlength=train.num_classes)
-    room = available - available // 2 if rest_is_test and largest is None else available
-
+    generator = named_generator(seed, "longtail", "validation")
+    kept, held_out = split_indices(labels, fraction=validation_fraction, generator=generator, groups=groups)
     shape = _Shape(profile, train.num_classes, imbalance, power, smallest)
+    if rest_is_test and groups is not None:
+        needed = _needed(shape, largest, shuffle_order, seed)
+        kept = _without_test_groups(labels, groups, kept, needed=needed, seed=seed)
+    available = torch.bincount(labels[kept], minlength=train.num_classes)
+    halved = rest_is_test and largest is None and groups is None
+    room = available - available // 2 if halved else available
+
     order = _choose_order(room, profile=profile, shuffle=shuffle_order, seed=seed)
     counts = _choose_counts(shape, room, order, largest)
     _check_enough(train, available, counts)
     if fill_tail:
         counts = available.clamp(max=int(counts.max()))
     generator = named_generator(seed, "longtail", "subset")
-    chosen = kept[long_tailed_indices(labels[kept], counts, generator=generator)]
+    of_kept = None if groups is None else groups[kept]
+    chosen = kept[long_tailed_indices(labels[kept], counts, generator=generator, groups=of_kept)]
 
-    rest = None
-    if rest_is_test:
-        free = torch.ones(len(labels), dtype=torch.bool)
-        free[chosen], free[held_out] = False, False
-        rest = free.nonzero().flatten()
+    rest = _untouched(len(labels), torch.cat([chosen, held_out]), groups) if rest_is_test else None
     return LongTailSplit(
         train=train.subset(chosen),
         validation=train.subset(held_out),
@@ -176,6 +184,37 @@ def _choose_counts(shape: _Shape, room: Tensor, order: Tensor, largest: int | No
     return counts_by_class(shape.counts(largest), order)
 
 
+def _needed(shape: _Shape, largest: int | None, shuffle: bool, seed: int) -> Tensor:
+    """Training images that the settings ask for of each class, int64 (K,); 0 where they take what there is."""
+    none = torch.zeros(shape.num_classes, dtype=torch.int64)
+    if largest is None or shape.profile == "none":
+        return none
+    order = _choose_order(none, profile=shape.profile, shuffle=shuffle, seed=seed)
+    return counts_by_class(shape.counts(largest), order)
+
+
+def _without_test_groups(labels: Tensor, groups: Tensor, kept: Tensor, *, needed: Tensor, seed: int) -> Tensor:
+    """`kept` less about half of each class's images, in whole groups, that are left for the test set."""
+    available = torch.bincount(labels[kept], minlength=len(needed))
+    reserved = hold_groups(
+        labels[kept],
+        check_groups(groups[kept], kept),
+        wanted=available // 2,
+        most=(available - needed).clamp(min=0),
+        generator=named_generator(seed, "longtail", "test groups"),
+    )
+    return kept[~reserved]
+
+
+def _untouched(number: int, used: Tensor, groups: Tensor | None) -> Tensor:
+    """Rows of `number` images that are not `used`, and share no group with those that are; int64, ascending."""
+    free = torch.ones(number, dtype=torch.bool)
+    free[used] = False
+    if groups is not None:
+        free &= ~torch.isin(groups, groups[used])
+    return free.nonzero().flatten()
+
+
 def _largest_that(fits: Callable[[int], bool], room: Tensor) -> int:
     """The largest size up to the fullest class for which `fits` holds; sizes too small for the profile do fit."""
 
@@ -215,9 +254,15 @@ def _own_test(train: ImageData, test: ImageData | None) -> ImageData:
 def _rest_as_test(train: ImageData, rest: Tensor) -> ImageData:
     test = train.subset(rest)
     empty = (test.counts == 0).nonzero().flatten().tolist()
-    if empty:
+    if empty and train.groups is None:
         raise DataError(
             f"{train.name}: no image of class {train.class_names[empty[0]]!r} is left for the test set; lower largest"
+        )
+    if empty:
+        own = train.groups[train.labels == empty[0]].unique()
+        raise DataError(
+            f"{train.name}: no whole group of class {train.class_names[empty[0]]!r} is left for the test set, it has "
+            f"{len(own)}; lower largest or validation_fraction, or add images of other groups"
         )
     return test
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gen_invariance.data import characters, photos, published
 from gen_invariance.data.sources import load_source, missing_files
-from gen_invariance.errors import DataError, DataNotFoundError
+from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 
 RNG = np.random.default_rng(0)
 
@@ -182,6 +182,14 @@ def test_devanagari_and_omniglot(tmp_path, monkeypatch):
     assert source.train.images[:, 0, 0, 0].max() == 0  # the ground
     assert source.train.images[:, 0, 13, 13].min() == 255  # the ink
 
+    with pytest.raises(DataError, match="file names do not tell the drawer"):
+        load_source("omniglot", tmp_path, group="drawer")
+    for folder in (tmp_path / "images_background").glob("*/*"):
+        for place in range(2):
+            (folder / f"{place}.png").rename(folder / f"0007_{place + 1:02d}.png")
+    assert load_source("omniglot", tmp_path).train.groups is None
+    assert load_source("omniglot", tmp_path, group="drawer").train.groups.tolist() == [0, 1, 0, 1, 2, 3]
+
 
 def test_cifar(tmp_path, monkeypatch):
     names = [f"kind{number}" for number in range(10)]
@@ -219,8 +227,18 @@ def test_gtsrb_and_tiny_imagenet(tmp_path, monkeypatch):
         save(tmp_path / f"GTSRB/Final_Test/Images/{label:05d}.ppm", picture)
     table = "Filename;Width;ClassId\n00042.ppm;37;42\n00000.ppm;37;0\n"
     (tmp_path / "GT-final_test.csv").write_text(table)
+    frame = np.full((33, 33, 3), 9, np.uint8)
+    for name in ("00000/00001_00000", "00042/00000_00001", "00042/00001_00000"):
+        save(tmp_path / f"GTSRB/Final_Training/Images/{name}.ppm", frame)
+    small(monkeypatch, photos._Gtsrb, train_images=5, test_images=2)
+    assert load_source("gtsrb", tmp_path).train.groups.tolist() == [0, 1, 2, 2, 3]  # tracks begin anew in each class
+    with pytest.raises(SettingsError, match="gtsrb has no group 'site'; it has 'track'"):
+        load_source("gtsrb", tmp_path, group="site")
+    for name in ("00000/00001_00000", "00042/00000_00001", "00042/00001_00000"):
+        (tmp_path / f"GTSRB/Final_Training/Images/{name}.ppm").unlink()
     small(monkeypatch, photos._Gtsrb, train_images=2, test_images=2)
     source = load_source("gtsrb", tmp_path)
+    assert source.test.groups is None
     assert source.train.labels.tolist() == [0, 42]
     assert source.test.labels.tolist() == [42, 0]
     assert source.test.images.shape == (2, 3, 32, 32)
