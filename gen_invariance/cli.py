@@ -195,15 +195,18 @@ _PLAIN: dict[str, Any] = {
     ),
     **dict.fromkeys(("resume", "anyway"), bool),
     "progress": bool | None,
-    "nuisance_options": dict,
     "records": str | list[str],
     "references": list[str],
     **dict.fromkeys(("benchmark benchmark", "benchmark methods"), str | list[str]),
     **dict.fromkeys(("benchmark orders", "benchmark seeds"), int | str | list),
-    **dict.fromkeys(("benchmark learned", "data_root"), str | None),
+    **dict.fromkeys(("benchmark learned", "benchmark augmentation", "data_root"), str | None),
     "benchmark processes": int,
     **dict.fromkeys(
-        (f"{group}_options" for group in ("data", "classifier", "training", "stage", "fit", "measure")), dict
+        (
+            f"{group}_options"
+            for group in ("data", "classifier", "training", "stage", "fit", "measure", "translator", "nuisance")
+        ),
+        dict,
     ),
 }
 """What the settings that belong to no group are, in every verb that has them, or in one ("VERB NAME")."""

@@ -108,10 +108,8 @@ class Task:
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON-able values, for a run's config."""
-        settings = asdict(self)
-        if self.group is None:  # runs and records made before there were groups stay what they are
-            del settings["group"]
-        return settings
+        added = {"group": None, "fill_tail": False}  # runs made before these were there stay what they are
+        return {name: value for name, value in asdict(self).items() if name not in added or value != added[name]}
 
 
 @dataclass(frozen=True)
