@@ -1,21 +1,23 @@
 """A plain training loop, beside which the package's own plain training has to stand: no stage, no class of the package.
 
     python scripts/plain_loop.py benchmark=gtsrb200_lt orders=0-4 data_root=DATA steps=1575
-    python scripts/plain_loop.py benchmark=gtsrb200_lt orders=0-4 data_root=DATA steps=1575 records=runs/signs method=ce_drs
+    python scripts/plain_loop.py benchmark=gtsrb200_lt orders=0-4 data_root=DATA steps=1575 records=runs/signs
 
-Trains on the benchmark's own cut of each order: three pooled convolutions and one more, SGD with momentum over a cosine,
-rows drawn from instance to class-balanced, images shifted by up to two pixels. Prints balanced accuracy, and where
-`records` holds the same orders the paired difference of `method` to the loop.
+Trains on the benchmark's own cut of each order: three pooled convolutions and one more, SGD with momentum over a
+cosine, rows drawn from instance to class-balanced, images shifted by up to two pixels. Prints balanced accuracy, and
+where `records` holds the same orders the paired difference of `method` (ce_drs unless given) to the loop.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,12 +32,14 @@ from gen_invariance.measure.statistics import mean_interval, paired_difference
 KNOWN = ("benchmark", "orders", "data_root", "steps", "records", "method", "out", "shift", "decay")
 
 
-def train(images: Tensor, labels: Tensor, classes: int, *, steps: int, seed: int, shift: int, decay: float) -> nn.Module:
+def train(
+    images: Tensor, labels: Tensor, classes: int, *, steps: int, seed: int, shift: int, decay: float
+) -> nn.Module:
     """A net trained for `steps` batches of 64; it takes float (B, C, H, W) in [0, 1]."""
     torch.manual_seed(seed)  # noqa: TID251  (a script's own process)
     widths = (images.shape[1], 32, 64, 128, 128)
     layers: list[nn.Module] = [nn.BatchNorm2d(widths[0], affine=False)]
-    for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         layers += [nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] * (number < 3)
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
@@ -84,7 +88,7 @@ def main(given: dict[str, str]) -> None:
         if "out" in given:
             with open(given["out"], "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-    values = torch.tensor(list(found.values())).double().numpy() * 100
+    values = 100 * np.array(list(found.values()))
     interval = mean_interval(values)
     print(f"plain loop: balanced accuracy {interval.mean:.1f} ± {interval.half_width:.1f} over {len(found)} orders")
     if "records" not in given:
@@ -93,9 +97,7 @@ def main(given: dict[str, str]) -> None:
     chosen = frame[(frame["benchmark"] == benchmark.name) & (frame["method"] == method)]
     ours = chosen[chosen["metric"] == "balanced_accuracy"].groupby("order")["value"].mean()
     both = [order for order in found if order in ours.index]
-    gap = paired_difference(
-        torch.tensor([100 * ours[order] for order in both]).numpy(), torch.tensor([100 * found[o] for o in both]).numpy()
-    )
+    gap = paired_difference(np.array([100 * ours[order] for order in both]), np.array([100 * found[o] for o in both]))
     print(f"{method} minus plain loop: {gap.mean:+.1f} ± {gap.half_width:.1f} points over {len(both)} orders")
 
 

@@ -145,6 +145,7 @@ def read_benchmark(
     single = {key: value for key, value in values["fit"].items() if isinstance(value, Mapping)}
     fits = dict(layers.get("fits", {}))
     fits |= {key: {**fits.get(key, {}), **value} for key, value in single.items()}
+    training = {**_like(configs, "training", values), "sampling": "instance"}  # each method brings its own rule
     data = {"profile": "none", **values["data"]}
     data["path"] = _path_of(data.get("source", "digits"), data.get("path"), data_root)
     return Benchmark(
@@ -152,7 +153,7 @@ def read_benchmark(
         summary=layers["summary"],
         task=settings_of(Task, data, f"{name}: data"),
         classifier=settings_of(ClassifierSettings, _like(configs, "classifier", values), f"{name}: classifier"),
-        training=settings_of(TrainSettings, _like(configs, "training", values), f"{name}: training"),
+        training=settings_of(TrainSettings, training, f"{name}: training"),
         augmentation=layers.get("augmentation", "none") if augmentation is None else augmentation,
         stage=settings_of(StageSettings, values["stage"], f"{name}: stage"),
         fit={key: value for key, value in values["fit"].items() if key not in single},

@@ -131,10 +131,9 @@ def build_augmentation(name: str, *, flip: bool, options: Mapping[str, Any] | No
     """
     if name == "none":
         return None
-    known, given = {"crop_flip": {"flip": flip}}, options or {}
-    parts = [
-        build_nuisance(part, **{**known.get(part, {}), **given.get(part, {})}) for part in map(str.strip, name.split("+"))
-    ]
+    given = {**(options or {})}
+    given["crop_flip"] = {"flip": flip, **given.get("crop_flip", {})}
+    parts = [build_nuisance(part, **given.get(part, {})) for part in map(str.strip, name.split("+"))]
     return parts[0] if len(parts) == 1 else Compose(parts)
 
 

@@ -168,11 +168,12 @@ class TransferPlan:
             >>> from gen_invariance.classifier.backbones import build_classifier
             >>> plan = TransferPlan("partial", last_stages=1, lr=0.1, backbone_lr_scale=0.1)
             >>> print(plan.describe(build_classifier("small_conv", num_classes=10, channels=1)))
-            transfer: partial, last 1 of 3 stages
+            transfer: partial, last 1 of 4 stages
             group  parameters  trains        lr    weight decay  batch norm
             conv1         352  never         0     -             eval
             conv2      18,560  never         0     -             eval
-            conv3      73,984  from epoch 0  0.01  0.0002        train
+            conv3      73,984  never         0     -             eval
+            conv4     147,712  from epoch 0  0.01  0.0002        train
             head        1,290  from epoch 0  0.1   0.0002        -
         """
         depth = f", last {self.last_stages} of {len(model.stages)} stages" if self.mode == "partial" else ""

@@ -85,12 +85,17 @@ def test_build_policy_passes_its_options_on():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ramp", {}, "unknown policy 'ramp'; choose one of linear_ramp, hard_cutoff, auto, everywhere"),
+        ("ramp", {}, "unknown policy 'ramp'; choose one of linear_ramp, hard_cutoff, auto, head, everywhere, curve"),
         ("auto", {"treshold": 3}, "policy auto.*treshold"),
         ("linear_ramp", {}, "policy linear_ramp.*threshold"),
         ("linear_ramp", {"threshold": 50, "maximum": 1.1}, "maximum must lie in"),
         ("hard_cutoff", {"cutoff": 50, "probability": -0.1}, "probability must lie in"),
         ("hard_cutoff", {"cutoff": 50, "probability": float("nan")}, "probability must"),
+        ("head", {"probability": 2.0}, "probability must lie in"),
+        ("curve", {"sizes": [1, 2]}, "policy curve needs policy_options.probabilities"),
+        ("curve", {"sizes": [2, 1], "probabilities": [0, 1]}, "sizes must ascend"),
+        ("curve", {"sizes": [1, 2], "probabilities": [0.5]}, "one probability each"),
+        ("curve", {"sizes": [1, 2], "probabilities": [0, 1.5]}, "probabilities must lie in"),
     ],
 )
 def test_bad_policies_are_named(name, options, message):

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from gen_invariance.augment.policy import build_policy
 from gen_invariance.benchmark.arms import METHOD_SETS, PAPER, arm_names, read_arm
 from gen_invariance.benchmark.comparing import list_lines, numbers_of, shard_of
 from gen_invariance.benchmark.methods import read_method
@@ -19,9 +20,12 @@ from gen_invariance.benchmark.suite import build_augmentation
 from gen_invariance.benchmark.task import prepare
 from gen_invariance.benchmark.workload import estimated_seconds, training_images
 from gen_invariance.cli_help import config_folder
-from gen_invariance.errors import SettingsError
+from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.nuisance.build import build_nuisance
+from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.settings import settings_of
 from gen_invariance.translator.fit import FitSettings
+from gen_invariance.translator.spatial import SpatialTranslator
 
 CONFIGS = config_folder()
 NAMES = benchmark_names(CONFIGS)
@@ -76,11 +80,13 @@ def test_k49_is_the_papers():
     assert (task.validation_fraction, task.shuffle_order, task.shortage) == (0.2, True, "repeat")
     assert ALL["k49_dil_theta_lt"].task.base_images == 5
     training, net = ALL["k49_bg_lt"].training, ALL["k49_bg_lt"].classifier
-    assert (training.epochs, training.batch_size, training.milestones, net.backbone) == (50, 128, (30, 40), "resnet20")
+    assert (training.epochs, training.batch_size, net.backbone) == (50, 128, "resnet20")
     assert (training.learning_rate, training.momentum, training.weight_decay) == (0.1, 0.9, 2e-4)
     assert (ALL["k49_rot_lt"].measure.draws, ALL["k49_rot_lt"].measure.invariance_images) == (100, 40)
     cifar = ALL["cifar10_lt_if100"]
-    assert (cifar.training.epochs, cifar.training.milestones, cifar.augmentation) == (200, (160, 180), "crop_flip")
+    points = [(how.warmup_epochs, *how.milestone_epochs, how.second_phase_start) for how in (training, cifar.training)]
+    assert points == [(5, 30, 40, 30), (5, 160, 180, 160)]
+    assert (cifar.training.epochs, cifar.augmentation) == (200, "crop_flip")
     assert (cifar.classifier.backbone, cifar.task.shuffle_order) == ("resnet32", False)
 
 
@@ -156,7 +162,7 @@ def test_the_rows_of_the_paper():
     assert len(rows) == 12
     assert rows[:4] == ("ce", "ce+git", "ce_drs", "ce_drs+git")
     assert set(PAPER) <= set(METHODS)
-    assert arm_names(["stages", "ce", "ce_drs"])[-1] == "ce"
+    assert arm_names(["stages", "ce", "ce_drs"], ALL["digits_rot_lt"])[-1] == "ce"
     assert read_method("ldam_drs", CONFIGS / "method")["training"]["sampling"] == "delayed"
 
 
@@ -164,18 +170,81 @@ def test_the_rows_of_the_paper():
     ("name", "message"),
     [
         ("ce_dsr", "no method 'ce_dsr'; choose balanced_softmax"),
-        ("ce+gan", "the stage cannot give 'gan'; choose oracle"),
+        ("ce+gan", "unknown nuisance 'gan'; choose one of background"),
+        ("ce+redraw@tails", "redraw cannot be given to 'tails'; choose everywhere, head, tail, every_row"),
+        ("ce+more_real", "needs images that the cut leaves out"),
+        ("ce+rotation@every_row+nothing:Here", "nuisance 'nothing:Here' cannot be imported"),
+        ("ce+runs/nothing", "runs/nothing holds no translator"),
         ("ce+pose+spatial", "names 2 translators"),
     ],
 )
 def test_bad_arms_are_named(name, message):
-    with pytest.raises(SettingsError, match=re.escape(message)):
+    with pytest.raises((SettingsError, CheckpointError), match=re.escape(message)):
         read_arm(name, ALL["digits_rot_lt"], CONFIGS)
 
 
-def test_photos_have_no_oracle():
-    with pytest.raises(SettingsError, match="there is no oracle"):
-        read_arm("ce+oracle", ALL["cifar10_lt_if100"], CONFIGS)
+def test_the_oracle_of_photos_is_more_real_images():
+    arm = read_arm("ce+oracle", ALL["cifar10_lt_if100"], CONFIGS)
+    assert arm.method.more_real
+    assert arm.method.stage.nuisance == "none"
+    with pytest.raises(SettingsError, match="needs images that the cut leaves out"):
+        read_arm("ce+oracle", ALL["imagenet_lt"], CONFIGS)
+    with pytest.raises(SettingsError, match="the stage has nothing to do"):
+        read_arm("ce+more_real+identity", ALL["cifar10_lt_if100"], CONFIGS)
+    kept = {name: arm_names("stages", ALL[name]) for name in ("cifar10_lt_if100", "imagenet_lt", "folder")}
+    assert "ce_drs+oracle" in kept["cifar10_lt_if100"]
+    assert not any("+oracle" in arm for arm in kept["imagenet_lt"] + kept["folder"])
+    assert arm_names(["ce+oracle"], ALL["folder"]) == ["ce+oracle"], "asked for by name it is not dropped"
+
+
+def test_whom_the_stage_gives_to_and_what_every_row_is_given():
+    benchmark = read_benchmark("cifar10_lt_if100", CONFIGS, nuisances={"rotation": {"degrees": 7}})
+    here = read_arm("ce_drs+redraw+trivialaugment@every_row", benchmark, CONFIGS).method
+    assert (here.stage.nuisance, here.stage.policy) == ("translator", "linear_ramp")
+    assert here.augmentation == "crop_flip+trivialaugment"
+    for where, policy in (("everywhere", "everywhere"), ("head", "head"), ("tail", "auto")):
+        moved = read_arm(f"ce_drs+redraw@{where}", benchmark, CONFIGS).method
+        assert (moved.stage.policy, list(moved.stage.policy_options.values())) == (policy, [0.5])
+        table = build_policy(policy, torch.tensor([500, 50, 5]), **moved.stage.policy_options)
+        assert ((table > 0).tolist()) == {"everywhere": [1, 1, 1], "head": [1, 0, 0], "tail": [0, 1, 1]}[where]
+    every = read_arm("ce+rotation@every_row", benchmark, CONFIGS).method
+    assert (every.augmentation, every.augmentation_options) == ("crop_flip+rotation", {"rotation": {"degrees": 7}})
+    assert every.stage.nuisance == "none"
+    tail = read_arm("ce+rotation", benchmark, CONFIGS).method
+    assert tail.stage.nuisance_options == {"rotation": {"degrees": 7}}
+    plain = read_benchmark("cifar10_lt_if100", CONFIGS, augmentation="none")
+    assert read_arm("ce", plain, CONFIGS).method.augmentation == "none"
+
+
+def test_another_policy_drops_the_options_of_the_files_own():
+    swept = read_benchmark("digits_rot_lt", CONFIGS, changes={"stage": {"policy": "everywhere"}})
+    assert (swept.stage.policy, swept.stage.policy_options) == ("everywhere", {})
+    kept = read_benchmark("digits_rot_lt", CONFIGS, changes={"stage": {"policy": "hard_cutoff"}})
+    assert kept.stage.policy_options == {"cutoff": 44, "probability": 0.5}
+
+
+def test_a_translators_network_from_the_command_line():
+    given = {"munit_small": {"network": {"width": 8}}}
+    fit = read_arm("ce+munit_small", read_benchmark("digits_rot_lt", CONFIGS, translators=given), CONFIGS).fit
+    assert (fit.network["width"], fit.network["residual_blocks"]) == (8, 2)
+    wrong = read_benchmark("digits_rot_lt", CONFIGS, translators={"redraw": {"netwrk": {}}})
+    with pytest.raises(SettingsError, match=r"translator_options.redraw has no 'netwrk'"):
+        read_arm("ce+redraw", wrong, CONFIGS)
+
+
+def test_a_fitted_translator_and_a_class_of_ones_own_are_arms(tmp_path):
+    SpatialTranslator(channels=1).save_pretrained(tmp_path / "run/translator")
+    benchmark = ALL["digits_rot_lt"]
+    arm = read_arm(f"ce+{tmp_path}/run", benchmark, CONFIGS)
+    assert (arm.fit, arm.method.stage.nuisance) == (None, "translator")
+    assert isinstance(arm.given.load(), SpatialTranslator)
+    assert read_arm(f"ce+{tmp_path}/run/translator", benchmark, CONFIGS).given.digest == arm.given.digest
+    with open(next((tmp_path / "run/translator").glob("*.safetensors")), "ab") as file:
+        file.write(b"x")
+    with pytest.raises(CheckpointError, match="has changed"):
+        arm.given.load()
+    own = read_arm("ce+gen_invariance.nuisance.geometry:Rotation", benchmark, CONFIGS).method
+    assert isinstance(build_nuisance(own.stage.nuisance), Rotation)
 
 
 def test_bad_benchmarks_and_settings_are_named():

@@ -102,8 +102,9 @@ def test_the_policy_is_built_from_training_counts(prepared):
     ("settings", "message"),
     [
         (StageSettings("translator"), "needs stage.translator"),
-        (StageSettings("rotation"), "unknown stage nuisance 'rotation'"),
-        (StageSettings("true+munit"), "unknown stage nuisance 'munit'"),
+        (StageSettings("rotating"), "unknown nuisance 'rotating'"),
+        (StageSettings("rotation", nuisance_options={"rotation": {"degree": 3}}), "rotation has no option 'degree'"),
+        (StageSettings("true+munit"), "unknown nuisance 'munit'"),
         (StageSettings("true", policy="ramp"), "unknown policy 'ramp'"),
         (StageSettings("true", policy_options={"maximun": 1}), "maximun"),
     ],
@@ -118,7 +119,11 @@ def test_plain_augmentation():
     assert isinstance(build_augmentation("crop_flip", flip=True), CropFlip)
     assert build_augmentation("crop_flip", flip=True).flip
     assert not build_augmentation("crop_flip", flip=False).flip
-    with pytest.raises(SettingsError, match="augmentation must be"):
+    options = {"crop_flip": {"padding": 2}, "other": {"x": 1}}
+    both = build_augmentation("crop_flip+rotation", flip=False, options=options)
+    crop = both.nuisances[0]
+    assert (crop.padding, crop.flip) == (2, False)
+    with pytest.raises(SettingsError, match="unknown nuisance 'crop'"):
         build_augmentation("crop", flip=True)
 
 

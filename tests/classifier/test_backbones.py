@@ -42,13 +42,13 @@ def test_shortcut_subsamples_and_pads_with_zero_channels():
     assert y[:, 24:].abs().sum() == 0
 
 
-@pytest.mark.parametrize("side", [8, 16, 28, 32])
+@pytest.mark.parametrize("side", [1, 5, 16, 28, 32])
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_small_conv_takes_any_size(side, head):
     model = build_classifier("small_conv", num_classes=5, channels=1, head=head)
     assert model(images(side=side)).shape == (4, 5)
     assert model.features(images(side=side)).shape == (4, model.num_features)
-    assert model.stages == ("conv1", "conv2", "conv3")
+    assert model.stages == ("conv1", "conv2", "conv3", "conv4")
 
 
 def test_initial_weights_depend_on_the_generator_only():

@@ -45,6 +45,10 @@ def test_frozen_training_leaves_the_backbone_bit_equal(tmp_path):
     assert not torch.equal(before["head.weight"], model.state_dict()["head.weight"])
 
 
+RATES = (0.00625, 0.0125, 0.025, 0.05, 0.2)
+"""Half of the head's rate for the last convolution, and half again for each before it."""
+
+
 def test_group_rates_follow_the_schedule(tmp_path):
     model, how = network(), settings(epochs=4, schedule="cosine")
     plan = TransferPlan("full", lr=0.2, backbone_lr_scale=0.5, layer_decay=0.5)
@@ -52,9 +56,9 @@ def test_group_rates_follow_the_schedule(tmp_path):
     groups = Run(tmp_path / "run", kind="train", resume=True).load_latest()["optimizer"]["param_groups"]
     factor = how.schedule_at(19 / 5)  # the last of 20 steps, 5 an epoch
     assert 0 < factor < 0.1
-    assert [group["name"] for group in groups] == ["conv1", "conv2", "conv3", "head"]
-    assert [group["lr"] for group in groups] == pytest.approx([r * factor for r in (0.0125, 0.025, 0.05, 0.2)])
-    assert [group["initial_lr"] for group in groups] == pytest.approx([0.0125, 0.025, 0.05, 0.2])
+    assert [group["name"] for group in groups] == ["conv1", "conv2", "conv3", "conv4", "head"]
+    assert [group["lr"] for group in groups] == pytest.approx([r * factor for r in RATES])
+    assert [group["initial_lr"] for group in groups] == pytest.approx(RATES)
 
 
 PLANS = {
@@ -86,7 +90,7 @@ def test_thawing_trains_the_stages_one_after_the_other(tmp_path):
         return {}
 
     train(tmp_path / "run", model=model, plan=PLANS["thawing"], evaluate=look)
-    assert changed == [set(), {"conv3"}, {"conv2", "conv3"}, {"conv1", "conv2", "conv3"}]
+    assert changed == [set(), {"conv4"}, {"conv3", "conv4"}, {"conv2", "conv3", "conv4"}]
 
 
 def test_the_pull_keeps_weights_near_their_start(tmp_path):
