@@ -222,3 +222,21 @@ def test_a_picture_in_lab_colours_is_converted_or_refused():
     except UnusablePictureError:
         pytest.skip("this Pillow refuses them")
     assert np.abs(found - rgb).mean() < 3
+
+
+@pytest.mark.parametrize("group", [None, "track"])
+def test_new_rows_of_an_npz_file_are_of_the_group_of_their_source(group, tmp_path):
+    path = as_npz(tmp_path / "in")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    tracks = np.array([f"t{row // 2}" for row in range(len(arrays["train_labels"]))])
+    key = group or "groups"
+    np.savez(path, **arrays, **{f"train_{key}": tracks, f"test_{key}": np.arange(3)})
+    export(open_form("npz", path, group=group), Rotation(30), tmp_path / "out", SETTINGS)
+    with np.load(tmp_path / "out" / "set.npz") as stored:
+        found, kept = stored[f"train_{key}"], stored[f"test_{key}"]
+    new = [row for row in read_manifest(tmp_path / "out").to_dict("records") if row["kind"] == "generated"]
+    sources = [int(row["source"].rpartition("/")[2]) for row in sorted(new, key=lambda row: int(row["file"].rpartition("/")[2]))]
+    assert found.tolist() == [*tracks, *tracks[sources]]
+    assert kept.tolist() == [0, 1, 2]
+    assert len(load_source("npz", tmp_path / "out" / "set.npz", group=group).train.groups) == len(found)
