@@ -47,6 +47,8 @@ def _prepared(config: Mapping[str, Any], *, seed: int, need_test: bool) -> Any:
     prepared = prepare(
         task, seed=seed, need_test=need_test, progress=sys.stderr.isatty() if progress is None else progress
     )
+    for line in prepared.duplicates.lines():
+        _say(line)
     return task, prepared.to(_device(config["device"]))
 
 
@@ -222,7 +224,7 @@ def _measure(config: dict[str, Any]) -> None:
         device=_device(config["device"]),
         method=config["method"],
     )
-    print("\n".join(printable(line) for line in table_of(measured)))
+    print("\n".join(printable(line) for line in (*measured.prepared.duplicates.lines(), *table_of(measured))))
     print(f"written: {measured.path}")
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen_invariance.augment.export import FORMS, ExportSettings, ExportSummary, export, open_form
+from gen_invariance.augment.export.duplicates import set_duplicates
 from gen_invariance.augment.export.forms import Form
 from gen_invariance.augment.export.runner import check_output, keep_apart
 from gen_invariance.benchmark.task import Task
@@ -57,7 +58,7 @@ def augment_set(
         configs: folder of the config files, where `learn.translator` is looked up.
         device: where to translate.
         progress: show a bar.
-        say: gets a line where the verdict of `inspect` changes what is done.
+        say: gets a line where the verdict of `inspect` changes what is done, or images are in two parts or classes.
 
     Raises:
         SettingsError: settings that do not fit each other.
@@ -74,6 +75,8 @@ def augment_set(
     out = Path(config["out"]).expanduser()
     keep_apart(form.path, out)
     check_output(out, os.listdir(out) if out.is_dir() else (), resume=config["resume"])  # before fitting for hours
+    for line in set_duplicates(form).lines():
+        say(line)
     if fit:
         translator, size = _learned(config, configs, form, task.image_size, device, progress=progress), task.image_size
     else:
@@ -124,7 +127,11 @@ def _open(task: Task, config: Mapping[str, Any]) -> Form:
         raise SettingsError("augment needs data.path=FOLDER or FILE, where the images are")
     if task.profile != "none" or task.nuisance != "identity":
         raise SettingsError("augment takes the data as they are; leave data.profile and data.nuisance alone")
+    if task.group is not None and task.source not in ("npz", "folder"):
+        raise SettingsError(f"augment tells no groups in data={task.source}; leave data.group out")
     columns = {name: typed(config[name], str | None, name) for name in _COLUMNS.get(task.source, ())}
+    if task.source == "npz":
+        columns["group"] = task.group
     return open_form(task.source, task.path, **columns)
 
 

@@ -139,6 +139,11 @@ def run_grid(
     missing = [cell for cell in _of_shard(cells, *shard) if cell.key not in done]
     jobs = list(_jobs(missing, out))
     say(f"{len(cells)} cells, {len(missing)} to measure and {len(jobs) - len(missing)} translators to fit")
+    for benchmark, order in {cell.benchmark.name: (cell.benchmark, cell.order) for cell in reversed(missing)}.values():
+        for line in _notes(benchmark, order):
+            say(f"{benchmark.name}: {line}")
+    if processes > 1:
+        _prepared.cache_clear()  # the workers read for themselves
     failed = []
     names = {job.name: job for job in jobs}
     results = run_jobs(
@@ -195,6 +200,14 @@ def _prepared(text: str, order: int) -> Prepared:
 
 def _images(task: Task, order: int, device: str) -> Prepared:
     return _prepared(json.dumps(task.identity(), default=str), order).to(device)
+
+
+def _notes(benchmark: Benchmark, order: int) -> list[str]:
+    """What is wrong with the images of a benchmark, a line each."""
+    try:
+        return _images(benchmark, order, "cpu").duplicates.lines()
+    except Exception:  # the job on them meets it, too, and says it
+        return []
 
 
 def _do(out: str, device: str, job: _Job, error: str | None) -> str:

@@ -135,8 +135,9 @@ def inspect_translator(
         DataError: fewer than two head classes, or too few images held out.
     """
     head = head_classes(prepared.train, head_from=settings.head_from)
+    generator = named_generator(seed, "inspect", "held out")
     seen, held_out = split_indices(
-        head.labels.cpu(), fraction=settings.held_out, generator=named_generator(seed, "inspect", "held out")
+        head.labels.cpu(), fraction=settings.held_out, generator=generator, groups=head.groups
     )
     say(f"training a judge on {len(seen)} images of {head.num_classes} head classes ...")
     judge = train_judge(head.subset(seen), settings, seed=seed)
@@ -145,6 +146,7 @@ def inspect_translator(
     place = torch.full((len(head),), -1)
     place[bank] = torch.arange(len(bank))
     images = head.float_images(held_out)
+    groups = None if head.groups is None else head.groups[held_out.to(head.device)]
 
     def assessed(which: Nuisance, sources: Tensor) -> Quality:
         return assess(
@@ -161,6 +163,7 @@ def inspect_translator(
             draws=settings.draws,
             neighbours=settings.neighbours,
             failures=settings.failures,
+            groups=groups,
         )
 
     say(f"translating {len(held_out)} other images {settings.draws} times each ...")
@@ -314,10 +317,10 @@ def differences_from_fit(translator: Path | str, task: Task, *, seed: int) -> li
         return []
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        fitted = {**about["config"].get("data", {}), "seed": about["seed"]}
+        fitted = {"group": None, **about["config"].get("data", {}), "seed": about["seed"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); copy the translator's folder elsewhere") from error
-    now = {**json.loads(json.dumps(task.identity(), default=str)), "seed": seed}
+    now = {"group": None, **json.loads(json.dumps(task.identity(), default=str)), "seed": seed}
     names = [name for name in now if name in fitted and fitted[name] != now[name]]
     return [f"{name if name == 'seed' else f'data.{name}'}={fitted[name]}" for name in names]
 

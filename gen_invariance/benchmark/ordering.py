@@ -68,7 +68,15 @@ def order_subsets(config: Mapping[str, Any], *, device: torch.device, progress: 
         folder / "records", study, config_digest=config_digest(identity), data_digest=prepared.train.digest
     )
     text = diagram_text(study.order).splitlines()
-    return [*text, "", *findings(study), "", f"records: {records}", f"page: {folder / 'order.html'}"]
+    return [
+        *prepared.duplicates.lines(),
+        *text,
+        "",
+        *findings(study),
+        "",
+        f"records: {records}",
+        f"page: {folder / 'order.html'}",
+    ]
 
 
 def order_settings(values: Mapping[str, Any], *, seed: int) -> OrderSettings:

@@ -196,7 +196,7 @@ def resolve_plan(plan: TransferPlan | None, model: Classifier, train: ImageData)
     if plan is None or plan.mode != "auto":
         return plan
     TransferPlan("frozen").apply(model.eval())  # `fit_classifier` puts the model into the state of the real plan
-    similarity = measure_similarity(cache_features(model, train.images), train.labels)
+    similarity = measure_similarity(cache_features(model, train.images), train.labels, groups=train.groups)
     return plan.resolve(model, num_images=len(train), similarity=similarity)
 
 
@@ -330,7 +330,8 @@ def _some_of_each(data: ImageData, number: int | None) -> Tensor:
     if number is None:
         return torch.arange(len(data), device=data.device)
     generator = named_generator(0, "evaluation", "images")
-    rows = long_tailed_indices(data.labels.cpu(), data.counts.clamp(max=number), generator=generator)
+    wanted = data.counts.clamp(max=number)
+    rows = long_tailed_indices(data.labels.cpu(), wanted, generator=generator, groups=data.groups)
     return rows.to(data.device)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gen_invariance.data.duplicates import DuplicateReport, split_duplicates
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import long_tailed_indices, shot_groups
 from gen_invariance.data.repeated import SHORTAGES, make_filled
@@ -123,6 +125,7 @@ class Prepared:
         nuisance: what acted.
         groups: bool masks (K,) "many", "medium", "few".
         flip_safe: whether a mirrored image keeps its label.
+        files: of the source's training and test images, row for row; None where they did not come as files.
     """
 
     train: ImageData
@@ -133,6 +136,12 @@ class Prepared:
     nuisance: Nuisance
     groups: Mapping[str, Tensor]
     flip_safe: bool
+    files: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
+
+    @cached_property
+    def duplicates(self) -> DuplicateReport:
+        """Images that are in training and test, or stand under two labels, compared before they met the nuisance."""
+        return split_duplicates(self.split, files=self.files)
 
     def originals(self, part: str) -> ImageData:
         """The images of a part before they met the nuisance, row for row, on the device of the part."""
@@ -178,6 +187,7 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
         nuisance=nuisance,
         groups=shot_groups(split.train.counts, many_above=task.many_above, few_below=task.few_below),
         flip_safe=source.flip_safe,
+        files=(source.train_files, source.test_files),
     )
 
 

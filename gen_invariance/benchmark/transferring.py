@@ -218,7 +218,8 @@ def take(data: ImageData, classes: Tensor, images: int, *, seed: int) -> ImageDa
         rows.append(own[order[:images]])
         labels.append(torch.full((len(rows[-1]),), number))
     names = tuple(data.class_names[label] for label in classes.tolist())
-    return ImageData(data.images[torch.cat(rows)], torch.cat(labels), names, data.name)
+    chosen = data.subset(torch.cat(rows))
+    return replace(chosen, labels=torch.cat(labels), class_names=names)
 
 
 def features_of(model: Classifier, data: ImageData) -> Tensor:

@@ -249,7 +249,7 @@ def _draw_episode(
     return torch.cat(support), torch.cat(query)
 
 
-def measure_similarity(features: Tensor, labels: Tensor) -> float:
+def measure_similarity(features: Tensor, labels: Tensor, *, groups: Tensor | None = None) -> float:
     """How well the source's features already tell the target classes apart: 1 perfectly, 0 not above chance.
 
     Balanced accuracy of nearest class means, each sample left out of its own mean, rescaled so that chance is 0. It
@@ -258,27 +258,49 @@ def measure_similarity(features: Tensor, labels: Tensor) -> float:
     Args:
         features: float (N, D) of target samples under the source's backbone.
         labels: int64 (N,), any numbers; classes of one sample only serve as means.
+        groups: int64 (N,), samples of one number show the same thing: they are all left out of the mean that one of
+            them is compared with, and classes of one group only serve as means.
 
     Raises:
-        DataError: fewer than two classes, or none with two samples.
+        DataError: fewer than two classes, or none with two samples (groups, where they are given).
         ShapeError: features or labels of another form.
     """
     classes, numbers = _renumbered(features, labels)
     counts = torch.bincount(numbers, minlength=len(classes)).to(features)
-    measured = counts > 1
+    out = None if groups is None else _group_sums(features, numbers, groups)
+    measured = counts > 1 if out is None else _has_other(counts[numbers] - out[1], numbers, len(classes))
     if len(classes) < 2 or not measured.any():
         raise DataError("similarity needs two classes and at least one with two samples; give more target samples")
     means = _means(features, numbers, len(classes))
     distances = torch.cdist(features, means).square()
-    # Leaving x out of a mean over n moves that mean away from x: the distance grows by (n / (n - 1))^2.
     own = counts[numbers]
-    factor = torch.where(own > 1, (own / (own - 1).clamp_min(1)) ** 2, 1.0)
     rows = torch.arange(len(numbers), device=features.device)
-    distances[rows, numbers] *= factor
+    if out is None:
+        # Leaving x out of a mean over n moves that mean away from x: the distance grows by (n / (n - 1))^2.
+        distances[rows, numbers] *= torch.where(own > 1, (own / (own - 1).clamp_min(1)) ** 2, 1.0)
+    else:
+        others = (means[numbers] * own[:, None] - out[0]) / (own - out[1]).clamp_min(1)[:, None]
+        distances[rows, numbers] = torch.where(
+            own > out[1], (features - others).square().sum(1), distances[rows, numbers]
+        )
     right = (distances.argmin(1) == numbers).to(features)
     recall = torch.zeros_like(counts).index_add(0, numbers, right) / counts
     chance = 1 / len(classes)
     return max(0.0, (recall[measured].mean().item() - chance) / (1 - chance))
+
+
+def _group_sums(features: Tensor, numbers: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sample the sum (N, D) and the count (N,) of the samples of its class and group, itself with them."""
+    groups = groups.to(features.device).unique(return_inverse=True)[1]
+    _, pairs = (numbers * (int(groups.max()) + 1) + groups).unique(return_inverse=True)
+    number = int(pairs.max()) + 1
+    sums = torch.zeros(number, features.shape[1], dtype=features.dtype, device=features.device)
+    return sums.index_add_(0, pairs, features)[pairs], torch.bincount(pairs).to(features)[pairs]
+
+
+def _has_other(left: Tensor, numbers: Tensor, num_classes: int) -> Tensor:
+    """Classes, bool (K,), of which some sample has others left, by how many it has, (N,)."""
+    return torch.bincount(numbers[left > 0], minlength=num_classes) > 0
 
 
 def _renumbered(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,12 +54,15 @@ class Source:
             (Omniglot), then `class_names` does, too.
         flip_safe: a horizontal flip keeps the label (true of photos, false of letters and digits).
         skipped: (path, reason) of each damaged file that was left out.
+        train_files, test_files: the file of each row, where the images came as files of their own.
     """
 
     train: ImageData
     test: ImageData | None
     flip_safe: bool
     skipped: tuple[tuple[Path, str], ...] = ()
+    train_files: tuple[str, ...] | None = None
+    test_files: tuple[str, ...] | None = None
 
 
 class _Reader(Protocol):
@@ -315,15 +318,17 @@ class _Folder:
         splits = find_splits(root)
         train, report = read_image_folder(splits.get("train", root), **options)
         train = replace(train, name=root.name or "folder")
+        files = tuple(os.path.relpath(file, root) for file in report.paths)
         if "test" not in splits:
-            return Source(train, None, self.flip_safe, report.skipped)
+            return Source(train, None, self.flip_safe, report.skipped, files)
         test, test_report = read_image_folder(splits["test"], class_names=train.class_names, **options)
         train, test = _same_channels(train, replace(test, name=train.name))
         if group is not None:  # each part was numbered by itself
             of_train, of_test = number_groups(report.groups, test_report.groups)
             train, test = replace(train, groups=of_train), replace(test, groups=of_test)
         _require_same_shape(train, test, shown(root))
-        return Source(train, test, self.flip_safe, report.skipped + test_report.skipped)
+        test_files = tuple(os.path.relpath(file, root) for file in test_report.paths)
+        return Source(train, test, self.flip_safe, report.skipped + test_report.skipped, files, test_files)
 
 
 def _same_channels(first: ImageData, second: ImageData) -> tuple[ImageData, ImageData]:

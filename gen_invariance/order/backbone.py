@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen_invariance.classifier.backbones import Classifier, build_classifier, build_head
+from gen_invariance.data.grouping import check_groups, hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.order.sets import START, Subset
@@ -89,6 +90,21 @@ class Task:
     head: nn.Module
 
 
+def _head_groups(train: ImageData, pool: int, seed: int) -> Tensor:
+    """Which images are for heads, bool (N,): whole groups, about `pool` images of each class or half of them."""
+    labels, counts = train.labels.cpu(), train.counts
+    generator = named_generator(seed, "order split", "groups")
+    wanted = (counts // 2).clamp(max=pool)
+    held = hold_groups(labels, check_groups(train.groups, labels), wanted=wanted, generator=generator)
+    without = (torch.bincount(labels[held], minlength=len(counts)) == 0).nonzero().flatten().tolist()
+    if without:
+        raise DataError(
+            f"{train.name}: class {train.class_names[without[0]]!r} has no group to spare; sources and heads need one "
+            "each, add images of another group"
+        )
+    return held
+
+
 class FittedSource:
     """A trained backbone; calling it gives features.
 
@@ -118,7 +134,7 @@ class SourceTrainer:
 
     Args:
         train: all classes; each class is split once, by `data_seed`, into images for sources and a pool of labelled
-            images for heads, which no source ever sees.
+            images for heads, which no source ever sees; groups, where `train` has them, go to one side whole.
         settings: of training.
         pool: images of each class kept for heads (at most half of a class).
         data_seed: of that split.
@@ -138,13 +154,14 @@ class SourceTrainer:
         if int(train.counts.min()) < 2:
             short = train.class_names[int(train.counts.argmin())]
             raise DataError(f"{train.name}: class {short!r} has fewer than two images; sources and heads need one each")
+        by_group = None if train.groups is None else _head_groups(train, pool, data_seed)
         source, head = [], []
         for label in range(train.num_classes):
             rows = (train.labels == label).nonzero().flatten().cpu()
             rows = rows[torch.randperm(len(rows), generator=named_generator(data_seed, "order split", label))]
-            kept = min(pool, len(rows) // 2)
-            head.append(rows[:kept])
-            source.append(rows[kept:])
+            first = torch.arange(len(rows)) < min(pool, len(rows) // 2) if by_group is None else by_group[rows]
+            head.append(rows[first])
+            source.append(rows[~first])
         self.source_rows, self.head_rows = source, torch.cat(head)
         pixels = train.float_images(torch.cat(source)[:5000])
         self._mean, self._std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3)).clamp_min(1e-3)

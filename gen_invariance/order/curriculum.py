@@ -88,5 +88,6 @@ def _separated(
         in_batches(source, test),
         test.labels.cpu(),
         num_classes=test.num_classes,
+        train_groups=None if trainer.train.groups is None else trainer.train.groups.cpu()[rows],
     )
     return pair_scores(pair_hits(features, head), features.test_labels, test.num_classes) >= threshold

@@ -139,6 +139,7 @@ def _measure_cell(
         in_batches(source, test).flatten(1),
         test.labels.cpu(),
         num_classes=train.num_classes,
+        train_groups=None if train.groups is None else train.groups.cpu()[rows],
     )
     diverged = bool(getattr(source, "diverged", False)) or not features.usable
     cell = {
@@ -149,6 +150,8 @@ def _measure_cell(
         "diverged": np.array(diverged),
         "images": np.array(int(getattr(source, "images", 0))),
     }
+    if features.train_groups is not None:
+        cell["train_groups"] = features.train_groups.numpy()
     if diverged:
         return cell
     if isinstance(source, FittedSource) and source.subset != START:

@@ -15,6 +15,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.order.sets import class_pairs
 
@@ -35,6 +36,7 @@ class Features:
         num_classes: K.
         train_side, test_side: for head "own" only: share in [0, 1] by which a binary source's own decision puts
             each sample on side 1, float (N,) and (M,).
+        train_groups: int64 (N,), train samples of one number show the same thing; None where that is not known.
 
     Raises:
         ShapeError: axes or lengths do not fit.
@@ -48,6 +50,7 @@ class Features:
     num_classes: int
     train_side: Tensor | None = None
     test_side: Tensor | None = None
+    train_groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, values, labels in (
@@ -164,14 +167,22 @@ def logistic_predictions(
     scale = inputs.std(0).clamp_min(1e-6)
     inputs = ((inputs - inputs.mean(0)) / scale).numpy()
     tests = ((features.test[test_rows].float() - features.train[train_rows].float().mean(0)) / scale).numpy()
-    model = _fit_logistic(inputs, mapped, generator=generator)
+    groups = None if features.train_groups is None else features.train_groups[train_rows]
+    model = _fit_logistic(inputs, mapped, groups=groups, generator=generator)
     return torch.tensor(classes)[torch.from_numpy(model.predict(tests))], test_rows
 
 
-def _fit_logistic(inputs: np.ndarray, labels: np.ndarray, *, generator: torch.Generator | None) -> LogisticRegression:
+def _fit_logistic(
+    inputs: np.ndarray, labels: np.ndarray, *, groups: Tensor | None, generator: torch.Generator | None
+) -> LogisticRegression:
     """L2 logistic regression; the strength with the best accuracy on a held-out quarter, then fitted on all."""
-    order = torch.randperm(len(labels), generator=generator or torch.Generator().manual_seed(0)).numpy()
-    held, kept = order[: len(order) // 4], order[len(order) // 4 :]
+    generator = generator or torch.Generator().manual_seed(0)
+    if groups is None:
+        order = torch.randperm(len(labels), generator=generator).numpy()
+        held, kept = order[: len(order) // 4], order[len(order) // 4 :]
+    else:
+        parts = split_indices(torch.from_numpy(labels), fraction=0.25, generator=generator, groups=groups)
+        kept, held = (part.numpy() for part in parts)
     best, best_right = 1.0, -1.0
     if len(np.unique(labels[kept])) == len(np.unique(labels)) and len(held):
         for strength in _STRENGTHS:

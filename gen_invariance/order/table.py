@@ -82,6 +82,7 @@ def cell_features(cell: dict[str, np.ndarray], num_classes: int) -> Features:
         num_classes=num_classes,
         train_side=torch.from_numpy(cell["probabilities"][:, 1]) if binary else None,
         test_side=torch.from_numpy(cell["test_probabilities"][:, 1]).float() if binary else None,
+        train_groups=torch.from_numpy(cell["train_groups"]) if "train_groups" in cell else None,
     )
 
 

@@ -100,7 +100,7 @@ def fit_translator(
             )
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         watcher = Watcher(settings, watch, run=run, accelerator=accelerator, say=say)
-        members = watcher.fitted(class_members(data, settings))
+        members = watcher.fitted(class_members(data, settings), data.groups)
         average = _moving_average(translator, settings.average) if settings.average else None
         fitting = _Fitting(objective, average, watcher, data, members, settings, run, accelerator)
         start = fitting.restore()

@@ -103,7 +103,7 @@ def fit_flow(
         translator.to(accelerator.device).train()
         data = data.to(accelerator.device)
         watcher = Watcher(loop, watch, run=run, accelerator=accelerator, say=say)
-        members = watcher.fitted(class_members(data, loop))
+        members = watcher.fitted(class_members(data, loop), data.groups)
         state = _State(translator, settings, run, accelerator, watcher)
         share = slice(accelerator.process_index, None, accelerator.num_processes)
 

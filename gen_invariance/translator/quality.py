@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gen_invariance.data.grouping import check_groups, hold_groups
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
 from gen_invariance.translator.quality_measures import (
@@ -109,6 +110,7 @@ def assess(
     neighbours: int = 5,
     failures: int = 8,
     batch_size: int = 256,
+    groups: Tensor | None = None,
 ) -> Quality:
     """Look at `draws` translations of each image.
 
@@ -134,9 +136,10 @@ def assess(
         neighbours: k of precision, recall, density and coverage.
         failures: worst rows to name.
         batch_size: images at a time.
+        groups: int64 (N,), images of one number show the same thing; the halves then share no group.
 
     Raises:
-        DataError: fewer than 4 * neighbours images.
+        DataError: fewer than 4 * neighbours images, or groups that leave a half with fewer than 2 * neighbours.
         RangeError: the nuisance gives NaN or leaves [0, 1].
         ShapeError: it changes the shape.
         SettingsError: fewer than two draws.
@@ -168,7 +171,7 @@ def assess(
         "agreement": Figure(bootstrap_ratio(same.mean(0), generator=generator), 1.0),
         "accuracy": Figure(bootstrap_ratio(right.mean(0), generator=generator), float(right_before.mean())),
         "accuracy_kept": Figure(bootstrap_ratio(right.mean(0), right_before, generator=generator), 1.0),
-        **match_of(real, fake, neighbours=neighbours, generator=generator),
+        **match_of(real, fake, neighbours=neighbours, generator=generator, groups=groups),
     }
     pixels = moved.flatten(2)
     for name, drawn, rows in (("feature_diversity", fake, real), ("diversity", pixels, images.flatten(1))):
@@ -229,7 +232,9 @@ def translations(
     return moved
 
 
-def match_of(real: Tensor, fake: Tensor, *, neighbours: int, generator: torch.Generator) -> dict[str, Figure]:
+def match_of(
+    real: Tensor, fake: Tensor, *, neighbours: int, generator: torch.Generator, groups: Tensor | None = None
+) -> dict[str, Figure]:
     """Kernel distance, precision, density, recall and coverage of translations against images they are not made of.
 
     Args:
@@ -237,18 +242,19 @@ def match_of(real: Tensor, fake: Tensor, *, neighbours: int, generator: torch.Ge
         fake: features (S, N, D) of translations of the same images.
         neighbours: k.
         generator: of the halves and the intervals.
+        groups: int64 (N,), which the halves must not share; None for none.
+
+    Raises:
+        DataError: groups that leave a half with fewer than 2 * neighbours images.
     """
-    order = torch.randperm(len(real), generator=generator)
-    half = len(real) // 2
-    sides = ((order[:half], order[half : 2 * half]), (order[half : 2 * half], order[:half]))
+    first, second = _halves(len(real), groups, least=2 * neighbours, generator=generator)
+    sides, half = ((first, second), (second, first)), len(first)
     everything = torch.cat([real[None], fake])
     scores = [[neighbour_scores(real[b], each[a], neighbours=neighbours) for a, b in sides] for each in everything]
     figures = {}
     for name in ("precision", "density", "recall", "coverage"):
         values = torch.stack([torch.cat([getattr(side, name) for side in sides]) for sides in scores])
         figures[name] = Figure(bootstrap_ratio(values[1:].mean(0), generator=generator), float(values[0].mean()))
-
-    first, second = sides[0]
 
     def distance(rows: Tensor) -> float:
         a, b = first[rows], second[rows]
@@ -259,6 +265,22 @@ def match_of(real: Tensor, fake: Tensor, *, neighbours: int, generator: torch.Ge
     floor = kernel_distance(real[first], real[second])
     figures["kernel_distance"] = Figure(half_sample_interval(distance, half, generator=generator, resamples=40), floor)
     return figures
+
+
+def _halves(count: int, groups: Tensor | None, *, least: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two random sets of rows below `count`, of one size, that share no row and no group."""
+    order = torch.randperm(count, generator=generator)
+    if groups is None:
+        return order[: count // 2], order[count // 2 : 2 * (count // 2)]
+    labels, wanted = torch.zeros(count, dtype=torch.int64), torch.tensor([count // 2])
+    held = hold_groups(labels, check_groups(groups, labels), wanted=wanted, generator=generator)[order]
+    half = int(min(held.sum(), (~held).sum()))
+    if half < least:
+        raise DataError(
+            f"quality compares two halves of images that share no group, and the smaller has {half} images of {least} "
+            "needed; hold out more groups, or lower head_from"
+        )
+    return order[held][:half], order[~held][:half]
 
 
 def class_share(styles: Tensor, labels: Tensor, *, generator: torch.Generator, most: int = 400) -> tuple[Figure, float]:

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from gen_invariance.data.grouping import check_groups, hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
@@ -66,8 +67,15 @@ def score_of(figures: Mapping[str, float]) -> float:
     return len(parts) / sum(1 / min(part, 1.0) for part in parts)
 
 
-def split_members(members: list[Tensor], *, seed: int) -> tuple[list[Tensor], list[Tensor]]:
-    """(rows to fit on, rows held out) of each class; a class of fewer than `HELD_OUT` images keeps them all."""
+def split_members(
+    members: list[Tensor], *, seed: int, groups: Tensor | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(rows to fit on, rows held out) of each class; a class of fewer than `HELD_OUT` images keeps them all.
+
+    With `groups`, int64 (N,) for all rows of the set, whole groups are held out, see `grouping.hold_groups`.
+    """
+    if groups is not None:
+        return _split_by_groups(members, groups.cpu(), seed=seed)
     fitted, held = [], []
     for place, rows in enumerate(members):
         order = torch.randperm(len(rows), generator=named_generator(seed, "held out", place))
@@ -75,6 +83,19 @@ def split_members(members: list[Tensor], *, seed: int) -> tuple[list[Tensor], li
         fitted.append(rows[order[cut:].sort().values])
         held.append(rows[order[:cut].sort().values])
     return fitted, held
+
+
+def _split_by_groups(members: list[Tensor], groups: Tensor, *, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    counts = torch.tensor([len(rows) for rows in members])
+    labels, rows = torch.arange(len(members)).repeat_interleave(counts), torch.cat(members).cpu()
+    out = hold_groups(
+        labels,
+        check_groups(groups[rows], labels),
+        wanted=counts // HELD_OUT,
+        generator=named_generator(seed, "held out", "groups"),
+    ).split(counts.tolist())
+    parts = [(own[~held.to(own.device)], own[held.to(own.device)]) for own, held in zip(members, out, strict=True)]
+    return [fitted for fitted, _ in parts], [held for _, held in parts]
 
 
 def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[ImageData, ImageData]:
@@ -90,7 +111,7 @@ def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[Im
         SettingsError: see `fit_settings.chosen_classes`.
     """
     members = class_members(data, settings)
-    parts = split_members(members, seed=seed)
+    parts = split_members(members, seed=seed, groups=data.groups)
     held = sum(map(len, parts[1]))
     if len(members) < 2 or held < 4 * _NEIGHBOURS:
         raise DataError(
@@ -148,6 +169,7 @@ def quality_watch(
             num_classes=held.num_classes,
             generator=named_generator(seed, "watch", "assess"),
             draws=draws,
+            groups=None if held.groups is None else held.groups[rows.to(held.device)],
             neighbours=_NEIGHBOURS,
         )
         figures = {name: figure.estimate.value for name, figure in quality.figures.items()}
@@ -184,9 +206,14 @@ class Watcher:
         self._limit = math.inf if settings.budget is None else seconds_of(settings.budget)
         self._used, self._since = 0.0, time.monotonic()
 
-    def fitted(self, members: list[Tensor]) -> list[Tensor]:
-        """The part of `members` that is fitted on: all of it, unless some is held out to look at."""
-        return split_members(members, seed=self.run.seed)[0] if self.settings.watch_every else members
+    def fitted(self, members: list[Tensor], groups: Tensor | None) -> list[Tensor]:
+        """The part of `members` that is fitted on: all of it, unless some is held out to look at.
+
+        `groups`, of all rows of the set where they are known, are held out whole.
+        """
+        if not self.settings.watch_every:
+            return members
+        return split_members(members, seed=self.run.seed, groups=groups)[0]
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; empty unless there is a budget, or something is watched."""

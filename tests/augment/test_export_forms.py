@@ -11,7 +11,7 @@ import pytest
 from export_inputs import SETTINGS, as_folder, as_npz, as_shards, as_table, rows_of, tree
 from PIL import Image, ImageCms
 
-from gen_invariance import Identity, Rotation, SpatialTranslator
+from gen_invariance import Identity, Rotation, SpatialTranslator, load_source
 from gen_invariance.augment.export import ExportSettings, export, open_form
 from gen_invariance.augment.export.learning import image_data
 from gen_invariance.augment.export.manifest import read_manifest
@@ -58,6 +58,23 @@ def test_npz_in_npz_out(layout, dtype, tmp_path):
     rows = rows_of(tmp_path / "out", kind="generated", status="kept")
     assert [int(row["file"].split("/")[-1]) for row in rows] == list(range(32, 60))
     assert [row["label"] for row in rows] == new["train_labels"][32:].tolist()
+
+
+@pytest.mark.parametrize("group", [None, "track"])
+def test_new_rows_of_an_npz_file_are_of_the_group_of_their_source(group, tmp_path):
+    path = as_npz(tmp_path / "in")
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    tracks = np.array([f"t{row // 2}" for row in range(len(arrays["train_labels"]))])
+    key = group or "groups"
+    np.savez(path, **arrays, **{f"train_{key}": tracks, f"test_{key}": np.arange(3)})
+    export(open_form("npz", path, group=group), Rotation(30), tmp_path / "out", SETTINGS)
+    with np.load(tmp_path / "out" / "set.npz") as stored:
+        found, kept = stored[f"train_{key}"], stored[f"test_{key}"]
+    sources = [int(row["source"].split("/")[-1]) for row in rows_of(tmp_path / "out", kind="generated", status="kept")]
+    assert found.tolist() == [*tracks, *tracks[sources]]
+    assert kept.tolist() == [0, 1, 2]
+    assert len(load_source("npz", tmp_path / "out" / "set.npz", group=group).train.groups) == len(found)
 
 
 @pytest.mark.parametrize("json_labels", [False, True])

@@ -1,11 +1,13 @@
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gen_invariance.augment.policy import auto
+from gen_invariance.benchmark import inspect as inspecting
 from gen_invariance.benchmark.inspect import (
     InspectSettings,
     differences_from_fit,
@@ -232,3 +234,33 @@ def test_bad_input_is_one_line(given, match, folder, capsys):
     assert err.count("\n") == 1
     assert match in err
     assert not (folder / "quality.json").exists()
+
+
+def test_the_judge_has_seen_no_other_image_of_what_is_looked_at(prepared, monkeypatch):
+    train = dataclasses.replace(prepared.train, groups=torch.arange(len(prepared.train)) // 4)
+    seen, looked_at = [], []
+    monkeypatch.setattr(
+        inspecting, "train_judge", lambda data, *_, **__: seen.append(data) or SimpleNamespace(features=None)
+    )
+
+    class Stop(Exception):
+        pass
+
+    def stop(nuisance, images, labels, *, groups, **_):
+        looked_at.append(groups)
+        raise Stop
+
+    monkeypatch.setattr(inspecting, "assess", stop)
+    with pytest.raises(Stop):
+        inspect_translator(Rotation(180), dataclasses.replace(prepared, train=train), SETTINGS)
+    assert len(looked_at[0]) > 100
+    assert not set(seen[0].groups.tolist()) & set(looked_at[0].tolist())
+
+
+def test_other_groups_than_at_the_fit_are_named(tmp_path):
+    about = {"kind": "fit", "seed": 0, "config": {"data": {"group": "track"}}}
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    assert differences_from_fit(tmp_path, Task(), seed=0) == ["data.group=track"]
+    assert not differences_from_fit(tmp_path, Task(group="track"), seed=0)
+    (tmp_path / "run.json").write_text(json.dumps({**about, "config": {"data": {}}}))
+    assert differences_from_fit(tmp_path, Task(group="track"), seed=0) == ["data.group=None"]

@@ -150,6 +150,26 @@ def test_similarity_is_leave_one_out_by_loop():
     assert measure_similarity(features, GAPPY[labels]) == pytest.approx((balanced - 0.25) / 0.75)
 
 
+def test_similarity_leaves_whole_groups_out():
+    generator = torch.Generator().manual_seed(3)
+    labels, groups = torch.arange(30) % 3, torch.randint(0, 4, (30,), generator=generator)
+    groups[labels == 2] = 9  # serves as a mean only
+    features = torch.randn(30, 2, generator=generator) + torch.eye(3)[labels, :2]
+    right = torch.zeros(3)
+    for row in range(30):
+        left = (labels != labels[row]) | (groups != groups[row])
+        if labels[row] == 2:
+            continue
+        means = torch.stack([features[left & (labels == label)].mean(0) for label in range(3)])
+        right[labels[row]] += ((features[row] - means).square().sum(1).argmin() == labels[row]).float()
+    found = measure_similarity(features, labels, groups=groups)
+    assert found == pytest.approx(max(0, (float(right[:2].mean()) / 10 - 1 / 3) / (2 / 3)))
+    alone = measure_similarity(features, labels, groups=torch.arange(30))
+    assert alone == pytest.approx(measure_similarity(features, labels))
+    with pytest.raises(DataError, match="similarity needs two classes"):
+        measure_similarity(features, labels, groups=labels)
+
+
 def test_similarity_ends():
     features = torch.eye(3)[torch.arange(12) % 3] + 0.01 * torch.randn(12, 3, generator=named_generator(0, "n"))
     labels = torch.arange(12) % 3

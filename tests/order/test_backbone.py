@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,6 +37,21 @@ def test_head_images_and_source_images_never_meet():
     assert set(task.rows.tolist()) <= sources
     assert set(made.train.labels[task.rows].tolist()) == {1, 3}
     assert torch.equal(torch.tensor([1, 3])[task.labels], made.train.labels[task.rows])
+
+
+def test_head_images_and_source_images_share_no_group():
+    data = replace(
+        blobs(), groups=torch.arange(64) // 3
+    )  # group 5 shows the end of one class and the start of the next
+    made = SourceTrainer(data, SourceSettings(**FAST), pool=6)
+    sources = torch.cat(made.source_rows)
+    assert sorted(sources.tolist() + made.head_rows.tolist()) == list(range(64))
+    assert not set(data.groups[sources].tolist()) & set(data.groups[made.head_rows].tolist())
+    counts = torch.bincount(data.labels[made.head_rows], minlength=4)
+    assert ((counts >= 3) & (counts <= 9)).all()
+    lonely = replace(data, groups=torch.where(data.labels == 2, 99, data.groups))
+    with pytest.raises(DataError, match="class 'c' has no group to spare"):
+        SourceTrainer(lonely, SourceSettings(**FAST), pool=6)
 
 
 def test_the_start_is_untouched_and_shared_by_all_subsets_of_a_seed():

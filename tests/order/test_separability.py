@@ -130,3 +130,26 @@ def test_bad_features_are_refused():
         sep.Features(data.train, data.train_labels, data.test, data.test_labels, 5)
     with pytest.raises(SettingsError, match="unknown head"):
         sep.pair_hits(data, "svm")
+
+
+def test_the_strength_of_a_logistic_head_is_chosen_on_groups_it_has_not_seen(monkeypatch):
+    data = cloud(classes=2, train=24, gap=0.7)
+    groups = torch.arange(48) // 4
+    rows_of = {tuple(row): int(group) for row, group in zip(data.train.float().tolist(), groups.tolist(), strict=True)}
+    seen = []
+
+    class Spy(sep.LogisticRegression):
+        def fit(self, inputs, labels):
+            seen.append(("fit", inputs))
+            return super().fit(inputs, labels)
+
+        def score(self, inputs, labels):
+            seen.append(("score", inputs))
+            return super().score(inputs, labels)
+
+    monkeypatch.setattr(sep, "LogisticRegression", Spy)
+    sep._fit_logistic(data.train.numpy(), data.train_labels.numpy(), groups=groups, generator=None)
+    sides = [{rows_of[tuple(row)] for row in inputs.tolist()} for _, inputs in seen]
+    assert [kind for kind, _ in seen][:2] == ["fit", "score"]
+    assert not sides[0] & sides[1]
+    assert len(sides[1]) == 2  # one group of each class

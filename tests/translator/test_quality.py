@@ -10,7 +10,7 @@ from test_quality_measures import seeded
 from gen_invariance.errors import CheckpointError, DataError, RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance import Identity, Rotation
 from gen_invariance.run import named_generator
-from gen_invariance.translator.quality import assess, translations
+from gen_invariance.translator.quality import _halves, assess, translations
 from gen_invariance.translator.quality_measures import Estimate
 from gen_invariance.translator.verdict import (
     DO_NOT,
@@ -119,6 +119,30 @@ def test_the_true_nuisance_may_be_used(good):
         assert figure.estimate.low <= figure.estimate.value <= figure.estimate.high
     assert good.count_by_class.sum() == 160
     assert (good.agreement_by_class > 0.9).all()
+
+
+def test_halves_share_no_group():
+    groups = torch.arange(60) // 7
+    first, second = _halves(60, groups, least=10, generator=seeded(1))
+    assert len(first) == len(second) > 20
+    assert len(set(first.tolist()) | set(second.tolist())) == len(first) + len(second)
+    assert not set(groups[first].tolist()) & set(groups[second].tolist())
+    plain = _halves(61, None, least=10, generator=seeded(1))
+    assert torch.equal(torch.cat(plain), torch.randperm(61, generator=seeded(1))[:60])
+    with pytest.raises(DataError, match="hold out more groups"):
+        _halves(60, torch.arange(60) // 52, least=10, generator=seeded(1))
+
+
+def test_frames_of_one_thing_do_not_flatter_the_floor():
+    """Each image twice: halves by image find every image again in the other half, halves by group none."""
+    images, labels = dots(80)
+    images, labels, groups = images.repeat(2, 1, 1, 1), labels.repeat(2), torch.arange(80).repeat(2)
+    facts = {"judge": judge, "features": features, "bank": images, "bank_rows": torch.arange(160), "num_classes": 3}
+    plain, grouped = (
+        assess(Identity(), images, labels, generator=seeded(1), draws=2, groups=each, **facts)
+        for each in (None, groups)
+    )
+    assert grouped.figures["kernel_distance"].floor > plain.figures["kernel_distance"].floor
 
 
 def test_a_nuisance_that_does_nothing_is_of_no_use_and_gets_the_floor():

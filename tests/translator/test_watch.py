@@ -1,6 +1,7 @@
 """Looking at a fit: held-out images stay out, the best weights are kept, collapses are named once, time is kept."""
 
 import math
+from dataclasses import replace
 from statistics import harmonic_mean
 
 import pytest
@@ -57,6 +58,30 @@ def test_a_fifth_of_each_class_is_held_out():
     again, other = (split_members(members, seed=seed)[1][0] for seed in (3, 4))
     assert torch.equal(again, held[0])
     assert not torch.equal(other, held[0])
+
+
+def test_groups_are_held_out_whole():
+    members = [torch.arange(10, 34), torch.arange(4), torch.arange(50, 70)]
+    groups = torch.zeros(70, dtype=torch.int64)
+    for rows, frames in ((members[0], 3), (members[1], 1), (members[2], 4)):
+        groups[rows] = 100 * int(rows[0]) + torch.arange(len(rows)) // frames
+    fitted, held = split_members(members, seed=3, groups=groups)
+    assert [len(rows) for rows in held] == [3, 0, 4]  # a fifth, in whole groups
+    for rows, a, b in zip(members, fitted, held, strict=True):
+        assert torch.equal(torch.cat([a, b]).sort().values, rows)
+        assert not set(groups[a].tolist()) & set(groups[b].tolist())
+
+
+def test_the_judge_has_seen_no_group_that_it_judges(tmp_path):
+    data, whole = digits((60, 50, 5)), objective("spatial")
+    data = replace(data, groups=torch.arange(len(data)) // 3)
+    spy, loop = Watch(whole), settings(steps=10, batch_size=120, watch_every=5)
+    run = Run(tmp_path / "run", kind="fit", seed=7)
+    fit_translator(whole, data, loop, run=run, progress=False, watch=lambda nuisance, step: FINE)
+    seen, held = judge_sets(data, loop, seed=7)
+    assert not set(seen.groups.tolist()) & set(held.groups.tolist())
+    pixels = {image.numpy().tobytes() for image in (torch.cat(spy.seen) * 255).round().byte()}
+    assert pixels == {image.numpy().tobytes() for image in seen.images}
 
 
 def test_held_out_images_are_never_fitted_on(tmp_path):

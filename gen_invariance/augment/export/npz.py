@@ -20,20 +20,25 @@ _KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_na
 class NpzForm:
     """Training arrays grow by the new images, which keep layout, dtype and size; test arrays are taken over.
 
-    The arrays are held in memory, in each worker: the format cannot be read piece by piece.
+    A new image is of the group of its source, where the file has groups. The arrays are held in memory, in each worker:
+    the format cannot be read piece by piece.
+
+    Args:
+        path: the file.
+        group: which keys tell the groups, see `data.arrays.read_npz`.
     """
 
     name = "npz"
     keeps_size = True
     copied_whole = "arrays"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._data = read_npz(path)[0]
+    def __init__(self, path: Path, group: str | None = None) -> None:
+        self.path, self._group = path, group
+        self._data = read_npz(path, group=group)[0]
         self.class_names = self._data.class_names
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "class_names": self.class_names}
+        return {"path": self.path, "class_names": self.class_names, "_group": self._group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _data=read_npz(state["path"])[0])
@@ -61,9 +66,11 @@ class NpzForm:
 
     def finish(self, work: Finish) -> None:
         """The file, with the rows of the new images behind those of the old."""
-        arrays = load_arrays(self.path, _KEYS)
+        groups = f"train_{self._group or 'groups'}"
+        arrays = load_arrays(self.path, (*_KEYS, groups, groups.replace("train", "test", 1)))
         new = [np.load(file, allow_pickle=False) for file in _unit_files(work.state)]
-        labels = [row["label"] for row in work.rows() if row["kind"] == "generated" and row["status"] == "kept"]
+        kept = [row for row in work.rows() if row["kind"] == "generated" and row["status"] == "kept"]
+        labels = [row["label"] for row in kept]
         if sum(map(len, new)) != len(labels):
             raise DataError(f"{work.state} is damaged: its arrays do not fit its records; choose a new output folder")
         if new:
@@ -71,6 +78,9 @@ class NpzForm:
             arrays["train_images"] = np.concatenate([old, _like(np.concatenate(new), old)])
             labels = np.asarray(labels, arrays["train_labels"].dtype)
             arrays["train_labels"] = np.concatenate([arrays["train_labels"], labels])
+            if groups in arrays:
+                sources = [int(row["source"].rpartition("/")[2]) for row in kept]
+                arrays[groups] = np.concatenate([arrays[groups], arrays[groups][sources]])
         with atomic_write(work.out / self.path.name) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)
 

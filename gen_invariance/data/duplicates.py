@@ -1,0 +1,144 @@
+"""Images that are in training and test alike, and images that stand under two labels: counted, and the first named.
+
+Either makes figures say something else than they seem to: a test image that was trained on is no new image, and of two
+labels of one image one is wrong. Equal means every pixel, found by a cryptographic digest of each image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gen_invariance.data.folder import shown
+from gen_invariance.data.images import ImageData
+
+if TYPE_CHECKING:
+    from gen_invariance.data.split import LongTailSplit
+
+_EXAMPLES = 3
+_CHUNK = 4096  # images that are copied to the CPU at once
+
+Marked = Sequence[tuple[bytes, str]]
+"""The digest of each image, and the name of its class."""
+
+
+@dataclass(frozen=True)
+class DuplicateReport:
+    """What was found.
+
+    Attributes:
+        shared: test images that are training images, too.
+        test_images: how many test images there are.
+        contradictory: different images that stand under two labels or more, in training and test together.
+        shared_examples: (test image, training image, class of the test image) of the first few.
+        contradictory_examples: (image, its class, the same image elsewhere, its class there) of the first few.
+    """
+
+    shared: int = 0
+    test_images: int = 0
+    contradictory: int = 0
+    shared_examples: tuple[tuple[str, str, str], ...] = ()
+    contradictory_examples: tuple[tuple[str, str, str, str], ...] = ()
+
+    def lines(self) -> list[str]:
+        """A line of plain English for each kind that was found; none for clean data."""
+        lines = []
+        if self.shared:
+            test, train, label = self.shared_examples[0]
+            what = "is also a training image" if self.shared == 1 else "are also training images"
+            lines.append(
+                f"note: {self.shared:,} of {self.test_images:,} test images {what} (first: {test} = {train}, class "
+                f"{label!r}); their accuracy says nothing about new images"
+            )
+        if self.contradictory:
+            one, label, other, wrong = self.contradictory_examples[0]
+            what = "image stands" if self.contradictory == 1 else "images stand"
+            lines.append(
+                f"note: {self.contradictory:,} {what} under two labels (first: {one}, class {label!r} = {other}, class "
+                f"{wrong!r}); correct the labels, or remove what is wrong"
+            )
+        return lines
+
+
+def find_duplicates(
+    train: ImageData,
+    test: ImageData | None,
+    *,
+    train_name: Callable[[int], str] = "training row {}".format,
+    test_name: Callable[[int], str] = "test row {}".format,
+) -> DuplicateReport:
+    """Images of `test` that are in `train`, and images with two labels in both together.
+
+    Classes are told apart by name, since the parts may number them differently. Takes a second for 50,000 images of
+    32x32x3.
+
+    Args:
+        train: training images.
+        test: test images; None or none at all looks at the labels of `train` only.
+        train_name: what a row of `train` is called in the report.
+        test_name: what a row of `test` is called.
+    """
+    parts = [_marked(part) if part is not None else [] for part in (train, test)]
+    return compare_marked(*parts, train_name=train_name, test_name=test_name)
+
+
+def split_duplicates(
+    split: LongTailSplit, *, files: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None)
+) -> DuplicateReport:
+    """`find_duplicates` of the training and test images of `split`, named by their rows in the source.
+
+    Args:
+        split: the images as the source gives them.
+        files: of the source's training and test images, row for row, where they came as files.
+    """
+    name = partial(_name, split.train_indices.tolist(), files[0])
+    if split.test_indices is not None:
+        test_name = partial(_name, split.test_indices.tolist(), files[0])
+    elif files[1] is not None and len(files[1]) == len(split.test):
+        test_name = partial(_name, range(len(split.test)), files[1])
+    else:
+        test_name = "test row {}".format
+    return find_duplicates(split.train, split.test, train_name=name, test_name=test_name)
+
+
+def _name(rows: Sequence[int], files: Sequence[str] | None, row: int) -> str:
+    return f"training row {rows[row]}" if files is None else shown(files[rows[row]])
+
+
+def compare_marked(
+    train: Marked, test: Marked, *, train_name: Callable[[int], str], test_name: Callable[[int], str]
+) -> DuplicateReport:
+    """The report on images that are known by digest and class; `*_name` say what the i-th one is called."""
+    contradictory: dict[bytes, tuple[str, str, str, str]] = {}
+    shared: list[tuple[int, int]] = []
+    names = (train_name, test_name)
+    seen: dict[bytes, tuple[int, int, str]] = {}  # part, row and class where an image comes first
+    for part, marked in enumerate((train, test)):
+        for row, (digest, label) in enumerate(marked):
+            where, place, known = seen.setdefault(digest, (part, row, label))
+            if label != known and digest not in contradictory:
+                contradictory[digest] = (names[where](place), known, names[part](row), label)
+            if part and not where:
+                shared.append((row, place))
+    return DuplicateReport(
+        shared=len(shared),
+        test_images=len(test),
+        contradictory=len(contradictory),
+        shared_examples=tuple((test_name(a), train_name(b), test[a][1]) for a, b in shared[:_EXAMPLES]),
+        contradictory_examples=tuple(contradictory.values())[:_EXAMPLES],
+    )
+
+
+def _marked(data: ImageData) -> Marked:
+    """Digest and class name of each image; images of another shape never match."""
+    start = hashlib.blake2b(repr(tuple(data.images.shape[1:])).encode(), digest_size=20)
+    digests = []
+    for chunk in data.images.split(_CHUNK):
+        for row in chunk.cpu().contiguous().flatten(1).numpy():
+            digest = start.copy()
+            digest.update(row)
+            digests.append(digest.digest())
+    return [(digest, data.class_names[label]) for digest, label in zip(digests, data.labels.tolist(), strict=True)]
