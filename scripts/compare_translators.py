@@ -20,8 +20,8 @@ import torch
 from gains import gains_table
 
 from gen_invariance.benchmark.demo import DemoSettings
-from gen_invariance.benchmark.measuring import report_of
 from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
+from gen_invariance.benchmark.reporting import report_of
 from gen_invariance.benchmark.suite import Method, StageSettings, cell_digest, run_cell
 from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.run import Run, write_json, write_text

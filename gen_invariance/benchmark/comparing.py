@@ -11,11 +11,10 @@ import pandas as pd
 import torch
 
 from gen_invariance.benchmark.grid import GridCell, grid_cells, grid_records, learned_of, run_grid
-from gen_invariance.benchmark.measuring import figures_of
-from gen_invariance.benchmark.metrics import PUBLISHED
 from gen_invariance.benchmark.records import finished_cells, measured
 from gen_invariance.benchmark.registry import arm_names, benchmark_names, every_variant, read_arm, read_benchmark
 from gen_invariance.benchmark.report import write_report
+from gen_invariance.benchmark.reporting import figures_of
 from gen_invariance.benchmark.size_effect import size_effect_table, size_effects
 from gen_invariance.benchmark.workload import estimated_seconds
 from gen_invariance.errors import RunError, SettingsError
@@ -162,7 +161,6 @@ def write_grid_report(cells: list[GridCell], out: Path, *, baseline: str | None 
         command="gen-invariance benchmark",
         baseline=baseline or next((name for name in names if name in known), None),
         references=[name for name in names if "+oracle" in name],
-        published={(benchmark, "ce_drs+git"): entry for (benchmark, _), entry in PUBLISHED.items()},
     )
     effects.to_csv(out / "report" / "class_size.csv", index=False)
     write_text(out / "report" / "class_size.md", size_effect_table(effects))
