@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from gen_invariance.benchmark.gains import gain_tables
 from gen_invariance.benchmark.grid import GridCell, grid_cells, grid_records, learned_of, run_grid
 from gen_invariance.benchmark.records import finished_cells, measured
 from gen_invariance.benchmark.registry import arm_names, benchmark_names, every_variant, read_arm, read_benchmark
@@ -152,6 +153,7 @@ def write_grid_report(cells: list[GridCell], out: Path, *, baseline: str | None 
     names = list(dict.fromkeys(cell.arm.name for cell in cells))
     known = set(measured(frame)["method"])
     effects = size_effects(frame)
+    baseline = baseline or next((name for name in names if name in known), None)
     page = write_report(
         out / "report",
         title="Long-tailed benchmarks: accuracy and invariance by class size",
@@ -159,8 +161,9 @@ def write_grid_report(cells: list[GridCell], out: Path, *, baseline: str | None 
         figures=figures_of(frame),
         notes=_notes(frame),
         command="gen-invariance benchmark",
-        baseline=baseline or next((name for name in names if name in known), None),
-        references=[name for name in names if "+oracle" in name],
+        baseline=baseline,
+        gains=gain_tables(frame, baseline=baseline),
+        references=[name for name in names if "+oracle" in name or "+more_real" in name],
     )
     effects.to_csv(out / "report" / "class_size.csv", index=False)
     write_text(out / "report" / "class_size.md", size_effect_table(effects))

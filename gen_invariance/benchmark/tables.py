@@ -100,7 +100,7 @@ def method_tables(
             *_footnotes(known, ran={row.name for row in rows}, baseline=baseline, level=level),
             *_pairing(own, part, baseline=baseline, bought=_BOUGHT_WHERE in shown),
         )
-        tables.append(Table(benchmark, "Method", tuple(columns), tuple(rows), footnotes, _headline(part, baseline)))
+        tables.append(Table(benchmark, "Method", tuple(columns), tuple(rows), footnotes, few_pairs(part, baseline)))
     return tables
 
 
@@ -113,9 +113,9 @@ def _with_bought_where(part: pd.DataFrame, names: Sequence[str]) -> list[str]:
     return [*names[:place], _BOUGHT_WHERE, *names[place:]]
 
 
-def _headline(part: pd.DataFrame, baseline: str | None) -> str:
-    """What a reader must know before the table: which comparisons rest on too few pairs to be told as a finding."""
-    pairs = part[part["pairs"] > 0].groupby("method", sort=False)["pairs"].max()
+def few_pairs(summary: pd.DataFrame, baseline: str | None) -> str:
+    """What a reader must know before a table: which comparisons rest on too few pairs to be told as a finding."""
+    pairs = summary[summary["pairs"] > 0].groupby("method", sort=False)["pairs"].max()
     few = pairs[pairs < _HEADLINE_PAIRS]
     if few.empty:
         return ""
@@ -234,7 +234,7 @@ def _method_row(
         if name == _BOUGHT_WHERE:
             cells.append(_bought_where(by_metric["difference"]))
         elif name in by_metric.index:
-            cells.append(_measured_cell(metric_info(name), by_metric.loc[name], best=best[name] == method))
+            cells.append(measured_cell(name, by_metric.loc[name], best=best[name] == method))
         else:
             cells.append(Cell("–"))
     if known:
@@ -250,8 +250,9 @@ def _bought_where(differences: pd.Series) -> Cell:
     return Cell(_signs(", ".join(parts)), words=True) if parts else Cell("–")
 
 
-def _measured_cell(info: Metric, row: pd.Series, *, best: bool) -> Cell:
-    difference = ""
+def measured_cell(metric: str, row: pd.Series, *, best: bool = False) -> Cell:
+    """The cell of one row of a summary: mean and interval, and the difference to the baseline with p and its floor."""
+    info, difference = metric_info(metric), ""
     if math.isfinite(row["difference"]):
         gap, half_width = row["difference"] * info.scale, row["difference_half_width"] * info.scale
         chance = ""
