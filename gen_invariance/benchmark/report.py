@@ -159,6 +159,7 @@ def _scope(frame: pd.DataFrame) -> dict[str, Any]:
         "benchmarks": list(dict.fromkeys(figures["benchmark"])),
         "methods": list(dict.fromkeys(figures["method"])),
         "seeds": sorted(set(figures["seed"])),
+        "uneven": figures.groupby(["benchmark", "method"])["seed"].nunique().nunique() > 1,
         "records": len(figures),
         "measures_invariance": bool(figures["metric"].isin(["ekld", "few_ekld", "mean_ekld", "agreement"]).any()),
     }

@@ -96,8 +96,9 @@ def method_tables(
         ]
         columns = ["Seeds", *(name if name == _BOUGHT_WHERE else metric_info(name).title for name in shown)]
         columns += ["Published"] if known else []
+        compared = baseline if part["difference"].notna().any() else None
         footnotes = (
-            *_footnotes(known, ran={row.name for row in rows}, baseline=baseline, level=level),
+            *_footnotes(known, ran={row.name for row in rows}, baseline=compared, level=level),
             *_pairing(own, part, baseline=baseline, bought=_BOUGHT_WHERE in shown),
         )
         tables.append(Table(benchmark, "Method", tuple(columns), tuple(rows), footnotes, few_pairs(part, baseline)))
@@ -130,7 +131,7 @@ def _pairing(own: pd.DataFrame, part: pd.DataFrame, *, baseline: str | None, bou
     if baseline is None:
         return []
     if baseline not in set(part["method"]):
-        return [f"No paired difference is shown: {baseline} was not measured on this data."]
+        return [f"No paired difference is shown: {baseline} was not measured on {part['benchmark'].iloc[0]}."]
     lines = []
     if bought:
         lines.append(f"Bought where: change of the accuracy of each shot group against {baseline}, same pairs.")

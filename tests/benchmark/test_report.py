@@ -213,7 +213,7 @@ def test_what_was_measured_on_other_data_is_not_compared():
     assert not any(cell.best for row in table.rows for cell in row.cells)
     elsewhere = as_frame([*made, *records({"a": [0.1]}, benchmark="other")])
     other = method_tables(elsewhere, summarise(elsewhere, baseline="DRS"), baseline="DRS")[1]
-    assert "No paired difference is shown: DRS was not measured on this data." in other.footnotes
+    assert "No paired difference is shown: DRS was not measured on other." in other.footnotes
 
 
 def test_best_is_marked_only_beyond_the_paired_interval():
