@@ -214,6 +214,21 @@ class Run:
         }
         write_json(self.path / "run.json", about)
 
+    def note(self, **facts: Any) -> None:
+        """Add `facts` on the run, JSON-able, to "facts" in `run.json`; unlike settings they may change on the way.
+
+        Raises:
+            CheckpointError: `run.json` is damaged.
+            OutputError: read-only or full disk.
+        """
+        path = self.path / "run.json"
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            about["facts"] = {**about.get("facts", {}), **facts}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); choose another folder") from error
+        write_json(path, about)
+
     def generator(self, *purpose: object) -> torch.Generator:
         """The run's own generator for `purpose`; see `named_generator`."""
         return named_generator(self.seed, *purpose)

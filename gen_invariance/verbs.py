@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,7 @@ def _train(config: dict[str, Any]) -> None:
         stage_source,
         train_classifier,
     )
+    from gen_invariance.benchmark.translated import given_share, untranslated_note
     from gen_invariance.classifier.train import TrainSettings
     from gen_invariance.classifier.transfer import TransferPlan
     from gen_invariance.translator.load import load_translator
@@ -172,16 +174,21 @@ def _train(config: dict[str, Any]) -> None:
     given = dict(config["stage"])
     folder = typed(given.pop("translator"), str | None, "stage.translator")
     stage_settings = settings_of(StageSettings, given, "stage")
-    translator = load_translator(folder) if folder else None
+    translator, verdict = load_translator(folder) if folder else None, ""
     if folder:
         given, stage_settings = stage_settings, obey_verdict(stage_settings, folder)
         if stage_settings != given:
-            print(f"note: inspect says '{read_verdict(folder).word}', so the policy auto is weaker")
+            verdict = read_verdict(folder).word
             config["stage"]["policy_options"] = dict(stage_settings.policy_options)
     task, prepared = _prepared(config, seed=config["seed"], need_test=True)
     if translator is not None:
         require_channels(translator, prepared, folder)
     stage = build_stage(stage_settings, prepared, translator=translator)
+    share = given_share(stage_settings, prepared)
+    if note := untranslated_note(stage_settings, share, translator=bool(folder), verdict=verdict):
+        _say(note)
+    elif verdict:
+        _say(f"note: inspect says '{verdict}', so the policy auto is weaker")
     identity = {
         "data": task.identity(),
         "classifier": config["classifier"],
@@ -192,6 +199,8 @@ def _train(config: dict[str, Any]) -> None:
     }
     base = build_augmentation(config["augmentation"], flip=prepared.flip_safe)
     with _new_run(config, "train", identity, prepared.split) as run:
+        if _is_first():
+            run.note(given_share=asdict(share))
         train_classifier(
             prepared,
             classifier,
@@ -229,7 +238,7 @@ def _measure(config: dict[str, Any]) -> None:
 
 
 def _report(config: dict[str, Any]) -> None:
-    from gen_invariance.benchmark.measuring import report_of
+    from gen_invariance.benchmark.reporting import report_of
 
     folders = config["records"] if isinstance(config["records"], list) else [config["records"]]
     page = report_of(

@@ -48,9 +48,9 @@ def cells(number: int) -> Iterator[list[Any]]:
 
 def parts(records: list[list[Any]], out: Path) -> dict[str, tuple[float, float]]:
     """Wall-clock and CPU seconds of each part of making a report of the cells in `out`."""
-    from gen_invariance.benchmark.measuring import figures_of
     from gen_invariance.benchmark.records import RecordWriter, finished_cells, load_records
     from gen_invariance.benchmark.report import write_report
+    from gen_invariance.benchmark.reporting import figures_of
     from gen_invariance.benchmark.size_effect import size_effects
     from gen_invariance.benchmark.summary import summarise
 

@@ -17,12 +17,13 @@ from time import perf_counter
 
 import pandas as pd
 import torch
-from gains import gains_table
 
 from gen_invariance.benchmark.demo import DemoSettings
-from gen_invariance.benchmark.measuring import report_of
+from gen_invariance.benchmark.gains import Scale, gain_tables
 from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
+from gen_invariance.benchmark.reporting import report_of
 from gen_invariance.benchmark.suite import Method, StageSettings, cell_digest, run_cell
+from gen_invariance.benchmark.tables import to_markdown
 from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.run import Run, write_json, write_text
 from gen_invariance.translator.by_name import fit_by_name
@@ -92,16 +93,14 @@ def fitted(out: Path, name: str, kind: str, task: Task, seed: int) -> Path:
 
 
 def gains(out: Path) -> str:
-    """`gains_table` of every task."""
+    """What the arms gain over DRS, as a share of what the true nuisance gains, on every task."""
     frames = [
         load_records(out / name / "records").assign(benchmark=name)
         for name in TASKS
         if (out / name / "records").is_dir()
     ]
-    return gains_table(
-        pd.concat(frames), [method.name for method in methods()], baseline="DRS", oracle="DRS + true nuisance",
-        generic="DRS + RandAugment",
-    )  # fmt: skip
+    scale = Scale("DRS", "DRS + true nuisance", generic=False)
+    return to_markdown(gain_tables(pd.concat(frames), scale=scale, metrics=("few_accuracy", "few_ekld")))
 
 
 def main(out: Path, seeds: int, only: str, wanted: str) -> None:

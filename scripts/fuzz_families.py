@@ -31,7 +31,7 @@ FIT = [
     "fit.sample_every=9",
     "translator.objective.discriminator_width=4",
 ]
-TRAIN = ["train", *TINY, "training.epochs=1", "training.warmup=0", "training.batch_size=64"]
+TRAIN = ["train", *TINY, "training.epochs=1", "training.sampling=instance", "training.batch_size=64"]
 SMALL_FIT = ["fit.steps=1", "fit.batch_size=2", "fit.head_from=1", "translator.objective.discriminator_width=4"]
 MUNIT = ["translator=munit_small", "translator.network={width: 4, residual_blocks: 1}"]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,14 +88,64 @@ def trained(tmp_path_factory):
     return out
 
 
-def test_identity_measures_zero_and_one(trained, capsys):
-    lines = printed(["measure", f"run={trained}", "nuisance=identity", "draws=2"], capsys).splitlines()
-    rows = [line.split() for line in lines[1:11]]
-    assert sorted(row[0] for row in rows) == list("0123456789")
-    assert {tuple(row[-2:]) for row in rows} == {("0.0000", "1.0000")}
-    figures = json.loads((trained / "measures" / "identity" / "figures.json").read_text())
-    assert figures["mean_ekld"] == 0.0
-    assert "mean eKLD 0.0000 nats" in lines[-2]
+def test_under_the_identity_there_is_accuracy_alone(trained, tmp_path, capsys):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    lines = printed(["measure", f"run={copy}", "nuisance=identity", "draws=2"], capsys).splitlines()
+    assert lines[0].split() == ["class", "group", "train", "test", "accuracy"]
+    assert sorted(line.split()[0] for line in lines[1:11]) == list("0123456789")
+    assert {len(line.split()) for line in lines[1:11]} == {5}
+    assert lines[-2] == "no invariance figure: the nuisance is the identity, under which every model has eKLD 0"
+    figures = json.loads((copy / "measures" / "identity" / "figures.json").read_text())
+    assert not [name for name in figures if "ekld" in name or "agreement" in name]
+    assert (copy / "measures" / "identity" / "classes.csv").read_text().splitlines()[0].endswith(",accuracy")
+    assert {record["benchmark"] for record in records_in(copy)} == {"digits-rotation"}
+    assert not [record for record in records_in(copy) if record["metric"] in ("ekld", "agreement")]
+    printed(["report", f"records={copy}", f"out={tmp_path / 'page'}"], capsys)
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "eKLD" not in page
+    assert "Agreement" not in page
+
+
+def records_in(folder):
+    lines = [line for file in (folder / "records").iterdir() for line in file.read_text().splitlines()]
+    return sorted(map(json.loads, lines), key=lambda record: record["written"])
+
+
+def test_what_invariance_is_measured_against(trained, tmp_path, capsys):
+    """What acted on the images; else the translator that the stage used; else, or where it is gone, lighting."""
+    few = ["data=digits", *DATA, "training.epochs=2", "training.warmup=0"]
+    fit, plain, staged, idle = (tmp_path / name for name in ("fit", "plain", "staged", "idle"))
+    printed(["fit", "data=digits", *DATA, "fit.steps=1", "fit.batch_size=8", f"out={fit}"], capsys)
+    assert "nothing is translated" not in printed(["train", *few, f"out={plain}"], capsys)
+    stage = ["stage=translator", f"stage.translator={fit}"]
+    assert "nothing is translated" not in printed(["train", *few, *stage, f"out={staged}"], capsys)
+    everybody = ["stage.policy=everywhere", "stage.policy_options.probability=0"]
+    said = printed(["train", *few, *stage, *everybody, f"out={idle}"], capsys)
+    assert "note: nothing is translated: stage.policy=everywhere gives every class the probability 0\n" in said
+    shares = [json.loads((run / "run.json").read_text())["facts"]["given_share"] for run in (plain, staged, idle)]
+    assert [share["classes"] > 0 for share in shares] == [False, True, False]
+    assert 0 < shares[1]["rows"] < shares[1]["classes"] < 0.5  # the small classes get it, and have fewer rows
+
+    def against(folder, *words):
+        text = printed(["measure", f"run={folder}", "draws=1", *words], capsys)
+        last = records_in(folder)[-1]
+        return text.splitlines()[-2].removeprefix("nuisance "), last["benchmark"], last["method"]
+
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    assert against(copy) == ("data: it acted on the images", "digits-rotation", "none")
+    nothing = "nothing acted on the images and"
+    assert against(plain) == (f"lighting: {nothing} the stage used no translator", "digits against lighting", "none")
+    line, benchmark, method = against(staged)
+    kind = benchmark.removeprefix("digits against ")
+    assert re.fullmatch(r"translator spatial [0-9a-f]{6}", kind)
+    assert (line, method) == (f"{kind}: {nothing} the stage used {fit}", "translator")
+    _, benchmark, method = against(idle)
+    assert (benchmark, method) == ("digits against lighting", "translator (nothing translated)")
+    assert against(plain, f"translator={fit}")[:2] == (f"{kind}: translator= names it", f"digits against {kind}")
+    fit.rename(tmp_path / "elsewhere")
+    assert against(staged)[0] == f"lighting: {nothing} {fit}, the translator of the stage, is gone"
+    assert run(["measure", f"run={plain}", "nuisance_options={degrees: 9}"]) == 2
+    assert "nuisance_options needs nuisance=NAME" in capsys.readouterr().err
 
 
 def test_from_fit_to_report(trained, tmp_path, capsys):

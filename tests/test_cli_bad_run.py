@@ -102,7 +102,7 @@ def test_translator_of_other_channels(fitted, tmp_path, capsys):
     assert run([*FIT, *tiny, "translator.objective.discriminator_layers=1", f"out={munit}"]) == 0
     colours = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     np.savez(tmp_path / "rgb.npz", **arrays() | {"train_images": colours, "test_images": colours[:12]})
-    chosen = ["data=npz", f"data.path={tmp_path / 'rgb.npz'}", "training.epochs=1"]
+    chosen = ["data=npz", f"data.path={tmp_path / 'rgb.npz'}", "training.epochs=2"]
     line = refused(["train", *chosen, "stage=translator", f"stage.translator={munit}", f"out={out}"], capsys)
     assert "1 channel(s)" in line
     assert not out.exists()

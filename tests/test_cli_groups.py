@@ -11,7 +11,7 @@ from gen_invariance.benchmark.measuring import open_run
 from gen_invariance.cli import run
 from gen_invariance.data.split import load_split_indices
 
-TRAIN = ["train", "training.epochs=1", "training.warmup=0", "progress=false", "device=cpu"]
+TRAIN = ["train", "training.epochs=1", "training.sampling=instance", "progress=false", "device=cpu"]
 FRAMES = 5
 
 
@@ -167,7 +167,7 @@ def test_a_benchmark_says_it_once(tmp_path, capsys):
     root = as_folder(tmp_path / "set", copied=1)
     code, out, err = command(
         capsys, "benchmark", "run", "benchmark=folder", "methods=ce", "seeds=0-1", "orders=0",
-        f"data_options={{path: {root}, image_size: 16}}", "training_options={epochs: 1, warmup: 0, checkpoint_every: 1}",
+        f"data_options={{path: {root}, image_size: 16}}", "training_options={epochs: 1, checkpoint_every: 1}",
         "classifier_options={backbone: small_conv}",
         "measure_options={draws: 2}", f"out={tmp_path / 'out'}",
     )  # fmt: skip

@@ -97,7 +97,7 @@ def test_a_record_of_the_wrong_kind_is_named_and_left_out(change, tmp_path):
 
 DATA = ["data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few_below=8", "data.many_above=16"]
 FIT = ["fit", *DATA, "fit.steps=1", "fit.batch_size=2", "translator.objective.discriminator_width=4"]
-TRAIN = ["train", *DATA, "training.epochs=1", "training.warmup=0"]
+TRAIN = ["train", *DATA, "training.epochs=1", "training.sampling=instance"]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from gen_invariance.benchmark.drawing import (
     group_names,
     label,
     legend_above,
+    legend_names,
     method_styles,
     numbers,
     plain_log,
@@ -99,12 +100,15 @@ def accuracy_by_class(
     chosen["rank"] = chosen.groupby(["method", "seed"])["class_count"].rank(method="first", ascending=False) - 1
     info = metric_info(metric)
     methods = list(dict.fromkeys(chosen["method"]))
+    names = legend_names(methods)
     figure, axes = canvas(4.6)
     for n, method in enumerate(methods):
         table = chosen[chosen["method"] == method].pivot(index="rank", columns="seed", values="value")
         interval = mean_interval(table.to_numpy() * info.scale, level)
         shift = (n - (len(methods) - 1) / 2) * _DODGE / len(methods)
-        _line_with_intervals(axes, table.index.to_numpy(), interval, shift=shift, style=styles[method], method=method)
+        _line_with_intervals(
+            axes, table.index.to_numpy(), interval, shift=shift, style=styles[method], name=names[method]
+        )
     _rank_ticks(axes, chosen)
     axes.set_ylabel(info.title)
     _from_zero(axes, info)
@@ -113,13 +117,13 @@ def accuracy_by_class(
 
 
 def _line_with_intervals(
-    axes: Axes, places: np.ndarray, interval: MeanInterval, *, shift: float, style: MethodStyle, method: str
+    axes: Axes, places: np.ndarray, interval: MeanInterval, *, shift: float, style: MethodStyle, name: str
 ) -> None:
     """Points with bars side by side; where classes are too many for bars to be told apart, a line with a band.
 
     A single seed has no interval: the point stands alone.
     """
-    look = {"color": style.colour, "ls": style.line, "label": label(method, limit=30)}
+    look = {"color": style.colour, "ls": style.line, "label": name}
     if len(places) > 20:
         axes.plot(places, interval.mean, lw=1.8, **look)
         axes.fill_between(places, interval.low, interval.high, color=style.colour, alpha=0.13, lw=0)
@@ -189,9 +193,10 @@ def ekld_against_class_size(
     chosen, styles = _per_class(frame, metric, styles)
     info = metric_info(metric)
     figure, axes = canvas(5.0)
+    names = legend_names(list(dict.fromkeys(chosen["method"])))
     for method, table in chosen.groupby("method", sort=False):
         settings = {"generator": named_generator(0, "figure", metric, method), "resamples": resamples, "level": level}
-        _points_and_line(axes, table, method=method, style=styles[method], scale=info.scale, settings=settings)
+        _points_and_line(axes, table, name=names[method], style=styles[method], scale=info.scale, settings=settings)
     axes.set_xscale("log")
     plain_log(axes.xaxis)
     axes.set_xlabel("Training images of the class (log)")
@@ -202,7 +207,7 @@ def ekld_against_class_size(
 
 
 def _points_and_line(
-    axes: Axes, table: pd.DataFrame, *, method: str, style: MethodStyle, scale: float, settings: Mapping[str, Any]
+    axes: Axes, table: pd.DataFrame, *, name: str, style: MethodStyle, scale: float, settings: Mapping[str, Any]
 ) -> None:
     """One method's classes as points, their fitted line, and the band of lines fitted to resampled classes."""
     sizes = table.pivot(index="seed", columns="class_index", values="class_count").fillna(0).to_numpy(float)
@@ -210,7 +215,7 @@ def _points_and_line(
     found = class_size_association(sizes, values, **settings)
     known, slope = (sizes > 0) & np.isfinite(values), found.slope
     axes.plot(sizes[known], values[known], style.marker, color=style.colour, alpha=0.4, ms=4.5, mew=0)
-    text = f"{label(method, limit=30)}: {slope.estimate:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]"
+    text = f"{name}: {slope.estimate:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]"
     axes.plot([], [], ls=style.line, marker=style.marker, color=style.colour, lw=2.2, label=text)
     if np.isnan(slope.low):  # one class, or all of one size: points alone
         return

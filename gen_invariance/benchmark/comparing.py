@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 
 from gen_invariance.benchmark.arms import arm_names, read_arm
+from gen_invariance.benchmark.gains import gain_tables
 from gen_invariance.benchmark.grid import GridCell, grid_cells, grid_records, learned_of, run_grid
-from gen_invariance.benchmark.measuring import figures_of
-from gen_invariance.benchmark.metrics import PUBLISHED
 from gen_invariance.benchmark.records import finished_cells, measured
 from gen_invariance.benchmark.registry import benchmark_names, every_variant, read_benchmark
 from gen_invariance.benchmark.report import write_report
+from gen_invariance.benchmark.reporting import figures_of
 from gen_invariance.benchmark.size_effect import size_effect_table, size_effects
 from gen_invariance.benchmark.workload import estimated_seconds
 from gen_invariance.errors import RunError, SettingsError
@@ -163,6 +163,7 @@ def write_grid_report(cells: list[GridCell], out: Path, *, baseline: str | None 
     names = list(dict.fromkeys(cell.arm.name for cell in cells))
     known = set(measured(frame)["method"])
     effects = size_effects(frame)
+    baseline = baseline or next((name for name in names if name in known), None)
     page = write_report(
         out / "report",
         title="Long-tailed benchmarks: accuracy and invariance by class size",
@@ -170,9 +171,9 @@ def write_grid_report(cells: list[GridCell], out: Path, *, baseline: str | None 
         figures=figures_of(frame),
         notes=_notes(frame),
         command="gen-invariance benchmark",
-        baseline=baseline or next((name for name in names if name in known), None),
+        baseline=baseline,
+        gains=gain_tables(frame, baseline=baseline),
         references=[name for name in names if "+oracle" in name or "+more_real" in name],
-        published={(benchmark, "ce_drs+git"): entry for (benchmark, _), entry in PUBLISHED.items()},
     )
     effects.to_csv(out / "report" / "class_size.csv", index=False)
     write_text(out / "report" / "class_size.md", size_effect_table(effects))

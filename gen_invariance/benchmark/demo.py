@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from gen_invariance.benchmark.metrics import progress_line
 from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.benchmark.suite import (
     ClassifierSettings,
@@ -269,10 +270,7 @@ def _do(out: str, settings: DemoSettings, job: _Job) -> str:
     )
     RecordWriter(Path(out) / "records").write_cell(records)
     figures = {record.metric: record.value for record in records if record.class_index is None}
-    return (
-        f"{task.name}, seed {job.seed}: {method.name} - balanced accuracy {figures['balanced_accuracy']:.3f}, "
-        f"few-shot {figures['few_accuracy']:.3f}, few-shot eKLD {figures['few_ekld']:.2f}"
-    )
+    return f"{task.name}, seed {job.seed}: {method.name} - {progress_line(figures)}"
 
 
 def _fit(folder: Path, settings: DemoSettings, job: _Job, task: Task, train: ImageData) -> str:

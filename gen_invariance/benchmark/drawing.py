@@ -23,6 +23,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from gen_invariance.benchmark.labels import distinct, lines_of, shortened
 from gen_invariance.errors import ShapeError
 
 WIDTH, DPI = 9.0, 200
@@ -93,6 +94,13 @@ def label(text: object, *, limit: int = 22) -> str:
     return cut.replace("$", r"\$")
 
 
+def legend_names(methods: Sequence[str], *, limit: int = 64, width: int = 38) -> dict[str, str]:
+    """What each method is called in a legend: drawable, in lines of about `width` characters, never two alike."""
+    cut = [shortened(label(name, limit=10**6).replace(r"\$", "$"), limit) for name in methods]
+    named = zip(methods, distinct(cut), strict=True)
+    return {method: lines_of(name, width).replace("$", r"\$") for method, name in named}
+
+
 @lru_cache(maxsize=4096)
 def _has_glyph(letter: str) -> bool:
     return bool(get_font(findfont(FontProperties())).get_char_index(ord(letter)))
@@ -121,7 +129,8 @@ def class_ticks(axes: Axes, names: Sequence[str]) -> None:
 def legend_above(figure: Figure, axes: Axes, *, columns: int | None = None, title: str | None = None) -> None:
     """The legend outside, above the axes, where it can cover nothing."""
     handles, texts = axes.get_legend_handles_labels()
-    fitting = max(1, int(112 / (max(map(len, texts), default=1) + 7)))
+    longest = max((len(line) for text in texts for line in text.splitlines()), default=1)
+    fitting = max(1, int(112 / (longest + 7)))
     figure.legend(
         handles,
         texts,

@@ -20,6 +20,7 @@ import torch
 
 from gen_invariance.benchmark.arms import Arm
 from gen_invariance.benchmark.jobs import run_jobs
+from gen_invariance.benchmark.metrics import progress_line
 from gen_invariance.benchmark.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, translator_fit
 from gen_invariance.benchmark.suite import cell_digest, run_cell
@@ -229,9 +230,8 @@ def _do(out: str, device: str, job: _Job, error: str | None) -> str:
     writer.write_cell(records)
     found = {record.metric: record.value for record in records if record.class_index is None}
     return (
-        f"{job.benchmark.name}, order {job.order}, seed {job.cell.seed}: {job.cell.arm.name} - balanced accuracy "
-        f"{found['balanced_accuracy']:.3f}, few-shot {found['few_accuracy']:.3f}, mean eKLD {found['mean_ekld']:.2f}, "
-        f"{records[0].seconds:.0f} s"
+        f"{job.benchmark.name}, order {job.order}, seed {job.cell.seed}: {job.cell.arm.name} - "
+        f"{progress_line(found)}, {records[0].seconds:.0f} s"
     )
 
 

@@ -1,11 +1,11 @@
-"""Measure a classifier that `train` left in a run folder, and put several measured runs on one page."""
+"""Measure a classifier that `train` left in a run folder."""
 
 from __future__ import annotations
 
 import json
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
-from gen_invariance.benchmark.records import RecordWriter, load_records, provenance, write_csv
-from gen_invariance.benchmark.suite import ClassifierSettings, build_model, records_of
+from gen_invariance.benchmark.records import RecordWriter, provenance, write_csv
+from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings, build_model, records_of
 from gen_invariance.benchmark.task import Prepared, Task, prepare
+from gen_invariance.benchmark.translated import given_share, stage_label
 from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import (
@@ -29,12 +30,12 @@ from gen_invariance.errors import (
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
 from gen_invariance.nuisance.build import build_nuisance
+from gen_invariance.nuisance.compose import is_identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import MISFITS, Run, config_digest, named_generator, write_json
 from gen_invariance.settings import settings_of
 
 if TYPE_CHECKING:
-    from gen_invariance.benchmark.report import Figure
     from gen_invariance.translator.munit import MunitTranslator
     from gen_invariance.translator.spatial import SpatialTranslator
 
@@ -44,17 +45,37 @@ class Measured:
     """What `measure_run` found, and where it is written.
 
     Attributes:
-        accuracy, invariance: by class.
+        accuracy: by class.
+        invariance: by class; None where the nuisance is the identity, under which there is nothing to measure.
         prepared: the data of the run.
         path: folder of the written figures.
         nuisance: what was measured against.
+        why: how that was chosen.
     """
 
     accuracy: AccuracyScores
-    invariance: InvarianceScores
+    invariance: InvarianceScores | None
     prepared: Prepared
     path: Path
     nuisance: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Against:
+    """What invariance is measured against.
+
+    Attributes:
+        name: "data", "translator", or a hand-written one; names the folder of the figures.
+        nuisance: itself.
+        label: its name in records.
+        why: how it was chosen, for a terminal.
+    """
+
+    name: str
+    nuisance: Nuisance
+    label: str
+    why: str
 
 
 def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple[Classifier, Prepared, Task, Run]:
@@ -102,7 +123,7 @@ def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple
 def measure_run(
     folder: Path | str,
     *,
-    nuisance: str = "data",
+    nuisance: str = "auto",
     nuisance_options: Mapping[str, Any] | None = None,
     translator: Path | str | None = None,
     split: str = "test",
@@ -119,7 +140,8 @@ def measure_run(
     Args:
         folder: run folder that `train` wrote.
         nuisance: "data" (what acted on the images, here on the images as they were before), a hand-written one by
-            name, or "translator".
+            name, "translator", or "auto": "data" where something acted on the images, else the translator that the
+            run's stage used, else "lighting". Under the identity there is accuracy alone.
         nuisance_options: of a hand-written one.
         translator: folder of a fitted translator, for "translator".
         split: "test" or "validation".
@@ -130,7 +152,7 @@ def measure_run(
         method: name in the records; None takes the stage's nuisance.
 
     Raises:
-        SettingsError: an unknown split or nuisance, or "translator" without a folder.
+        SettingsError: an unknown split or nuisance, "translator" without a folder, or options of "auto".
         DataError: the split is empty.
     """
     if split not in ("test", "validation"):
@@ -139,21 +161,23 @@ def measure_run(
         raise SettingsError(f"draws and batch_size must be at least 1, got {draws} and {batch_size}")
     started = time.perf_counter()
     model, prepared, task, run = open_run(folder, device=device)
-    chosen = chosen_nuisance(nuisance, nuisance_options or {}, translator, prepared, device)
+    chosen = _against(nuisance, nuisance_options or {}, translator, prepared, device=device, run=run)
     data: ImageData = getattr(prepared, split)
     if not len(data):
         raise DataError(
             f"the run in {folder} has no {split} images; train with data.validation_fraction=0.2 or measure test"
         )
 
-    def measure(batch_size: int) -> tuple[AccuracyScores, InvarianceScores]:
+    def measure(batch_size: int) -> tuple[AccuracyScores, InvarianceScores | None]:
         accuracy = measure_accuracy(model, data, batch_size=batch_size)
+        if is_identity(chosen.nuisance):
+            return accuracy, None
         invariance = measure_invariance(
             model,
             data.images,
             data.labels,
-            chosen,
-            originals=prepared.originals(split).images if nuisance == "data" else None,
+            chosen.nuisance,
+            originals=prepared.originals(split).images if chosen.name == "data" else None,
             num_classes=data.num_classes,
             draws=draws,
             batch_size=batch_size,
@@ -162,15 +186,15 @@ def measure_run(
         return accuracy, invariance
 
     accuracy, invariance = _with_less_memory(measure, batch_size)
-    path = run.path / "measures" / nuisance
-    measured = Measured(accuracy, invariance, prepared, path, nuisance)
+    path = run.path / "measures" / chosen.name
+    measured = Measured(accuracy, invariance, prepared, path, chosen.label, chosen.why)
     _write(measured, run, task, method=method, split=split, draws=draws, seconds=time.perf_counter() - started)
     return measured
 
 
 def _with_less_memory(
-    measure: Callable[[int], tuple[AccuracyScores, InvarianceScores]], batch_size: int
-) -> tuple[AccuracyScores, InvarianceScores]:
+    measure: Callable[[int], tuple[AccuracyScores, InvarianceScores | None]], batch_size: int
+) -> tuple[AccuracyScores, InvarianceScores | None]:
     """`measure(batch_size)`, with half of it as long as the memory does not suffice: figures do not depend on it."""
     while True:
         try:
@@ -204,6 +228,61 @@ def chosen_nuisance(
     return loaded.to(device)
 
 
+def _against(
+    name: str,
+    options: Mapping[str, Any],
+    translator: Path | str | None,
+    prepared: Prepared,
+    *,
+    device: torch.device | str,
+    run: Run,
+) -> Against:
+    """What to measure the classifier of `run` against, "auto" resolved; errors as of `chosen_nuisance`."""
+    why = "as asked"
+    if name == "auto":
+        if options:
+            raise SettingsError("nuisance_options needs nuisance=NAME, the nuisance that they are options of")
+        name, translator, why = _automatic(translator, prepared, run)
+    nuisance, label = chosen_nuisance(name, options, translator, prepared, device), name
+    if name == "translator":
+        from gen_invariance.translator.verdict import weights_digest
+
+        label = (
+            f"translator {type(nuisance).__name__.removesuffix('Translator').lower()} {weights_digest(translator)[:6]}"
+        )
+    return Against(name, nuisance, label, why)
+
+
+def _automatic(translator: Path | str | None, prepared: Prepared, run: Run) -> tuple[str, Path | str | None, str]:
+    """Name of the nuisance, folder of the translator, and why these."""
+    if translator is not None:
+        return "translator", translator, "translator= names it"
+    if not is_identity(prepared.nuisance):
+        return "data", None, "it acted on the images"
+    folder, used = run.config["stage"].get("translator"), stage_of(run)
+    nothing = "nothing acted on the images and the stage used no translator"
+    if not folder or "translator" not in used.nuisance or not given_share(used, prepared).classes:
+        return "lighting", None, nothing
+    if not Path(folder).exists():
+        return "lighting", None, f"nothing acted on the images and {folder}, the translator of the stage, is gone"
+    return "translator", folder, f"nothing acted on the images and the stage used {folder}"
+
+
+def stage_of(run: Run) -> StageSettings:
+    """The settings of the stage that a training run had.
+
+    Raises:
+        CheckpointError: its run.json does not hold them.
+    """
+    try:
+        given = {name: value for name, value in run.config["stage"].items() if name != "translator"}
+        return settings_of(StageSettings, given, "stage")
+    except (KeyError, TypeError, AttributeError, SettingsError) as error:
+        raise CheckpointError(
+            f"{run.path / 'run.json'} does not hold the stage of a training run of this version ({error}); train again"
+        ) from error
+
+
 def require_channels(translator: MunitTranslator | SpatialTranslator, prepared: Prepared, folder: Path | str) -> None:
     """Raise `CheckpointError` unless the translator of `folder` takes images of as many channels as the data's."""
     got, expected = translator.config.channels, prepared.train.images.shape[1]
@@ -218,9 +297,11 @@ def _write(
     measured: Measured, run: Run, task: Task, *, method: str | None, split: str, draws: int, seconds: float
 ) -> None:
     training = {**run.config, "measure": {"nuisance": measured.nuisance, "split": split, "draws": draws}}
+    stage = stage_of(run)
+    alone = measured.nuisance == "data" or measured.invariance is None
     common = {
-        "benchmark": task.name if measured.nuisance == "data" else f"{task.name} against {measured.nuisance}",
-        "method": method or run.config["stage"]["nuisance"],
+        "benchmark": task.name if alone else f"{task.name} against {measured.nuisance}",
+        "method": method or stage_label(stage.nuisance, given_share(stage, measured.prepared)),
         "seed": run.seed,
         "config_digest": config_digest(training),
         "data_digest": measured.prepared.train.digest,
@@ -247,82 +328,36 @@ def class_frame(measured: Measured) -> pd.DataFrame:
             "train_images": train.counts.tolist(),
             "test_images": measured.accuracy.count.tolist(),
             "accuracy": measured.accuracy.accuracy.tolist(),
-            "ekld": measured.invariance.ekld.tolist(),
-            "ekld_standard_error": measured.invariance.standard_error.tolist(),
-            "agreement": measured.invariance.agreement.tolist(),
         }
     )
+    if (found := measured.invariance) is not None:
+        for name, values in (("ekld", found.ekld), ("ekld_standard_error", found.standard_error)):
+            frame[name] = values.tolist()
+        frame["agreement"] = found.agreement.tolist()
     return frame.sort_values("train_images", ascending=False, kind="stable", ignore_index=True)
 
 
 def table_of(measured: Measured) -> list[str]:
     """Lines of a table for a terminal."""
-    frame = class_frame(measured)
-    lines = [f"{'class':20} {'group':6} {'train':>6} {'test':>6} {'accuracy':>9} {'eKLD':>9} {'agreement':>9}"]
+    frame, invariance = class_frame(measured), measured.invariance
+    further = "" if invariance is None else f" {'eKLD':>9} {'agreement':>9}"
+    lines = [f"{'class':20} {'group':6} {'train':>6} {'test':>6} {'accuracy':>9}{further}"]
     for row in frame.itertuples(index=False):
         name = row[0] if len(row[0]) <= 20 else row[0][:17] + "..."
-        lines.append(
-            f"{name:20} {row.group:6} {row.train_images:6d} {row.test_images:6d} "
-            f"{row.accuracy:9.4f} {row.ekld:9.4f} {row.agreement:9.4f}"
-        )
-    group_means = measured.accuracy.group_means(measured.prepared.groups)
+        further = "" if invariance is None else f" {row.ekld:9.4f} {row.agreement:9.4f}"
+        lines.append(f"{name:20} {row.group:6} {row.train_images:6d} {row.test_images:6d} {row.accuracy:9.4f}{further}")
+    groups = {name: chosen for name, chosen in measured.prepared.groups.items() if chosen.any()}
+    means = measured.accuracy.group_means(groups)
     lines += [
         "",
         f"balanced accuracy {measured.accuracy.balanced:.4f}   "
-        + "   ".join(f"{name} {value:.4f}" for name, value in group_means.items()),
-        f"mean eKLD {mean_over(measured.invariance.ekld):.4f} nats, against {measured.nuisance}, "
-        f"{measured.invariance.draws} draws an image",
+        + "   ".join(f"{name} {value:.4f}" for name, value in means.items()),
     ]
-    return lines
-
-
-def _records_in(folder: Path) -> pd.DataFrame:
-    frame = load_records(folder / "records" if (folder / "records").is_dir() else folder)
-    if frame.empty:
-        raise DataNotFoundError(f"no records in {folder}; run: gen-invariance measure run={folder}")
-    return frame
-
-
-def report_of(
-    folders: Sequence[Path | str], out: Path | str, *, title: str, baseline: str | None, references: Collection[str]
-) -> Path:
-    """One page over the records of several measured runs.
-
-    Raises:
-        DataNotFoundError: a folder without records.
-        DataError, SettingsError: records that must not be put together; see `write_report`.
-    """
-    from gen_invariance.benchmark.report import write_report
-
-    if not folders:
-        raise DataNotFoundError("records=[] names no folder; give one or more that measure wrote")
-    frame = pd.concat([_records_in(Path(folder)) for folder in folders], ignore_index=True)
-    return write_report(
-        out,
-        title=title,
-        frame=frame,
-        figures=figures_of(frame),
-        command="gen-invariance report",
-        baseline=baseline,
-        references=references,
-    )
-
-
-def figures_of(frame: pd.DataFrame) -> list[Figure]:
-    """Accuracy and invariance by class size, for each benchmark of `frame` that has figures by class."""
-    from gen_invariance.benchmark.class_figures import accuracy_by_class, ekld_against_class_size
-    from gen_invariance.benchmark.drawing import method_styles
-    from gen_invariance.benchmark.report import Figure
-
-    figures = []
-    styles = method_styles(frame["method"].unique())
-    for benchmark, rows in frame.groupby("benchmark", sort=False):
-        for metric, draw, shows in (
-            ("accuracy", accuracy_by_class, "Accuracy by class size"),
-            ("ekld", ekld_against_class_size, "Invariance by class size"),
-        ):
-            if rows[rows["metric"] == metric]["value"].notna().any():
-                name = f"{shows}: {benchmark}"
-                alt = f"{shows} of each method on {benchmark}."
-                figures.append(Figure(name, f"{shows}, all seeds.", alt, draw(rows, styles=styles)))
-    return figures
+    if invariance is None:
+        return [*lines, "no invariance figure: the nuisance is the identity, under which every model has eKLD 0"]
+    return [
+        *lines,
+        f"mean eKLD {mean_over(invariance.ekld):.4f} nats, against {measured.nuisance}, "
+        f"{invariance.draws} draws an image",
+        f"nuisance {measured.nuisance}: {measured.why}",
+    ]

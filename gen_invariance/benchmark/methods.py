@@ -6,7 +6,7 @@ the same files (`gen-invariance train method=ldam_drw`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from gen_invariance.benchmark.metrics import metric_info
+from gen_invariance.benchmark.metrics import metric_info, progress_line
 from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.benchmark.suite import ClassifierSettings, Method, StageSettings, cell_digest, run_cell
 from gen_invariance.benchmark.task import Prepared, Task, prepare
@@ -129,16 +129,9 @@ def run_comparison(
             )  # fmt: skip
             writer.write_cell(records)
             totals = {record.metric: record.value for record in records if record.class_index is None}
-            say(f"seed {seed}, {method.name}: " + _line(totals))
+            say(f"seed {seed}, {method.name}: {progress_line(totals)}, {totals['train_seconds']:.0f} s")
     frame = load_records(out / "records")
     return frame[frame["config_digest"].isin(comparison.digests())]
-
-
-def _line(totals: Mapping[str, float]) -> str:
-    return (
-        f"balanced accuracy {totals['balanced_accuracy']:.3f}, few-shot {totals['few_accuracy']:.3f}, "
-        f"mean eKLD {totals['mean_ekld']:.2f}, {totals['train_seconds']:.0f} s"
-    )
 
 
 def _fitted(comparison: Comparison, prepared: Prepared, folder: Path, *, seed: int) -> Nuisance:
@@ -161,7 +154,8 @@ def in_order(frame: pd.DataFrame, methods: Iterable[Method]) -> pd.DataFrame:
 
 def stage_table(frame: pd.DataFrame) -> str:
     """Each method without -> with the stage, as Markdown: means over seeds, and the paired difference with interval."""
-    names = ("balanced_accuracy", "few_accuracy", "mean_ekld", "train_seconds")
+    names = ("balanced_accuracy", "many_accuracy", "few_accuracy", "mean_ekld", "train_seconds")
+    names = [name for name in names if name in set(frame["metric"])]
     totals = frame[frame["class_index"].isna() & frame["metric"].isin(names)]
     values = totals.set_index(["method", "metric", "seed"])["value"].unstack()
     head = [

@@ -16,7 +16,7 @@ import pandas as pd
 from gen_invariance.benchmark.metrics import PUBLISHED, Published
 from gen_invariance.benchmark.records import FAILED, Cell, finished_cells, measured, write_csv
 from gen_invariance.benchmark.summary import summarise
-from gen_invariance.benchmark.tables import class_tables, method_tables, to_latex, to_markdown
+from gen_invariance.benchmark.tables import Table, class_tables, method_tables, to_latex, to_markdown
 from gen_invariance.errors import DataError
 from gen_invariance.run import atomic_write, remove_leftovers, write_text
 
@@ -72,6 +72,7 @@ def write_report(
     level: float = 0.95,
     config_digest: str | Collection[str] | None = None,
     published: Mapping[tuple[str, str], Published] = PUBLISHED,
+    gains: Sequence[Table] = (),
 ) -> Path:
     """Write `report.html` into `folder` and return its path.
 
@@ -90,9 +91,10 @@ def write_report(
         level: confidence of all intervals.
         config_digest: keep only records of this configuration, or of these.
         published: verified figures by (benchmark, method).
+        gains: from `gains.gain_tables`; shown behind the methods, and written as `gains.md`.
 
     Raises:
-        DataError: no record, or records that must not be averaged or paired (see `summarise`).
+        DataError: no record, or records that must not be averaged (see `summarise`).
         SettingsError: the baseline has no record.
         OutputError: read-only or full disk.
     """
@@ -109,6 +111,7 @@ def write_report(
         title=title,
         notes=notes,
         tables=tables,
+        gains=gains,
         class_tables=class_tables(summary),
         figures=figures,
         facts=_facts(frame, command),
@@ -126,6 +129,8 @@ def write_report(
     write_csv(summary, folder / "summary.csv")
     write_text(folder / "table.md", to_markdown(tables))
     write_text(folder / "table.tex", to_latex(tables))
+    if gains:
+        write_text(folder / "gains.md", to_markdown(gains))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -154,6 +159,7 @@ def _scope(frame: pd.DataFrame) -> dict[str, Any]:
         "benchmarks": list(dict.fromkeys(figures["benchmark"])),
         "methods": list(dict.fromkeys(figures["method"])),
         "seeds": sorted(set(figures["seed"])),
+        "uneven": figures.groupby(["benchmark", "method"])["seed"].nunique().nunique() > 1,
         "records": len(figures),
         "measures_invariance": bool(figures["metric"].isin(["ekld", "few_ekld", "mean_ekld", "agreement"]).any()),
     }

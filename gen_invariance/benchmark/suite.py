@@ -30,7 +30,7 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
 from gen_invariance.nuisance.build import build_nuisance
-from gen_invariance.nuisance.compose import Compose
+from gen_invariance.nuisance.compose import Compose, is_identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, config_digest, named_generator
 
@@ -276,7 +276,7 @@ def run_cell(
         filled: the same with its tail filled up, which a method with `more_real` trains on.
         translator: fitted, where the method needs one.
         fit_seconds: what fitting it took, for the record.
-        draws: transformations of each test image for eKLD.
+        draws: transformations of each test image for eKLD, which is left out where the task's nuisance is the identity.
         invariance_images: test images of each class at most for eKLD, the same ones for every method; None is all.
         learned: a fitted nuisance that eKLD is measured against, too.
         about: fields of the records that are not those of the task: `benchmark`, `order`, `config_digest`.
@@ -306,7 +306,9 @@ def run_cell(
             generator=named_generator(seed, purpose),
         )  # fmt: skip
 
-    invariance = against(prepared.nuisance, prepared.originals("test").images[rows], "evaluation")
+    invariance = None
+    if not is_identity(prepared.nuisance):
+        invariance = against(prepared.nuisance, prepared.originals("test").images[rows], "evaluation")
     # A translator takes images as they are in the data, for that is what it was fitted on.
     more = {} if learned is None else {"learned_ekld": against(learned, None, "evaluation, learned").ekld}
     seconds = {"train_seconds": train_seconds}
@@ -337,7 +339,7 @@ def _some_of_each(data: ImageData, number: int | None) -> Tensor:
 
 def records_of(
     accuracy: AccuracyScores,
-    invariance: InvarianceScores,
+    invariance: InvarianceScores | None,
     prepared: Prepared,
     *,
     extra: Mapping[str, float],
@@ -346,21 +348,24 @@ def records_of(
 ) -> list[Record]:
     """Everything measured on one classifier as records: totals, by group, and by class.
 
-    `extra` are further totals, `by_class` further figures (K,), each with its mean as "mean_NAME".
+    `invariance` is None where nothing was measured: under the identity every model has eKLD 0. A group without classes
+    has no record. `extra` are further totals, `by_class` further figures (K,), each with its mean as "mean_NAME".
     """
     more = dict(by_class or {})
-    groups = prepared.groups
+    groups = {name: chosen for name, chosen in prepared.groups.items() if chosen.any()}
+    if invariance is not None:
+        more = {"ekld": invariance.ekld, "agreement": invariance.agreement, **more}
     totals = {
         "balanced_accuracy": accuracy.balanced,
-        "mean_ekld": mean_over(invariance.ekld),
-        "few_ekld": mean_over(invariance.ekld[groups["few"]]),
         **{f"{name}_accuracy": value for name, value in accuracy.group_means(groups).items()},
-        **{f"mean_{name}": mean_over(values) for name, values in more.items()},
+        **{f"mean_{name}": mean_over(values) for name, values in more.items() if name != "agreement"},
         **extra,
     }
+    if invariance is not None and "few" in groups:
+        totals["few_ekld"] = mean_over(invariance.ekld[groups["few"]])
     records = [Record(metric=metric, value=value, **common) for metric, value in totals.items()]
     group_of = {label: name for name, chosen in groups.items() for label in chosen.nonzero().flatten().tolist()}
-    figures = {"accuracy": accuracy.accuracy, "ekld": invariance.ekld, "agreement": invariance.agreement, **more}
+    figures = {"accuracy": accuracy.accuracy, **more}
     counts = prepared.train.counts.tolist()
     for metric, values in figures.items():
         for label, value in enumerate(values.tolist()):

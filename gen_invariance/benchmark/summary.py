@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ def summarise(
     Args:
         frame: from `load_records`; (benchmark, method, metric, class, group) name a figure, seeds repeat it, or class
             orders (see `repetitions`).
-        baseline: method that the others are compared with on the seeds both have; no differences when left out.
+        baseline: method that the others are compared with on the seeds both have, where they had the same data (see
+            `unequal_data`); no differences when left out.
         level: confidence of the intervals, in (0, 1).
         config_digest: keep only records of this configuration, or of these.
 
@@ -58,7 +59,7 @@ def summarise(
 
     Raises:
         SettingsError: the baseline is not among the methods.
-        DataError: a method's records come from several configurations, or a pair from different data.
+        DataError: a method's records come from several configurations.
     """
     frame = repetitions(frame)
     if config_digest is not None:
@@ -74,9 +75,10 @@ def summarise(
     interval = mean_interval(values, level)
     summary = table["keys"].assign(mean=interval.mean, half_width=interval.half_width, seeds=interval.count)
     partner = _baseline_rows(summary, baseline)
+    others = np.where(partner[:, None] < 0, np.nan, values[partner])
     if baseline is not None:
-        _require_equal_data(frame, baseline)
-    paired = paired_difference(values, np.where(partner[:, None] < 0, np.nan, values[partner]), level)
+        others[_without_pair(table, unequal_data(frame, baseline))] = np.nan
+    paired = paired_difference(values, others, level)
     return summary.assign(
         difference=paired.mean,
         difference_half_width=paired.half_width,
@@ -96,29 +98,39 @@ def _require_one_configuration(frame: pd.DataFrame) -> None:
             )
 
 
-def _require_equal_data(frame: pd.DataFrame, baseline: str) -> None:
-    """Pairs are pairs only on the same data; records that do not name their data are taken at their word."""
+def unequal_data(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Cells measured on other data than the baseline's of the same seed: they are no pairs, and are not compared.
+
+    Args:
+        frame: figures as `repetitions` gives them; records that do not name their data are taken at their word.
+        baseline: a method.
+
+    Returns:
+        One row a cell: benchmark, method, seed.
+    """
     named = frame[frame["data_digest"] != ""].drop_duplicates(["benchmark", "method", "seed", "data_digest"])
     ours = named[named["method"] == baseline]
     both = named.merge(ours, on=["benchmark", "seed"], suffixes=("", "_baseline"))
     unequal = both[both["data_digest"] != both["data_digest_baseline"]]
-    if len(unequal):
-        first = unequal.iloc[0]
-        raise DataError(
-            f"{first['method']!r} and {baseline!r} were measured on different data at seed {first['seed']} of "
-            f"{first['benchmark']!r} and cannot be paired; run both on the same data"
-        )
+    return unequal[["benchmark", "method", "seed"]].drop_duplicates(ignore_index=True)
+
+
+def _without_pair(table: Mapping[str, Any], unequal: pd.DataFrame) -> np.ndarray:
+    """Which values (M, R) of `_values_by_seed` are of the cells `unequal`."""
+    cells = set(unequal.itertuples(index=False, name=None))
+    keys = zip(table["keys"]["benchmark"], table["keys"]["method"], strict=True)
+    return np.array([[(*key, seed) in cells for seed in table["seeds"]] for key in keys], dtype=bool)
 
 
 def _values_by_seed(frame: pd.DataFrame) -> dict[str, Any]:
-    """Figures (M rows of keys) and their values (M, R) over seeds, NaN where a seed is missing."""
+    """Figures (M rows of keys), the seeds (R,), and the values (M, R) over them, NaN where a seed is missing."""
     groups = frame.groupby(_FIGURE, sort=False, dropna=False)
     row = groups.ngroup().to_numpy()
     seeds, column = np.unique(frame["seed"], return_inverse=True)
     values = np.full((groups.ngroups, max(len(seeds), 1)), np.nan)
     values[row, column] = frame["value"]
     keys = groups["class_count"].mean().reset_index()
-    return {"keys": keys, "values": values}
+    return {"keys": keys, "seeds": seeds.tolist(), "values": values}
 
 
 def _baseline_rows(summary: pd.DataFrame, baseline: str | None) -> np.ndarray:

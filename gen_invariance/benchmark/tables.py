@@ -11,20 +11,27 @@ import numpy as np
 import pandas as pd
 
 from gen_invariance.benchmark.metrics import METRICS, PUBLISHED, Metric, Published, metric_info
-from gen_invariance.benchmark.summary import repetitions
-from gen_invariance.measure.statistics import paired_difference
+from gen_invariance.benchmark.summary import repetitions, unequal_data
+from gen_invariance.measure.statistics import least_p_value, paired_difference
 
 _CLASS_METRICS = ("accuracy", "ekld", "agreement")
+_SHOT_GROUPS = {name: f"{name}_accuracy" for name in ("many", "medium", "few")}
+_BOUGHT_WHERE = "Bought where (points)"
+_HEADLINE_PAIRS = 5
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table: its text, its comparison with the baseline, and the number it is sorted by."""
+    """One figure of a table: its text, its comparison with the baseline, and the number it is sorted by.
+
+    `words` says that the text may be broken into lines.
+    """
 
     text: str
     difference: str = ""
     sort: float = math.nan
     best: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows and columns of one benchmark, and the lines that belong under them."""
+    """Rows and columns of one benchmark, a remark that belongs before them, and the lines that belong under them."""
 
     benchmark: str
     first_column: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     footnotes: tuple[str, ...] = field(default=())
+    remark: str = ""
 
 
 def method_tables(
@@ -59,7 +67,8 @@ def method_tables(
     """One table for each benchmark: methods down, metrics across, mean ± half-width over seeds in the cells.
 
     A cell is marked best only if its method's paired difference to every other method has an interval on the
-    better side of zero; with two methods alike nobody is best.
+    better side of zero; with two methods alike, or on different data, nobody is best. With a baseline a column says
+    in which shot groups a change of the balanced accuracy was bought.
 
     Args:
         frame: the records.
@@ -80,14 +89,57 @@ def method_tables(
             name: _best_method(own[own["metric"] == name], name, level=level, references=references) for name in names
         }
         known = {method: entry for (where, method), entry in published.items() if where == benchmark}
+        shown = _with_bought_where(part, names)
         rows = [
-            _method_row(method, rows, names=names, best=best, baseline=baseline, references=references, known=known)
+            _method_row(method, rows, names=shown, best=best, baseline=baseline, references=references, known=known)
             for method, rows in part.groupby("method", sort=False)
         ]
-        columns = ["Seeds", *(metric_info(name).title for name in names), *(["Published"] if known else [])]
-        footnotes = _footnotes(known, ran={row.name for row in rows}, baseline=baseline, level=level)
-        tables.append(Table(benchmark, "Method", tuple(columns), tuple(rows), footnotes))
+        columns = ["Seeds", *(name if name == _BOUGHT_WHERE else metric_info(name).title for name in shown)]
+        columns += ["Published"] if known else []
+        compared = baseline if part["difference"].notna().any() else None
+        footnotes = (
+            *_footnotes(known, ran={row.name for row in rows}, baseline=compared, level=level),
+            *_pairing(own, part, baseline=baseline, bought=_BOUGHT_WHERE in shown),
+        )
+        tables.append(Table(benchmark, "Method", tuple(columns), tuple(rows), footnotes, few_pairs(part, baseline)))
     return tables
+
+
+def _with_bought_where(part: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """`names` with the column of the changes by shot group behind the last of the groups, where there are some."""
+    groups = [name for name in names if name in _SHOT_GROUPS.values()]
+    if not part[part["metric"].isin(groups)]["difference"].notna().any():
+        return list(names)
+    place = names.index(groups[-1]) + 1
+    return [*names[:place], _BOUGHT_WHERE, *names[place:]]
+
+
+def few_pairs(summary: pd.DataFrame, baseline: str | None) -> str:
+    """What a reader must know before a table: which comparisons rest on too few pairs to be told as a finding."""
+    pairs = summary[summary["pairs"] > 0].groupby("method", sort=False)["pairs"].max()
+    few = pairs[pairs < _HEADLINE_PAIRS]
+    if few.empty:
+        return ""
+    named = "" if len(few) == len(pairs) else f" of {', '.join(few.index)}"
+    counts = " to ".join(str(int(count)) for count in dict.fromkeys([few.min(), few.max()]))
+    noun = "pair" if counts == "1" else "pairs"
+    return f"Fewer than five draws: not a headline. The comparison{named} with {baseline} rests on {counts} {noun}."
+
+
+def _pairing(own: pd.DataFrame, part: pd.DataFrame, *, baseline: str | None, bought: bool) -> list[str]:
+    """How to read the changes by group, and which differences are not shown since the data differ."""
+    if baseline is None:
+        return []
+    if baseline not in set(part["method"]):
+        return [f"No paired difference is shown: {baseline} was not measured on {part['benchmark'].iloc[0]}."]
+    lines = []
+    if bought:
+        lines.append(f"Bought where: change of the accuracy of each shot group against {baseline}, same pairs.")
+    unequal = unequal_data(own, baseline)
+    for method, cells in unequal.groupby("method", sort=False):
+        seeds = ", ".join(map(str, sorted(cells["seed"])))
+        lines.append(f"No paired difference is shown of {method} and {baseline} at seed {seeds}: their data differ.")
+    return lines
 
 
 def class_tables(summary: pd.DataFrame) -> list[Table]:
@@ -120,7 +172,8 @@ def to_markdown(tables: Sequence[Table]) -> str:
     blocks = []
     for table in tables:
         head = [table.first_column, *table.columns]
-        lines = [f"## {_markdown(table.benchmark)}", "", _pipes(map(_markdown, head)), _pipes(["---"] * len(head))]
+        lines = [f"## {_markdown(table.benchmark)}", "", *([_markdown(table.remark), ""] if table.remark else [])]
+        lines += [_pipes(map(_markdown, head)), _pipes(["---"] * len(head))]
         for row in table.rows:
             cells = [_joined(cell, bold="**{}**", escape=_markdown) for cell in row.cells]
             lines.append(_pipes([_markdown(_named(row)), *cells]))
@@ -133,7 +186,8 @@ def to_latex(tables: Sequence[Table]) -> str:
     blocks = []
     for table in tables:
         head = [table.first_column, *table.columns]
-        lines = [rf"% {_latex(table.benchmark)}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
+        lines = [f"% {line}" for line in (_latex(table.benchmark), _latex(table.remark)) if line]
+        lines += [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
         lines += [" & ".join(map(_latex, head)) + r" \\", r"\midrule"]
         for row in table.rows:
             cells = [_joined(cell, bold=r"\textbf{{{}}}", escape=_latex) for cell in row.cells]
@@ -152,8 +206,10 @@ def _ordered_metrics(found: pd.Series) -> list[str]:
 def _best_method(figures: pd.DataFrame, metric: str, *, level: float, references: Collection[str]) -> str | None:
     """The method that is better than every other one by more than the paired interval, if there is one."""
     direction = metric_info(metric).higher_is_better
-    values = figures[~figures["method"].isin(references)].pivot_table("value", "method", "seed", sort=False)
-    if direction is None or len(values) < 2:
+    figures = figures[~figures["method"].isin(references)]
+    named = figures[figures["data_digest"] != ""]
+    values = figures.pivot_table("value", "method", "seed", sort=False)
+    if direction is None or len(values) < 2 or (named.groupby("seed")["data_digest"].nunique() > 1).any():
         return None
     gains = values if direction else -values
     leader = gains.mean(axis=1).idxmax()
@@ -176,8 +232,10 @@ def _method_row(
     seeds = int(rows["seeds"].max())
     cells = [Cell(str(seeds), sort=seeds)]
     for name in names:
-        if name in by_metric.index:
-            cells.append(_measured_cell(metric_info(name), by_metric.loc[name], best=best[name] == method))
+        if name == _BOUGHT_WHERE:
+            cells.append(_bought_where(by_metric["difference"]))
+        elif name in by_metric.index:
+            cells.append(measured_cell(name, by_metric.loc[name], best=best[name] == method))
         else:
             cells.append(Cell("–"))
     if known:
@@ -186,11 +244,22 @@ def _method_row(
     return Row(method, remark, tuple(cells))
 
 
-def _measured_cell(info: Metric, row: pd.Series, *, best: bool) -> Cell:
-    difference = ""
+def _bought_where(differences: pd.Series) -> Cell:
+    """The change of each shot group, in points: "many −26.1, medium −3.2, few +23.0"."""
+    known = differences.dropna()
+    parts = [f"{name} {100 * known[metric]:+.1f}" for name, metric in _SHOT_GROUPS.items() if metric in known.index]
+    return Cell(_signs(", ".join(parts)), words=True) if parts else Cell("–")
+
+
+def measured_cell(metric: str, row: pd.Series, *, best: bool = False) -> Cell:
+    """The cell of one row of a summary: mean and interval, and the difference to the baseline with p and its floor."""
+    info, difference = metric_info(metric), ""
     if math.isfinite(row["difference"]):
         gap, half_width = row["difference"] * info.scale, row["difference_half_width"] * info.scale
-        chance = f", p {_p_value(row['permutation_p_value'])}" if row["pairs"] > 1 else ""
+        chance = ""
+        if row["pairs"] > 1:
+            floor = least_p_value(int(row["pairs"]))
+            chance = f", p {_p_value(row['permutation_p_value'])} (floor {_p_value(floor)})"
         difference = _signs(f"{gap:+.{info.decimals}f}") + _plus_minus(half_width, info.decimals) + chance
     text = _signs(info.show(row["mean"])) + _plus_minus(row["half_width"] * info.scale, info.decimals)
     return Cell(text, difference, float(row["mean"]), best)
@@ -215,7 +284,8 @@ def _footnotes(
     if baseline is not None:
         lines.append(
             f"Small, or after a semicolon: difference to {baseline} on the same seeds, its interval, and p of the "
-            "two-sided sign-flip test (not below 2/2ⁿ for n seeds). p is not corrected for the number of comparisons."
+            "two-sided sign-flip test with its floor, 2/2ⁿ for n pairs, below which it cannot fall. p is not corrected "
+            "for the number of comparisons."
         )
     for method, entry in known.items():
         shown, where = _published_cell(entry).text, "" if method in ran else " (not run here)"
@@ -224,7 +294,9 @@ def _footnotes(
 
 
 def _p_value(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3g}" if value >= 0.9995 else f"{value:.3f}".lstrip("0")
+    if value < 0.001:
+        return "< .001"
+    return f"{value:.3g}" if value >= 0.9995 else f"{value:.{3 if value >= 0.1 else 4}f}".lstrip("0")
 
 
 def _plus_minus(half_width: float, decimals: int) -> str:

@@ -140,6 +140,17 @@ def paired_difference(
     return PairedDifference(*map(_plain, (mean, half_width, count, t_p_value, flipped.reshape(mean.shape))))
 
 
+def least_p_value(pairs: int) -> float:
+    """The smallest two-sided p that flipped signs of so many pairs can give (see `paired_difference`); NaN for none.
+
+    >>> least_p_value(5), least_p_value(3)
+    (0.0625, 0.25)
+    """
+    if pairs < 1:
+        return float("nan")
+    return max(2.0 ** (1 - pairs), 1 / (_DRAWN_FLIPS + 1) if pairs > _EXACT_UP_TO else 0.0)
+
+
 def bootstrap_interval(
     rows: ArrayLike,
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],

@@ -23,6 +23,17 @@ class Identity:
         return images.clone()
 
 
+def is_identity(nuisance: Nuisance) -> bool:
+    """Whether `nuisance` leaves every image as it is: `Identity`, or a composition of nothing else.
+
+    >>> is_identity(Compose([Identity(), Identity()]))
+    True
+    """
+    if isinstance(nuisance, Compose):
+        return all(map(is_identity, nuisance.nuisances))
+    return isinstance(nuisance, Identity)
+
+
 class Compose:
     """Nuisances applied one after another; hand-written and learned ones mix freely.
 

@@ -186,7 +186,7 @@ def test_invariance_to_the_learned_nuisance(whole, tmp_path):
     [
         (["benchmark=digits"], "no benchmark 'digits'"),
         (["methods=[ce_dsr]"], "no method 'ce_dsr'"),
-        (["methods=[ce+gan]"], "the stage cannot give 'gan'"),
+        (["methods=[ce+gan]"], "unknown nuisance 'gan'"),
         (["orders=many"], "orders must be whole numbers"),
         (["shard=4/4"], "shard must be i/n"),
         (["processes=0"], "processes must be at least 1"),

@@ -207,11 +207,16 @@ def test_the_command(folder, capsys):
 def test_train_obeys_the_verdict(folder, tmp_path, capsys):
     about = {"verdict": LOWER, "reasons": [], "translator_digest": weights_digest(folder)}
     (folder / "quality.json").write_text(json.dumps(about))
-    given = ["stage=translator", f"stage.translator={folder}", "training.epochs=1", f"out={tmp_path / 'train'}"]
+    given = ["stage=translator", f"stage.translator={folder}", "training.epochs=2", f"out={tmp_path / 'train'}"]
     assert run(["train", *given]) == 0
     assert "use with lower strength" in capsys.readouterr().out
     settings = json.loads((tmp_path / "train" / "run.json").read_text())["config"]
     assert settings["stage"]["policy_options"] == {"maximum": 0.25}
+    (folder / "quality.json").write_text(json.dumps({**about, "verdict": DO_NOT}))
+    assert run(["train", *given[:-1], f"out={tmp_path / 'plain'}"]) == 0
+    said = capsys.readouterr().out
+    assert "note: inspect says 'do not use', so nothing is translated; " in said
+    assert "weaker" not in said
     (folder / "quality.json").unlink()
 
 

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -161,10 +162,58 @@ def test_a_cell_shows_mean_interval_and_paired_difference():
     assert table.columns == ("Seeds", "Balanced accuracy (%)", "Mean eKLD (nats)")
     # Student's quantile for two degrees of freedom is 4.303; both spreads are .01, so ± 4.303 * .01 / sqrt(3).
     assert cells(table, "learned")["Balanced accuracy (%)"].text == "68.0 ± 2.5"
-    assert cells(table, "learned")["Balanced accuracy (%)"].difference == "+23.0 ± 2.5, p .250"
-    assert cells(table, "oracle")["Mean eKLD (nats)"].difference == "−0.800 ± 0.248, p .250"
+    assert cells(table, "learned")["Balanced accuracy (%)"].difference == "+23.0 ± 2.5, p .250 (floor .250)"
+    assert cells(table, "oracle")["Mean eKLD (nats)"].difference == "−0.800 ± 0.248, p .250 (floor .250)"
     assert cells(table, "DRS")["Balanced accuracy (%)"].difference == ""
     assert {row.name: row.remark for row in table.rows} == {"DRS": "baseline", "learned": "", "oracle": "reference"}
+
+
+def test_a_gain_is_shown_with_who_pays_for_it():
+    """The paired change of each shot group stands behind the last of them, and nothing of groups nobody measured."""
+    made = []
+    for group, gain in (("many", -0.261), ("few", 0.23), ("balanced", 0.01)):
+        made += records({"DRS": [0.5] * 5, "a": [0.5 + gain + noise / 100 for noise in (-2, -1, 0, 1, 2)]},
+                        metric=f"{group}_accuracy")  # fmt: skip
+    table = table_of(as_frame(made), baseline="DRS")
+    names = ("Balanced", "Many-shot", "Few-shot")
+    assert table.columns == ("Seeds", *(f"{name} accuracy (%)" for name in names), "Bought where (points)")
+    assert cells(table, "a")["Bought where (points)"].text == "many −26.1, few +23.0"
+    assert cells(table, "DRS")["Bought where (points)"].text == "–"
+    assert cells(table, "a")["Few-shot accuracy (%)"].difference.endswith(", p .0625 (floor .0625)")
+    assert "Bought where (points)" not in table_of(as_frame(made)).columns
+    for text in (to_markdown([table]), to_latex([table])):
+        assert "many" in text
+        assert "floor .0625" in text
+
+
+def test_few_pairs_are_no_headline():
+    def remark(**draws):
+        values = {name: [0.5 + 0.01 * seed for seed in range(number)] for name, number in draws.items()}
+        return table_of(as_frame(records(values)), baseline="DRS").remark
+
+    assert remark(DRS=5, a=5) == ""
+    assert remark(DRS=4, a=4) == "Fewer than five draws: not a headline. The comparison with DRS rests on 4 pairs."
+    text = "Fewer than five draws: not a headline. The comparison of a, b with DRS rests on 1 to 3 pairs."
+    assert remark(DRS=5, a=3, b=1, c=5) == text
+    assert table_of(as_frame(records({"a": [0.5]}))).remark == ""  # nothing is compared
+    table = table_of(as_frame(records({"DRS": [0.5], "a": [0.6]})), baseline="DRS")
+    assert "not a headline" in to_markdown([table])
+    assert "% Fewer than five draws" in to_latex([table])
+
+
+def test_what_was_measured_on_other_data_is_not_compared():
+    """Pairs are pairs on the same images: the others are left out, and the table says so."""
+    values = {"DRS": [0.5, 0.6, 0.7], "a": [0.8, 0.8, 0.9]}
+    made = [replace(record, data_digest=f"{record.seed}" + "x" * (record.method == "a" and record.seed == 1))
+            for record in records(values)]  # fmt: skip
+    table = table_of(as_frame(made), baseline="DRS")
+    assert cells(table, "a")["Balanced accuracy (%)"].difference.startswith("+25.0 ± ")  # of seeds 0 and 2
+    assert table.remark.endswith("rests on 2 pairs.")
+    assert "No paired difference is shown of a and DRS at seed 1: their data differ." in table.footnotes
+    assert not any(cell.best for row in table.rows for cell in row.cells)
+    elsewhere = as_frame([*made, *records({"a": [0.1]}, benchmark="other")])
+    other = method_tables(elsewhere, summarise(elsewhere, baseline="DRS"), baseline="DRS")[1]
+    assert "No paired difference is shown: DRS was not measured on other." in other.footnotes
 
 
 def test_best_is_marked_only_beyond_the_paired_interval():
@@ -193,15 +242,15 @@ def test_one_seed_and_missing_figures_have_no_made_up_spread():
 
 def test_published_figures_stand_only_where_they_were_verified():
     assert {(key, entry.value) for key, entry in PUBLISHED.items()} == {
-        (("cifar10_lt_if100", "CE+DRS+GIT"), 0.7876), (("cifar100_lt_if100", "CE+DRS+GIT"), 0.4435)}  # fmt: skip
+        (("cifar10_lt_if100", "ce_drs+git"), 0.7876), (("cifar100_lt_if100", "ce_drs+git"), 0.4435)}  # fmt: skip
     assert "Published" not in table_of(some_records()).columns
-    frame = as_frame(records({"CE": [0.7], "CE+DRS+GIT": [0.78]}, benchmark="cifar10_lt_if100"))
+    frame = as_frame(records({"CE": [0.7], "ce_drs+git": [0.78]}, benchmark="cifar10_lt_if100"))
     table = table_of(frame)
-    assert cells(table, "CE+DRS+GIT")["Published"].text == "78.76 %"
+    assert cells(table, "ce_drs+git")["Published"].text == "78.76 %"
     assert cells(table, "CE")["Published"].text == "not available"
     assert any("2203.09739" in line and "not run here" not in line for line in table.footnotes)
     alone = table_of(as_frame(records({"CE": [0.4]}, benchmark="cifar100_lt_if100")))
-    assert any("CE+DRS+GIT (not run here) 44.35 %" in line for line in alone.footnotes)
+    assert any("ce_drs+git (not run here) 44.35 %" in line for line in alone.footnotes)
 
 
 def test_markdown_and_latex_escape_what_would_act():

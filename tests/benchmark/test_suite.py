@@ -179,6 +179,18 @@ def test_records_are_what_the_loops_measure(cell, prepared):
     assert values(records, "few_ekld")[None] == pytest.approx(sum(ekld[label] for label in few) / len(few), abs=1e-4)
 
 
+def test_nothing_is_said_of_invariance_under_the_identity_nor_of_groups_without_classes(tmp_path):
+    """Under the identity every model has eKLD 0, which is no finding; a mean over no class is no figure."""
+    level = {"profile": "step", "imbalance": 1, "largest": 15, "few_below": 1}  # classes of one size: none is small
+    task = replace(TASK, nuisance="identity", nuisance_options={}, many_above=10, **level)
+    whole = prepare(task, seed=0)
+    upright = method(nuisance="none")
+    records = run_cell(task, whole, upright, seed=0, folder=tmp_path / "a", draws=1, learned=Lighting())
+    totals = {"balanced_accuracy", "many_accuracy", "mean_learned_ekld", "train_seconds"}
+    assert {record.metric for record in records} == totals | {"accuracy", "learned_ekld"}
+    assert not any(math.isnan(record.value) for record in records)
+
+
 def test_records_say_where_they_come_from(cell, prepared):
     _, records = cell
     assert {record.benchmark for record in records} == {"digits-rotation"}

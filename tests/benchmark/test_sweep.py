@@ -15,7 +15,7 @@ from gen_invariance.cli_help import config_folder
 ROOT = Path(__file__).parent.parent.parent
 LAUNCHERS = {"local": "hydra_joblib_launcher", "slurm": "hydra_submitit_launcher", "on_ray": "hydra_ray_launcher"}
 QUICK = [
-    "benchmark=digits_rot_lt", "methods=ce_drs", "orders=0-1", "'training_options={epochs: 1, warmup: 0}'",
+    "benchmark=digits_rot_lt", "methods=ce_drs", "orders=0-1", "'training_options={epochs: 2}'",
     "'measure_options={draws: 1}'", "'data_options={test_images: 5}'",
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.measure.statistics import (
     bootstrap_interval,
     class_size_association,
+    least_p_value,
     mean_interval,
     paired_difference,
 )
@@ -61,6 +62,14 @@ def test_the_permutation_p_is_that_of_every_sign_pattern(count):
     sums = [abs(np.dot(signs, differences)) for signs in itertools.product([1, -1], repeat=count)]
     expected = np.mean(np.array(sums) >= abs(differences.sum()) - 1e-12)
     assert paired_difference(differences, np.zeros(count)).permutation_p_value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 12, 13, 20])
+def test_no_permutation_p_is_below_its_floor(count):
+    """Differences that all point one way have the least p there is; that of drawn flips is at least theirs."""
+    found = paired_difference(np.arange(1.0, count + 1), np.zeros(count)).permutation_p_value
+    assert found == pytest.approx(least_p_value(count)) if count <= 12 else found >= least_p_value(count)
+    assert np.isnan(least_p_value(0))
 
 
 def test_the_permutation_p_agrees_with_scipys_exact_test():
