@@ -163,11 +163,29 @@ def test_augment_names_images_of_an_npz_under_two_labels(tmp_path, capsys):
     )
 
 
+def test_augment_keeps_the_groups_of_an_npz(tmp_path, capsys):
+    file = as_npz(tmp_path / "set.npz")
+    SpatialTranslator(1, start=0.3).save_pretrained(tmp_path / "t")
+    words = [
+        "augment",
+        "data=npz",
+        f"data.path={file}",
+        "data.group=track",
+        f"translator={tmp_path / 't'}",
+        "target=43",
+    ]
+    code, _, err = command(capsys, *words, "progress=false", "off_distribution=null", f"out={tmp_path / 'out'}")
+    assert (code, err) == (0, [])
+    found = load_source("npz", tmp_path / "out" / "set.npz", group="track").train
+    assert found.counts.tolist() == [43, 43, 43]
+    assert [len(found.groups[found.labels == label].unique()) for label in range(3)] == [8, 8, 8]
+
+
 def test_a_benchmark_says_it_once(tmp_path, capsys):
     root = as_folder(tmp_path / "set", copied=1)
     code, out, err = command(
         capsys, "benchmark", "run", "benchmark=folder", "methods=ce", "seeds=0-1", "orders=0",
-        f"data_options={{path: {root}, image_size: 16}}", "training_options={epochs: 1, warmup: 0, checkpoint_every: 1}",
+        f"data_options={{path: {root}, image_size: 16}}", "training_options={epochs: 1, warmup: 0}",
         "classifier_options={backbone: small_conv}",
         "measure_options={draws: 2}", f"out={tmp_path / 'out'}",
     )  # fmt: skip

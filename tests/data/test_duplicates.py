@@ -51,6 +51,8 @@ def test_lines_count_and_name_in_plain_english():
         "correct the labels, or remove what is wrong",
     ]
     assert found.contradictory_examples[1] == ("training row 2", "eel", "test row 2", "dog")
+    thrice = find_duplicates(data_of([1, 1, 1], [0, 1, 2]), None)
+    assert (thrice.contradictory, thrice.contradictory_examples[0][2]) == (1, "training row 1")
     one = find_duplicates(data_of([1], [0]), data_of([1], [1]))
     assert one.lines()[0].startswith("note: 1 of 1 test images is also a training image (")
     assert one.lines()[1].startswith("note: 1 image stands under two labels (")

@@ -8,6 +8,7 @@ import torch
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError, ShapeError
 from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.order import separability
 from gen_invariance.order.analysis import AnalysisSettings
 from gen_invariance.order.backbone import SourceSettings
 from gen_invariance.order.measure import cell_path
@@ -76,6 +77,22 @@ def test_everything_is_written_and_says_the_same(tmp_path):
 
 
 @pytest.mark.usefixtures("not_drawn")
+def test_heads_know_the_groups_of_their_samples(tmp_path, not_drawn, monkeypatch):
+    real, given = separability.split_indices, []
+
+    def spy(labels, **options):
+        given.append(options["groups"])
+        return real(labels, **options)
+
+    monkeypatch.setattr(separability, "split_indices", spy)
+    train = replace(TRAIN, groups=torch.arange(len(TRAIN)) // 2)
+    study(tmp_path, train=train, seeds=(0,), head="logistic")
+    assert given
+    assert all(len(groups) == 2 * len(groups.unique()) for groups in given)
+    with np.load(cell_path(tmp_path / "run", (), 0)) as cell:
+        assert len(set(cell["train_groups"].tolist())) * 2 == len(cell["train_groups"])
+
+
 def test_separated_pairs_are_those_of_the_features(tmp_path):
     found = study(tmp_path)
     measured = found.measured
