@@ -124,6 +124,16 @@ def test_copies_in_the_test_part_are_counted_and_named_by_every_verb(tmp_path, c
     assert (code, out[0]) == (0, said)
 
 
+def test_the_order_says_so_too(tmp_path, capsys):
+    small = {"choose": "list", "subsets": "[[0,1]]", "seeds": "[0]", "pool": 5, "source.images_per_class": 5}
+    small |= {"source.epochs": 1, "source.batch_size": 8, "analysis.resamples": 100}
+    words = [f"order.{name}={value}" for name, value in small.items()]
+    place = ["data=folder", f"data.path={as_folder(tmp_path / 'set', copied=1)}", f"out={tmp_path / 'order'}"]
+    code, out, _ = command(capsys, "order", *place, *words, "device=cpu", "progress=false")
+    assert code == 0
+    assert out[0].startswith("note: 3 of 21 test images are also training images (first: test/0/dup_0.png")
+
+
 def test_clean_sets_and_sets_of_one_part_say_nothing(tmp_path, capsys):
     root, translator = as_folder(tmp_path / "set"), tmp_path / "translator"
     SpatialTranslator(1, start=0.3).save_pretrained(translator)
