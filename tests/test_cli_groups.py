@@ -124,6 +124,16 @@ def test_copies_in_the_test_part_are_counted_and_named_by_every_verb(tmp_path, c
     assert (code, out[0]) == (0, said)
 
 
+def test_the_order_says_so_too(tmp_path, capsys):
+    small = {"choose": "list", "subsets": "[[0,1]]", "seeds": "[0]", "pool": 5, "source.images_per_class": 5}
+    small |= {"source.epochs": 1, "source.batch_size": 8, "analysis.resamples": 100}
+    words = [f"order.{name}={value}" for name, value in small.items()]
+    place = ["data=folder", f"data.path={as_folder(tmp_path / 'set', copied=1)}", f"out={tmp_path / 'order'}"]
+    code, out, _ = command(capsys, "order", *place, *words, "device=cpu", "progress=false")
+    assert code == 0
+    assert out[0].startswith("note: 3 of 21 test images are also training images (first: test/0/dup_0.png")
+
+
 def test_clean_sets_and_sets_of_one_part_say_nothing(tmp_path, capsys):
     root, translator = as_folder(tmp_path / "set"), tmp_path / "translator"
     SpatialTranslator(1, start=0.3).save_pretrained(translator)
@@ -163,11 +173,29 @@ def test_augment_names_images_of_an_npz_under_two_labels(tmp_path, capsys):
     )
 
 
+def test_augment_keeps_the_groups_of_an_npz(tmp_path, capsys):
+    file = as_npz(tmp_path / "set.npz")
+    SpatialTranslator(1, start=0.3).save_pretrained(tmp_path / "t")
+    words = [
+        "augment",
+        "data=npz",
+        f"data.path={file}",
+        "data.group=track",
+        f"translator={tmp_path / 't'}",
+        "target=43",
+    ]
+    code, _, err = command(capsys, *words, "progress=false", "off_distribution=null", f"out={tmp_path / 'out'}")
+    assert (code, err) == (0, [])
+    found = load_source("npz", tmp_path / "out" / "set.npz", group="track").train
+    assert found.counts.tolist() == [43, 43, 43]
+    assert [len(found.groups[found.labels == label].unique()) for label in range(3)] == [8, 8, 8]
+
+
 def test_a_benchmark_says_it_once(tmp_path, capsys):
     root = as_folder(tmp_path / "set", copied=1)
     code, out, err = command(
         capsys, "benchmark", "run", "benchmark=folder", "methods=ce", "seeds=0-1", "orders=0",
-        f"data_options={{path: {root}, image_size: 16}}", "training_options={epochs: 1, checkpoint_every: 1}",
+        f"data_options={{path: {root}, image_size: 16}}", "training_options={epochs: 1}",
         "classifier_options={backbone: small_conv}",
         "measure_options={draws: 2}", f"out={tmp_path / 'out'}",
     )  # fmt: skip

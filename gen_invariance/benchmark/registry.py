@@ -159,7 +159,7 @@ def read_benchmark(
         fit={key: value for key, value in values["fit"].items() if key not in single},
         fits=fits,
         translators=translators or {},
-        nuisances=nuisances or {},
+        nuisances=_merged(layers.get("nuisances", {}), nuisances or {}),
         measure=settings_of(MeasureSettings, values["measure"], f"{name}: measure"),
         classes=layers.get("classes"),
         images=layers.get("images"),
@@ -240,6 +240,11 @@ def _like(configs: Path, group: str, values: Mapping[str, Mapping[str, Any]]) ->
     changes = dict(values[group])
     base = layered(configs / group / f"{changes.pop('like')}.yaml") if "like" in changes else {}
     return {**{key: value for key, value in base.items() if key not in ("summary", "stem")}, **changes}
+
+
+def _merged(first: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Options by name, those of `then` over those of `first`."""
+    return {name: {**first.get(name, {}), **then.get(name, {})} for name in (*first, *then)}
 
 
 def _path_of(source: str, path: str | None, data_root: Path | str | None) -> str | None:

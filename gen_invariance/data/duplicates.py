@@ -1,4 +1,4 @@
-"""Images that are in training and test alike, and images that stand under two labels: counted, and the first named.
+"""Images or groups in training and test alike, and images that stand under two labels: counted, and the first named.
 
 Either makes figures say something else than they seem to: a test image that was trained on is no new image, and of two
 labels of one image one is wrong. Equal means every pixel, found by a cryptographic digest of each image.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+import torch
 
 from gen_invariance.data.folder import shown
 from gen_invariance.data.images import ImageData
@@ -32,6 +34,7 @@ class DuplicateReport:
     Attributes:
         shared: test images that are training images, too.
         test_images: how many test images there are.
+        shared_groups: test images of which a group shows the same thing in training, see `ImageData.groups`.
         contradictory: different images that stand under two labels or more, in training and test together.
         shared_examples: (test image, training image, class of the test image) of the first few.
         contradictory_examples: (image, its class, the same image elsewhere, its class there) of the first few.
@@ -39,6 +42,7 @@ class DuplicateReport:
 
     shared: int = 0
     test_images: int = 0
+    shared_groups: int = 0
     contradictory: int = 0
     shared_examples: tuple[tuple[str, str, str], ...] = ()
     contradictory_examples: tuple[tuple[str, str, str, str], ...] = ()
@@ -52,6 +56,12 @@ class DuplicateReport:
             lines.append(
                 f"note: {self.shared:,} of {self.test_images:,} test images {what} (first: {test} = {train}, class "
                 f"{label!r}); their accuracy says nothing about new images"
+            )
+        if self.shared_groups:
+            what = "is of a group" if self.shared_groups == 1 else "are of groups"
+            lines.append(
+                f"note: {self.shared_groups:,} of {self.test_images:,} test images {what} that training images show, "
+                "too; their accuracy says little about new things"
             )
         if self.contradictory:
             one, label, other, wrong = self.contradictory_examples[0]
@@ -82,7 +92,10 @@ def find_duplicates(
         test_name: what a row of `test` is called.
     """
     parts = [_marked(part) if part is not None else [] for part in (train, test)]
-    return compare_marked(*parts, train_name=train_name, test_name=test_name)
+    report = compare_marked(*parts, train_name=train_name, test_name=test_name)
+    if test is None or train.groups is None or test.groups is None:
+        return report
+    return replace(report, shared_groups=int(torch.isin(test.groups, train.groups.to(test.device)).sum()))
 
 
 def split_duplicates(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from gen_invariance.data.arrays import DAMAGED
 from gen_invariance.data.images import ImageData
+from gen_invariance.data.longtail import positions_in_class
 from gen_invariance.errors import SettingsError
 from gen_invariance.order.backbone import FittedSource, SourceTrainer, in_batches
 from gen_invariance.order.separability import Features
@@ -132,7 +133,7 @@ def _measure_cell(
     trainer: SourceTrainer | None,
     invariance: Invariance | None,
 ) -> dict[str, np.ndarray]:
-    rows = _shot_rows(train.labels, plan, seed)
+    rows = _shot_rows(train, plan, seed)
     features = Features(
         in_batches(source, train, rows).flatten(1),
         train.labels.cpu()[rows],
@@ -164,11 +165,15 @@ def _measure_cell(
     return cell
 
 
-def _shot_rows(labels: Tensor, plan: Plan, seed: int) -> Tensor:
+def _shot_rows(train: ImageData, plan: Plan, seed: int) -> Tensor:
     if plan.shots is None:
         return plan.head_rows
     kept = []
-    of_rows = labels.cpu()[plan.head_rows]
+    of_rows = train.labels.cpu()[plan.head_rows]
+    if train.groups is not None:
+        generator = named_generator(seed, "order shots", "groups")
+        places = positions_in_class(of_rows, generator=generator, groups=train.groups.cpu()[plan.head_rows])
+        return plan.head_rows[places < plan.shots]
     for label in of_rows.unique().tolist():
         rows = plan.head_rows[of_rows == label]
         order = torch.randperm(len(rows), generator=named_generator(seed, "order shots", label))

@@ -8,6 +8,7 @@ import torch
 from oracles import slow_accuracy, slow_invariance
 
 from gen_invariance.augment.policy import auto, hard_cutoff
+from gen_invariance.benchmark import suite
 from gen_invariance.benchmark.suite import (
     ClassifierSettings,
     Method,
@@ -22,6 +23,7 @@ from gen_invariance.benchmark.suite import (
 )
 from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.longtail import long_tailed_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance import Compose, CropFlip, Identity, Lighting
@@ -268,6 +270,21 @@ def test_fewer_images_and_a_learned_nuisance(cell, prepared):
         generator=named_generator(0, "evaluation"),
     )  # fmt: skip
     assert list(values(again, "ekld").values()) == pytest.approx(expected, abs=1e-4, nan_ok=True)
+
+
+def test_images_that_stand_for_all_and_the_plan_know_groups(prepared, monkeypatch):
+    groups = prepared.test.labels.clone()  # one group a class, and one image of another
+    alone = torch.stack([(groups == label).nonzero()[-1, 0] for label in range(10)])
+    groups[alone] += 100
+    rows = suite._some_of_each(replace(prepared.test, groups=groups), 2)
+    assert set(alone.tolist()) <= set(rows.tolist())
+    given = {}
+    monkeypatch.setattr(
+        suite, "measure_similarity", lambda features, labels, *, groups: given.update(groups=groups) or 0.5
+    )
+    train = replace(prepared.train, groups=torch.arange(len(prepared.train)))
+    suite.resolve_plan(TransferPlan("auto"), build_model(CLASSIFIER, train, seed=0), train)
+    assert torch.equal(given["groups"], train.groups)
 
 
 def test_a_folder_of_another_arm_is_refused(cell, prepared):

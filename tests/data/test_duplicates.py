@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -51,6 +53,8 @@ def test_lines_count_and_name_in_plain_english():
         "correct the labels, or remove what is wrong",
     ]
     assert found.contradictory_examples[1] == ("training row 2", "eel", "test row 2", "dog")
+    thrice = find_duplicates(data_of([1, 1, 1], [0, 1, 2]), None)
+    assert (thrice.contradictory, thrice.contradictory_examples[0][2]) == (1, "training row 1")
     one = find_duplicates(data_of([1], [0]), data_of([1], [1]))
     assert one.lines()[0].startswith("note: 1 of 1 test images is also a training image (")
     assert one.lines()[1].startswith("note: 1 image stands under two labels (")
@@ -62,6 +66,22 @@ def test_clean_data_and_data_of_one_part_say_nothing():
     assert find_duplicates(train, None) == DuplicateReport()
     assert find_duplicates(train, train.subset(torch.zeros(0, dtype=torch.int64))).lines() == []
     assert find_duplicates(data_of([1, 1], [0, 2]), None).contradictory == 1
+
+
+def test_groups_in_both_parts_are_counted():
+    train = replace(data_of([1, 2, 3], [0, 1, 2]), groups=torch.tensor([5, 6, 7]))
+    test = replace(data_of([8, 9, 10], [0, 1, 2]), groups=torch.tensor([6, 8, 6]))
+    assert find_duplicates(train, test).lines() == [
+        "note: 2 of 3 test images are of groups that training images show, too; their accuracy says little about new "
+        "things"
+    ]
+    assert (
+        find_duplicates(train, test.subset(torch.tensor([0])))
+        .lines()[0]
+        .startswith("note: 1 of 1 test images is of a group")
+    )
+    assert not find_duplicates(train, replace(test, groups=None)).lines()
+    assert not find_duplicates(replace(train, groups=None), test).lines()
 
 
 def test_classes_are_compared_by_name_and_images_by_shape():

@@ -142,6 +142,13 @@ def test_a_bound_is_kept_even_where_a_class_then_gives_nothing():
     assert torch.bincount(labels[held], minlength=2).tolist() == [0, 2]
 
 
+def test_a_class_of_large_groups_gives_its_smallest():
+    labels, groups = torch.zeros(12, dtype=torch.int64), torch.tensor([0] * 5 + [1] * 3 + [2] * 4)
+    for seed in range(5):
+        _, held = split_indices(labels, fraction=0.1, generator=named_generator(seed), groups=groups)
+        assert held.tolist() == [5, 6, 7]
+
+
 def test_groups_must_fit_the_labels():
     labels = torch.tensor([0, 0, 1])
     for wrong in (torch.tensor([0, 1]), torch.tensor([0.0, 1.0, 2.0])):
@@ -225,6 +232,17 @@ def test_filled_classes_show_their_groups_in_turn(shortage):
     assert len(tail.unique()) == 3  # the other three are tested on
     if shortage == "repeat":
         assert split.train.counts.tolist() == [20, 4]
+    for seed in range(6):
+        split = make_filled(
+            (source, None),
+            shortage=shortage,
+            largest=15,
+            imbalance=5,
+            rest_is_test=True,
+            shuffle_order=False,
+            seed=seed,
+        )
+        assert len(split.train.groups[split.train.labels == 1].unique()) == 3  # three images
 
 
 def write_npz(path, **more):

@@ -133,9 +133,11 @@ def test_bad_features_are_refused():
 
 
 def test_the_strength_of_a_logistic_head_is_chosen_on_groups_it_has_not_seen(monkeypatch):
-    data = cloud(classes=2, train=24, gap=0.7)
-    groups = torch.arange(48) // 4
-    rows_of = {tuple(row): int(group) for row, group in zip(data.train.float().tolist(), groups.tolist(), strict=True)}
+    groups = torch.arange(72) // 4
+    data = cloud(classes=3, train=24, gap=0.7, train_groups=groups)
+    inputs = data.train[:48]
+    inputs = ((inputs - inputs.mean(0)) / inputs.std(0)).tolist()
+    rows_of = {tuple(row): int(group) for row, group in zip(inputs, groups[:48].tolist(), strict=True)}
     seen = []
 
     class Spy(sep.LogisticRegression):
@@ -148,7 +150,7 @@ def test_the_strength_of_a_logistic_head_is_chosen_on_groups_it_has_not_seen(mon
             return super().score(inputs, labels)
 
     monkeypatch.setattr(sep, "LogisticRegression", Spy)
-    sep._fit_logistic(data.train.numpy(), data.train_labels.numpy(), groups=groups, generator=None)
+    sep.logistic_predictions(data, (0, 1))
     sides = [{rows_of[tuple(row)] for row in inputs.tolist()} for _, inputs in seen]
     assert [kind for kind, _ in seen][:2] == ["fit", "score"]
     assert not sides[0] & sides[1]

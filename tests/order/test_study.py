@@ -8,9 +8,10 @@ import torch
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError, ShapeError
 from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.order import separability
 from gen_invariance.order.analysis import AnalysisSettings
 from gen_invariance.order.backbone import SourceSettings
-from gen_invariance.order.measure import cell_path
+from gen_invariance.order.measure import Plan, _shot_rows, cell_path
 from gen_invariance.order.page import findings
 from gen_invariance.order.records import study_records
 from gen_invariance.order.relation import SubsetOrder
@@ -76,6 +77,28 @@ def test_everything_is_written_and_says_the_same(tmp_path):
 
 
 @pytest.mark.usefixtures("not_drawn")
+def test_heads_know_the_groups_of_their_samples(tmp_path, not_drawn, monkeypatch):
+    real, given = separability.split_indices, []
+
+    def spy(labels, **options):
+        given.append(options["groups"])
+        return real(labels, **options)
+
+    monkeypatch.setattr(separability, "split_indices", spy)
+    train = replace(TRAIN, groups=torch.arange(len(TRAIN)) // 2)
+    study(tmp_path, train=train, seeds=(0,), head="logistic")
+    assert given
+    assert all(len(groups) == 2 * len(groups.unique()) for groups in given)
+    with np.load(cell_path(tmp_path / "run", (), 0)) as cell:
+        assert len(set(cell["train_groups"].tolist())) * 2 == len(cell["train_groups"])
+
+
+def test_two_shots_show_two_groups():
+    train = replace(TRAIN, groups=torch.where(torch.arange(64) % 16 == 5, 99, TRAIN.labels))
+    rows = _shot_rows(train, Plan("frozen", 1, torch.arange(64), (), shots=2), seed=0)
+    assert sorted(train.groups[rows].tolist()) == [0, 1, 2, 3, 99, 99, 99, 99]
+
+
 def test_separated_pairs_are_those_of_the_features(tmp_path):
     found = study(tmp_path)
     measured = found.measured

@@ -1,5 +1,7 @@
 """Fitting a flow translator: it learns style without copying it, resumes to the bit, and stops on bad numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ from gen_invariance.translator.flow_fit import (
     scrambled,
 )
 from gen_invariance.translator.load import load_translator
+from gen_invariance.translator.watch import Watcher
 
 
 def seeded(number=0):
@@ -189,6 +192,13 @@ def test_only_the_chosen_classes_are_looked_at(tmp_path):
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
     with pytest.raises(SettingsError, match="no class has 500 images"):
         fit_flow(made(), data, loop(head_from=500), FlowSettings(), run=run, progress=False)
+
+
+def test_groups_are_held_out_of_a_watched_fit(tmp_path, monkeypatch):
+    data, given = replace(bars(60)[0], groups=torch.arange(60) // 6), []
+    monkeypatch.setattr(Watcher, "fitted", lambda self, members, groups: given.append(groups) or members)
+    fit_flow(made(), data, loop(steps=1), FlowSettings(), run=Run(tmp_path / "run", kind="fit"), progress=False)
+    assert torch.equal(given[0], data.groups)
 
 
 def test_the_bank_holds_styles_of_every_class_alike(tmp_path):

@@ -128,6 +128,19 @@ def test_figures_of_a_nuisance_that_does_nothing_and_of_one_that_does():
     assert score_of(look(Rotation(20), 1)) > 0
 
 
+def test_halves_of_a_look_share_no_group(monkeypatch):
+    data = replace(digits((100, 100)), groups=torch.arange(200) // 5)
+    seen, held = judge_sets(data, settings(), seed=0)
+    given = []
+    monkeypatch.setattr(watching, "assess", lambda nuisance, images, *_, groups, **__: given.append((images, groups)))
+    look = quality_watch(seen, held, judge=None, features=None, seed=0, most=25)
+    with pytest.raises(AttributeError):  # no figures
+        look(Identity(), 1)
+    group_of = {image.numpy().tobytes(): int(group) for image, group in zip(data.images, data.groups, strict=True)}
+    images, groups = given[0]
+    assert [group_of[(image * 255).round().byte().numpy().tobytes()] for image in images] == groups.tolist()
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
