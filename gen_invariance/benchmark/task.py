@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gen_invariance.data.cuts import CUTS
 from gen_invariance.data.duplicates import DuplicateReport, split_duplicates
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import long_tailed_indices, shot_groups
@@ -40,6 +41,7 @@ class Task:
         base_images: different images of a class at most, with shortage "repeat": 5 leaves the long tail to the number
             of draws.
         test_images: of each class at most.
+        cut: rule by which images of a class are chosen: "own", "cao" or "first", see `data.cuts.cut_indices`.
         fill_tail: fill small classes up towards the size of the largest, with images that the cut leaves out: an
             oracle for sets whose nuisance cannot be drawn.
         nuisance: name of the hand-written nuisance that acts once on each image; "identity" leaves the set as it is.
@@ -66,6 +68,7 @@ class Task:
     shortage: str = "error"
     base_images: int | None = None
     test_images: int | None = None
+    cut: str = "own"
     fill_tail: bool = False
     nuisance: str = "identity"
     nuisance_options: Mapping[str, Any] = field(default_factory=dict)
@@ -86,6 +89,10 @@ class Task:
             raise SettingsError(
                 f"data: base_images must be at least 1 and needs shortage=repeat, got {self.base_images} and "
                 f"{self.shortage!r}"
+            )
+        if self.cut not in CUTS or (self.cut != "own" and self.shortage != "error"):
+            raise SettingsError(
+                f"data: cut must be one of {', '.join(CUTS)}, and own with shortage={self.shortage}, got {self.cut!r}"
             )
         if self.fill_tail and (self.shortage == "repeat" or self.rest_is_test or self.profile == "none"):
             raise SettingsError(
@@ -110,7 +117,8 @@ class Task:
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON-able values, for a run's config."""
-        added = {"group": None, "fill_tail": False}  # runs made before these were there stay what they are
+        # Runs that were made before these settings were there stay what they are.
+        added = {"group": None, "cut": "own", "fill_tail": False}
         return {name: value for name, value in asdict(self).items() if name not in added or value != added[name]}
 
 
@@ -201,7 +209,7 @@ def _cut(task: Task, pair: tuple[ImageData, ImageData | None], *, seed: int) -> 
         )
     }  # fmt: skip
     if task.shortage == "error":
-        split = make_long_tailed(pair, **shape, fill_tail=task.fill_tail, seed=seed)
+        split = make_long_tailed(pair, **shape, cut=task.cut, fill_tail=task.fill_tail, seed=seed)
     else:
         split = make_filled(
             pair, shortage=task.shortage, base_images=task.base_images, **shape, fill_tail=task.fill_tail, seed=seed

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gen_invariance.data.arrays import load_arrays
+from gen_invariance.data.cuts import cut_indices
 from gen_invariance.data.folder import shown
 from gen_invariance.data.grouping import check_groups, hold_groups
 from gen_invariance.data.images import ImageData
@@ -25,7 +26,6 @@ from gen_invariance.data.longtail import (
     class_order,
     counts_by_class,
     exponential_counts,
-    long_tailed_indices,
     split_indices,
     step_counts,
     zipf_counts,
@@ -77,6 +77,7 @@ def make_long_tailed(
     validation_fraction: float = 0.0,
     rest_is_test: bool = False,
     shuffle_order: bool = True,
+    cut: str = "own",
     fill_tail: bool = False,
     seed: int = 0,
 ) -> LongTailSplit:
@@ -101,6 +102,7 @@ def make_long_tailed(
         validation_fraction: share of the source's training images to hold out, in [0, 1).
         rest_is_test: training images that were not chosen become the test set.
         shuffle_order: draw which class is how large; otherwise class 0 is the largest.
+        cut: rule by which images are chosen, see `cuts.cut_indices`.
         fill_tail: cut, then fill every class up to the size of the largest, or as far as its images go. The images of
             the cut are among those of the filled set.
         seed: root of the order, the held-out images and the chosen images.
@@ -132,9 +134,8 @@ def make_long_tailed(
     _check_enough(train, available, counts)
     if fill_tail:
         counts = available.clamp(max=int(counts.max()))
-    generator = named_generator(seed, "longtail", "subset")
     of_kept = None if groups is None else groups[kept]
-    chosen = kept[long_tailed_indices(labels[kept], counts, generator=generator, groups=of_kept)]
+    chosen = kept[cut_indices(labels[kept], counts, cut=cut, seed=seed, groups=of_kept)]
 
     rest = _untouched(len(labels), torch.cat([chosen, held_out]), groups) if rest_is_test else None
     return LongTailSplit(
