@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from oracles import slow_accuracy, slow_invariance
@@ -191,6 +192,33 @@ def test_nothing_is_said_of_invariance_under_the_identity_nor_of_groups_without_
     totals = {"balanced_accuracy", "many_accuracy", "mean_learned_ekld", "train_seconds"}
     assert {record.metric for record in records} == totals | {"accuracy", "learned_ekld"}
     assert not any(math.isnan(record.value) for record in records)
+
+
+def test_more_real_images_for_as_many_steps(tmp_path, monkeypatch):
+    """The oracle of photos trains on the filled set, for the steps of the cut, and is recorded beside the cut."""
+    generator = torch.Generator().manual_seed(0)
+    arrays = {}
+    for part, each in (("train", 24), ("test", 6)):
+        arrays[f"{part}_images"] = torch.randint(256, (3 * each, 8, 8), generator=generator, dtype=torch.uint8).numpy()
+        arrays[f"{part}_labels"] = torch.arange(3).repeat_interleave(each).numpy()
+    np.savez(tmp_path / "set.npz", **arrays)
+    task = Task(source="npz", path=str(tmp_path / "set.npz"), largest=20, imbalance=5.0)
+    cut, filled = prepare(task, seed=0), prepare(replace(task, fill_tail=True), seed=0)
+    assert (cut.train.counts.sum(), filled.train.counts.tolist()) == (32, [20, 20, 20])
+    assert set(cut.split.train_indices.tolist()) < set(filled.split.train_indices.tolist())
+    assert cut.test.digest == filled.test.digest
+    arm = method(nuisance="none", more_real=True, training=replace(TRAINING, epochs=3))
+    trained, fit = [], suite.fit_classifier
+    monkeypatch.setattr(
+        suite, "fit_classifier", lambda model, train, how, **more: trained.append((len(train), how.epoch_images))
+        or fit(model, train, how, **more),
+    )  # fmt: skip
+    records = run_cell(task, cut, arm, seed=0, folder=tmp_path / "run", filled=filled, draws=1)
+    assert trained == [(60, 32)], "an epoch draws as many images as on the cut"
+    assert {record.data_digest for record in records} == {cut.train.digest}, "so that it pairs with the other arms"
+    assert {r.class_count for r in records if r.class_index is not None} == set(cut.train.counts.tolist())
+    plain = run_cell(task, cut, replace(arm, more_real=False), seed=0, folder=tmp_path / "plain", draws=1)
+    assert values(plain, "accuracy") != values(records, "accuracy")
 
 
 def test_records_say_where_they_come_from(cell, prepared):

@@ -334,6 +334,34 @@ def test_plain_augmentation_acts_on_the_source_too(tmp_path):
     assert torch.equal(moved.images[~empty], plainly.images[~empty])
 
 
+@pytest.mark.parametrize("source", ["batch", "balanced"])
+def test_the_stage_sees_stored_images_and_plain_augmentation_comes_after_it(source, tmp_path):
+    seen, data = [], digits()
+
+    class Seeing(Identity):
+        def apply(self, images, draw):
+            seen.append(images.clone())
+            return images
+
+    how = settings(epochs=1, stage_source=source, consistency=1.0)
+    given = batches(tmp_path, how, data=data, stage=TailAugment(Seeing(), torch.ones(3)), base=Background(256))
+    batch = given.at(0)
+    stored = {image.numpy().tobytes() for image in data.float_images()}
+    assert {image.numpy().tobytes() for image in seen[0]} <= stored
+    assert not {image.numpy().tobytes() for image in batch.images} & stored, "every row was augmented"
+    assert torch.equal(batch.clean, batch.images), "both sides of consistency under the same augmentation"
+
+
+def test_an_epoch_of_so_many_images(tmp_path):
+    how, data = settings(epochs=2, epoch_images=50), digits()
+    given = batches(tmp_path, how, data=data)
+    assert given.per_epoch == 7
+    rows = torch.cat([given.rows.indices(step) for step in range(7)])
+    assert len(rows) == 50
+    assert torch.bincount(rows, minlength=len(data)).min() >= 1, "no image twice before each came once"
+    assert given.rows.expected_uses([0]).sum() == pytest.approx(50)
+
+
 def test_a_source_of_another_size_is_refused(tmp_path):
     short = digits().subset(torch.arange(5))
     with pytest.raises(SettingsError, match="row for row"):

@@ -12,6 +12,7 @@ from gen_invariance.data.longtail import (
     counts_by_class,
     exponential_counts,
     long_tailed_indices,
+    shot_groups,
     split_indices,
     step_counts,
     zipf_counts,
@@ -203,3 +204,38 @@ def test_every_class_is_in_exactly_one_group(values, first, second):
 def test_groups_that_overlap_are_refused():
     with pytest.raises(SettingsError, match="overlaps"):
         class_groups(torch.tensor([5]), many_above=10, few_below=12)
+
+
+@given(
+    counts=st.lists(st.integers(1, 400), min_size=2, max_size=60),
+    many_above=st.one_of(st.none(), st.integers(0, 300)),
+    few_below=st.one_of(st.none(), st.integers(1, 300)),
+)
+def test_shot_groups_part_the_classes_by_size_and_leave_no_end_empty(counts, many_above, few_below):
+    if many_above is not None and few_below is not None and few_below > many_above + 1:
+        few_below = many_above + 1
+    counts = torch.tensor(counts)
+    groups = shot_groups(counts, many_above=many_above, few_below=few_below)
+    assert torch.equal(sum(group.long() for group in groups.values()), torch.ones(len(counts), dtype=torch.int64))
+    if len(counts.unique()) > 1:
+        assert groups["many"].any()
+        assert groups["few"].any()
+    sizes = {name: counts[group] for name, group in groups.items() if group.any()}
+    for larger, smaller in (("many", "medium"), ("medium", "few"), ("many", "few")):
+        if larger in sizes and smaller in sizes:
+            assert sizes[larger].min() >= sizes[smaller].max()
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes"),
+    [
+        (exponential_counts(10, largest=5000, imbalance=100), (4, 3, 3)),  # CIFAR-10-LT: thirds
+        (exponential_counts(100, largest=500, imbalance=100), (35, 35, 30)),  # CIFAR-100-LT: published bounds
+        (step_counts(10, largest=5000, imbalance=100), (5, 0, 5)),  # classes of one size stay together
+        (zipf_counts(26, largest=480, power=2.0, smallest=5), (2, 2, 22)),
+        (torch.full((5,), 7), (0, 0, 5)),  # none of them is small beside another
+    ],
+)
+def test_shot_groups_of_known_sets(counts, sizes):
+    bounds = {} if len(counts) != 10 else {"many_above": None, "few_below": None}
+    assert tuple(int(group.sum()) for group in shot_groups(counts, **bounds).values()) == sizes

@@ -29,6 +29,25 @@ def pixels(data):
 
 
 @given(
+    profile=st.sampled_from(["exponential", "step", "zipf"]),
+    counts=st.lists(st.integers(12, 30), min_size=2, max_size=6),
+    fraction=st.sampled_from([0.0, 0.2]),
+    cut=st.sampled_from(["own", "cao", "first"]),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_filled_tail_holds_the_cut_and_goes_as_far_as_images_do(profile, counts, fraction, cut, seed):
+    source = numbered_images(counts), numbered_images([3] * len(counts), first=1000)
+    how = {"profile": profile, "largest": 9, "imbalance": 3, "validation_fraction": fraction, "cut": cut, "seed": seed}
+    plain, filled = make_long_tailed(source, **how), make_long_tailed(source, **how, fill_tail=True)
+    assert pixels(plain.train) <= pixels(filled.train)
+    assert pixels(plain.validation) == pixels(filled.validation)
+    assert not pixels(filled.train) & pixels(filled.validation)
+    assert filled.counts.tolist() == [9] * len(counts)
+    assert torch.equal(filled.order, plain.order)
+
+
+@given(
     profile=st.sampled_from(["exponential", "step", "zipf", "none"]),
     counts=st.lists(st.integers(12, 30), min_size=1, max_size=6),
     fraction=st.sampled_from([0.0, 0.2, 0.4]),
