@@ -135,7 +135,14 @@ def _is_group(name: str) -> bool:
 
 
 def _opened(word: str) -> str:
-    """`word` with a sign that lets it add keys, where it sets options whose names depend on another setting."""
+    """`word` with a sign that lets it add keys, where it sets options whose names depend on another setting.
+
+    A regular expression, which only `group` takes, is put into the quotes that Hydra wants around one.
+    """
+    group = re.fullmatch(r"(data(?:_options)?\.group=)(?![\w.-]*$|'.*'$|\".*\"$)(.*)", word)
+    if group:
+        expression = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + (found[2] and r"\'"), group[2])
+        word = f"{group[1]}'{expression}'"
     return f"++{word}" if re.match(r"(\w+\.)*\w+_options(\.\w+)*=", word) else word
 
 

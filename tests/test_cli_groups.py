@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from gen_invariance import SpatialTranslator, load_source
 from gen_invariance.benchmark.measuring import open_run
-from gen_invariance.cli import run
+from gen_invariance.cli import _compose, run
 from gen_invariance.data.split import load_split_indices
 
 TRAIN = ["train", "training.epochs=1", "training.sampling=instance", "progress=false", "device=cpu"]
@@ -75,7 +75,7 @@ def test_an_npz_is_cut_and_held_out_by_its_tracks(tmp_path, capsys):
 def test_a_folder_is_cut_by_its_file_names(tmp_path, capsys):
     root = as_folder(tmp_path / "set")
     words = [*TRAIN, "data=folder", f"data.path={root / 'train'}", "data.rest_is_test=true"]
-    code, _, err = command(capsys, *words, r"data.group='^(\d+)_'", f"out={tmp_path / 'run'}")
+    code, _, err = command(capsys, *words, r"data.group=^(\d+)_", f"out={tmp_path / 'run'}")
     assert (code, err) == (0, [])
     split, patients = (
         load_split_indices(tmp_path / "run" / "split.npz"),
@@ -84,6 +84,34 @@ def test_a_folder_is_cut_by_its_file_names(tmp_path, capsys):
     sides = [set(patients.train.groups[split[f"{part}_indices"]].tolist()) for part in ("train", "test")]
     assert all(sides)
     assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        r"^(\d+)_",
+        "([a-z]+)$",
+        "it's (.)",
+        r"(\\)",
+        "(a)\\",
+        "x=(a),[b]{2}",
+        "(a|b)",
+        '"(.)"x',
+        "track",
+        "a.b-c",
+        " (.)",
+    ],
+)
+def test_an_expression_needs_no_quotes_but_those_of_the_shell(group):
+    assert _compose("train", [f"data.group={group}"])["data"]["group"] == group
+    assert _compose("benchmark", [f"data_options.group={group}"])["data_options"]["group"] == group
+
+
+@pytest.mark.parametrize(
+    ("given", "group"), [("null", None), ("'a b'", "a b"), ('"(.)"', "(.)"), (r"'^(\d+)_'", r"^(\d+)_"), ("", "")]
+)
+def test_groups_in_quotes_and_none_are_read_as_ever(given, group):
+    assert _compose("train", [f"data.group={given}"])["data"]["group"] == group
 
 
 @pytest.mark.parametrize(
