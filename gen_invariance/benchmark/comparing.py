@@ -175,15 +175,17 @@ def write_grid_report(cells: list[GridCell], out: Path, *, baseline: str | None 
         gains=gain_tables(frame, baseline=baseline),
         references=[name for name in names if "+oracle" in name or "+more_real" in name],
     )
-    effects.to_csv(out / "report" / "class_size.csv", index=False)
-    write_text(out / "report" / "class_size.md", size_effect_table(effects))
+    if len(effects):
+        effects.to_csv(out / "report" / "class_size.csv", index=False)
+        write_text(out / "report" / "class_size.md", size_effect_table(effects))
     return page
 
 
 def _notes(frame: pd.DataFrame) -> list[str]:
     orders = frame.groupby("benchmark")["order"].nunique().max()
     unit = "class orders, training seeds averaged within each" if orders > 1 else "training seeds of one class order"
-    return [
-        f"Intervals and pairs are over {unit}. eKLD compares an image of the test set with other draws of the nuisance "
-        "on the same image before it met the nuisance. class_size.md holds the rank correlation of class size and eKLD."
-    ]
+    invariance = (
+        " eKLD compares an image of the test set with other draws of the nuisance on the same image before it met the "
+        "nuisance. class_size.md holds the rank correlation of class size and eKLD."
+    )
+    return [f"Intervals and pairs are over {unit}.{invariance if 'ekld' in set(frame['metric']) else ''}"]

@@ -2,8 +2,8 @@
 
 share = (arm - generic) / (oracle - generic). *generic* is the strongest arm that gives every row generic augmentation
 and nothing else (`METHOD+trivialaugment@every_row`), for that is what anybody has for nothing. *oracle* is the arm with
-the true nuisance or with more real images, under the same generic augmentation where that was measured. Where the
-oracle itself does not gain beyond its interval there is nothing to have a share of.
+the true nuisance or with more real images, under the same generic augmentation where that was measured, else under the
+other, else under none. Where the oracle itself does not gain beyond its interval there is nothing to have a share of.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from gen_invariance.measure.statistics import paired_difference
 
 METRICS = ("balanced_accuracy", "many_accuracy", "few_accuracy", "few_ekld", "mean_ekld")
 GENERIC = ("randaugment@every_row", "trivialaugment@every_row")
-ORACLES = ("oracle", "more_real")
-NO_ROOM = "no room"
+ORACLES, NO_ROOM = ("oracle", "more_real"), "no room"
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,13 @@ def _given(method: str) -> frozenset[str]:
 
 def _scale(own: pd.DataFrame, baseline: str | None) -> Scale:
     """The scale of the arms of one long-tail method, read off their names."""
-    names = list(dict.fromkeys(own["method"]))
+    names = own["method"].unique().tolist()
     balanced = own[own["metric"] == "balanced_accuracy"].groupby("method")["value"].mean()
     alone = [name for name in names if _given(name) in [{word} for word in GENERIC] and name in balanced]
     if alone:
         reference = max(alone, key=lambda name: balanced[name])
-        kinds = [{word, *_given(reference)} for word in ORACLES] + [{word} for word in ORACLES]
+        under = [*_given(reference), *GENERIC]  # the same augmentation, else another, else none
+        kinds = [{word, generic} for generic in under for word in ORACLES] + [{word} for word in ORACLES]
     else:
         reference = baseline if baseline in names else names[0]
         kinds = [{word} for word in ORACLES]
@@ -103,15 +103,15 @@ def _table(benchmark: str, own: pd.DataFrame, scale: Scale, *, metrics: Sequence
     shown = [name for name in metrics if name in set(own["metric"])]
     rows = []
     for method, part in summary.groupby("method", sort=False):
-        by_metric, draws = part.set_index("metric"), int(part["seeds"].max())
-        cells = [Cell(str(draws), sort=draws)]
+        by_metric = part.set_index("metric")
+        cells = [Cell(f"{part['seeds'].max():.0f}", sort=part["seeds"].max())]
         for name in shown:
             cells.append(measured_cell(name, by_metric.loc[name]) if name in by_metric.index else Cell("–"))
             cells.append(_share(values.loc[name], method, scale, name, level=level))
         rows.append(Row(method, {scale.reference: "0 %", scale.oracle: "100 %"}.get(method, ""), tuple(cells)))
-    columns = [column for name in shown for column in (metric_info(name).title, f"share, {metric_info(name).label}")]
-    remark = few_pairs(summary, scale.reference)
-    return Table(_heading(benchmark, scale), "Arm", ("Draws", *columns), tuple(rows), _footnotes(scale, level), remark)
+    columns = [text for name in shown for text in (metric_info(name).title, f"share, {metric_info(name).label}")]
+    notes = {"footnotes": _footnotes(scale, level), "remark": few_pairs(summary, scale.reference)}
+    return Table(_heading(benchmark, scale), "Arm", ("Draws", *columns), tuple(rows), **notes)
 
 
 def _share(values: pd.DataFrame, method: str, scale: Scale, metric: str, *, level: float) -> Cell:
@@ -126,13 +126,13 @@ def _share(values: pd.DataFrame, method: str, scale: Scale, metric: str, *, leve
         return Cell(NO_ROOM)
     common = values[list(dict.fromkeys([method, scale.reference, scale.oracle]))].dropna()
     gains = common.sub(common[scale.reference], axis=0).mean()
-    share = gains[method] / gains[scale.oracle]
+    share = float(gains[method] / gains[scale.oracle])
     return Cell(f"{100 * share:.0f} %".replace("-", "−"), sort=share) if math.isfinite(share) else Cell("n/a")
 
 
 def _heading(benchmark: str, scale: Scale) -> str:
     gain = f"share of the gain of {scale.oracle} over" if scale.oracle else "no oracle was measured; gain over"
-    first = "" if scale.generic else ", the first arm (none with generic augmentation of every row was measured)"
+    first = ", the first arm (none with generic augmentation of every row was measured)" * (not scale.generic)
     return f"{benchmark}: {gain} {scale.reference}{first}"
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from gen_invariance.benchmark.metrics import PUBLISHED, Published
 from gen_invariance.benchmark.records import FAILED, Cell, finished_cells, measured, write_csv
-from gen_invariance.benchmark.summary import summarise
+from gen_invariance.benchmark.summary import repetitions, summarise
 from gen_invariance.benchmark.tables import Table, class_tables, method_tables, to_latex, to_markdown
 from gen_invariance.errors import DataError
 from gen_invariance.run import atomic_write, remove_leftovers, write_text
@@ -155,11 +155,13 @@ def _file_names(figures: Sequence[Figure]) -> list[str]:
 def _scope(frame: pd.DataFrame) -> dict[str, Any]:
     """What the page is about, in numbers."""
     figures = measured(frame)
+    repeats = repetitions(frame).groupby(["benchmark", "method"])["seed"].nunique()
     return {
         "benchmarks": list(dict.fromkeys(figures["benchmark"])),
         "methods": list(dict.fromkeys(figures["method"])),
-        "seeds": sorted(set(figures["seed"])),
-        "uneven": figures.groupby(["benchmark", "method"])["seed"].nunique().nunique() > 1,
+        "repeats": int(repeats.max()),
+        "uneven": repeats.nunique() > 1,
+        "unit": "class order" if figures.groupby("benchmark")["order"].nunique().max() > 1 else "seed",
         "records": len(figures),
         "measures_invariance": bool(figures["metric"].isin(["ekld", "few_ekld", "mean_ekld", "agreement"]).any()),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,12 +235,11 @@ def _notes(sources: Sequence[Source], frame: pd.DataFrame) -> list[str]:
     folders: dict[str, list[str]] = {}
     for run in runs:
         folders.setdefault(str(run.label), []).append(f"{run.folder} (seed {run.seed})")
-    kinds = {str(run.label): {**(run.settings or {}), **flat({"data": run.data or {}})} for run in runs}
-    keys = differing(list(kinds.values()))
     lines = ["Runs: " + "; ".join(f"{label}: {', '.join(found)}" for label, found in folders.items()) + "."]
-    if keys:
-        values = [f"{key} {' / '.join(str(one.get(key)) for one in kinds.values())}" for key in keys]
-        lines.append("Settings that differ, in this order of the runs: " + "; ".join(values) + ".")
+    lines += _differences("Settings", {str(run.label): run.settings or {} for run in runs})
+    data = {run.benchmark: run.data or {} for run in runs}
+    for base in dict.fromkeys(name.partition(" [")[0] for name in data):
+        lines += _differences(f"Data of {base}", {n: one for n, one in data.items() if n.partition(" [")[0] == base})
     against = {name for name in frame["benchmark"].unique() if _AGAINST in name}
     if len(against) > len({name.split(_AGAINST)[0] for name in against}):
         lines.append(
@@ -248,6 +247,13 @@ def _notes(sources: Sequence[Source], frame: pd.DataFrame) -> list[str]:
             "for that measure all runs with the same: gen-invariance measure run=RUN nuisance=NAME."
         )
     return lines
+
+
+def _differences(what: str, named: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line with the values of all settings in which those of several names differ, if they do."""
+    keys = differing(list(named.values()))
+    values = [f"{key} {' / '.join(str(one.get(key)) for one in named.values())}" for key in keys]
+    return [f"{what} that differ, for {' / '.join(named)}: {'; '.join(values)}."] if keys else []
 
 
 def _method_called(name: str, sources: Sequence[Source], setting: str) -> str:

@@ -62,6 +62,8 @@ def test_the_oracle_under_the_same_augmentation_is_taken_first():
     same = "ce_drs+oracle+trivialaugment@every_row"
     (table,) = gain_tables(frame({**FEW, same: FEW[MORE]}))
     assert f"gain of {same} over" in table.benchmark
+    (table,) = gain_tables(frame({**FEW, RAND: FEW[MORE]}))  # now the strongest, and no oracle was measured under it
+    assert table.benchmark == f"letters: share of the gain of {MORE} over {RAND}"
     (table,) = gain_tables(frame({name: FEW[name] for name in (GENERIC, RAND, REDRAW, "ce_drs+oracle")}))
     assert table.benchmark == f"letters: share of the gain of ce_drs+oracle over {GENERIC}"
 

@@ -99,6 +99,19 @@ def test_the_report_is_over_orders(whole):
     assert effects["spearman"].between(effects["spearman_low"], effects["spearman_high"]).all()
 
 
+def test_a_benchmark_without_nuisance_has_accuracy_alone(tmp_path, capsys):
+    upright = ["data_options.nuisance=identity", "data_options.nuisance_options={}", "methods=[ce,ce_drs]"]
+    assert run(words(*upright, "orders=0", f"out={tmp_path}")) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "ce_drs - " in line]
+    assert re.search(r": ce_drs - balanced 0\.\d{3}, many 0\.\d{3}, few 0\.\d{3}, \d+ s$", lines[0])
+    found = set(measured(load_records(tmp_path / "records"))["metric"])
+    assert not [metric for metric in found if "ekld" in metric or metric == "agreement"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Bought where" in page
+    assert "eKLD" not in page
+    assert not (tmp_path / "report" / "class_size.csv").exists()
+
+
 def test_a_second_run_measures_nothing_and_more_orders_only_what_is_new(whole, monkeypatch):
     calls = []
     monkeypatch.setattr(module, "run_cell", lambda *a, **k: calls.append((a[2].name, k["order"])) or [])

@@ -35,6 +35,9 @@ def test_what_another_setting_of_its_group_implies_is_left_out():
     learned = {"stage.nuisance": "translator", "stage.translator": "runs/fit"}
     assert labels({}, learned) == ["stage=none", "stage=translator"]
     assert labels({"training.epochs": 3, "training.warmup": 0}, {}) == ["epochs=3", "epochs=40"]
+    drawn = {"training.sampling": "square_root", "training.warmup": 9}  # the more telling of the two is named
+    found = labels({"training.epochs": 3}, {}, {**drawn, "training.epochs": 3}, drawn)
+    assert found == ["epochs=3", "epochs=40", "epochs=3, sampling=square_root", "epochs=40, sampling=square_root"]
     other = {**learned, "stage.translator": "runs/other"}
     assert labels({}, learned, other) == ["stage=none", "translator=fit", "translator=other"]
     far = {**learned, "stage.translator": "runs/a/fit"}, {**learned, "stage.translator": "runs/b/fit"}
@@ -44,6 +47,12 @@ def test_what_another_setting_of_its_group_implies_is_left_out():
 def test_settings_of_one_name_are_told_by_their_whole_key():
     settings = [{"a.size": 1, "b.size": 1}, {"a.size": 2, "b.size": 2}]
     assert labels_of(settings) == ["a.size=1, b.size=1", "a.size=2, b.size=2"]
+
+
+def test_what_the_cut_leaves_alike_is_counted():
+    words = [f"{'y' * 20}{number}{'y' * 20}" for number in "12"]
+    assert labels(*({"augmentation": word} for word in words))[1].endswith(" (2)")
+    assert len(set(legend_names([f"{'y' * 20}{word}{'y' * 20}" for word in words]).values())) == 2
 
 
 @pytest.mark.parametrize("seed", range(20))
