@@ -46,7 +46,7 @@ class DemoSettings:
 
     Attributes:
         seeds: how many; each draws its own class order, images, angles and initial weights.
-        epochs: of each classifier, at least 2; 134 are about 800 steps, where longer training brings nothing more.
+        epochs: of each classifier, at least 2; 67 are about 400 steps, where longer training brings nothing more.
         spatial_steps, munit_steps: of the two fits.
         draws: transformations of each test image for eKLD.
         processes: worker processes of one torch thread each.
@@ -57,7 +57,7 @@ class DemoSettings:
     """
 
     seeds: int = 5
-    epochs: int = 134
+    epochs: int = 67
     spatial_steps: int = 300
     munit_steps: int = 400
     draws: int = 5

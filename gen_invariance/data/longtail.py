@@ -246,5 +246,5 @@ def shot_groups(counts: Tensor, *, many_above: int | None = 100, few_below: int 
         third = (place * 3 / len(counts)).floor()
         groups = {name: third == number for number, name in enumerate(("many", "medium", "few"))}
         if groups["many"].any() and groups["few"].any():
-            break
-    return groups
+            return groups
+    return {"many": ranks == 0, "medium": torch.zeros_like(groups["few"]), "few": ranks == 1}  # of two classes
