@@ -76,7 +76,7 @@ def _fits(value: Any, hint: Any) -> bool:
             inner = inner[:1] * len(value) if isinstance(value, list | tuple) else inner
         return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
     if origin is list:
-        return isinstance(value, list) and all(_fits(entry, inner[0]) for entry in value)
+        return isinstance(value, list) and (not inner or all(_fits(entry, inner[0]) for entry in value))
     return isinstance(value, origin)
 
 
