@@ -107,7 +107,7 @@ def photos(folder, sizes):
     for label, count in enumerate(sizes):
         (folder / str(label)).mkdir(parents=True)
         for row in (data.labels == label).nonzero().flatten()[:count].tolist():
-            Image.fromarray(data.images[row, 0].numpy()).save(folder / str(label) / f"{row}.png")
+            Image.fromarray(data.images[row, 0].numpy()).save(folder / str(label) / f"{row}_a.png")
 
 
 def translator(*, channels=1):
@@ -121,6 +121,11 @@ def plain_photos(names):
 def split_photos(names):
     photos(Path("photos/train"), (14, 12, 10, 6))
     photos(Path("photos/test"), (3, 3, 3, 3))
+    data = load_source("digits").train
+    arrays = {"train_track": torch.arange(40) // 2, "test_track": torch.arange(90, 110)}
+    for part, rows in (("train", slice(40)), ("test", slice(40, 60))):
+        arrays |= {f"{part}_images": data.images[rows], f"{part}_labels": data.labels[rows]}
+    np.savez("signs.npz", **{name: value.numpy() for name, value in arrays.items()})
 
 
 def readme(names):
