@@ -1,0 +1,78 @@
+"""What a study keeps of a grid, and the tables that its page shows.
+
+    python scripts/study_tables.py out=runs/letters results=docs/results/benchmark/letters16
+
+Writes `records.csv` (figures of every cell), `classes.csv` (eKLD by class), `gains.md` (all figures, paired
+differences, shares), `class_size.md` and, for each benchmark, a picture of eKLD against class size; prints the short
+table of the page. Without `out` it prints the table of the records that are in `results` already.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from gen_invariance.benchmark.class_figures import ekld_against_class_size
+from gen_invariance.benchmark.drawing import method_styles
+from gen_invariance.benchmark.figures import save_png
+from gen_invariance.benchmark.gains import gain_tables
+from gen_invariance.benchmark.records import Record, as_frame, load_records, measured, write_csv
+from gen_invariance.benchmark.size_effect import size_effect_table, size_effects
+from gen_invariance.benchmark.tables import to_markdown
+from gen_invariance.run import write_text
+
+METRICS = ("balanced_accuracy", "many_accuracy", "few_accuracy", "few_ekld")
+KEPT = ["benchmark", "method", "order", "seed", "metric", "value", "config_digest", "commit"]
+HEAD = ["set", "arm", "orders", "balanced (%)", "many-shot (%)", "few-shot (%)", "balanced, over generic", "p",
+        "share of the oracle's gain", "few-shot eKLD (nats)"]  # fmt: skip
+
+
+def short_table(frame: pd.DataFrame) -> str:
+    """A row an arm, Markdown: accuracies, the paired difference to generic augmentation of every row, share, eKLD."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    for table in gain_tables(frame, metrics=METRICS):
+        name = table.benchmark.split(":")[0]
+        for row in table.rows:
+            draws, balanced, share, many, _, few, _, ekld, _ = row.cells
+            gain, _, p = balanced.difference.partition(", p ")
+            arm = f"{row.name} ({row.remark})" if row.remark else row.name
+            cells = [name, f"`{arm}`", draws.text, balanced.text, many.text, few.text, gain or "–"]
+            cells += [p.split(" (")[0] or "–", share.text, ekld.text]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def from_csv(path: Path) -> pd.DataFrame:
+    """The records that `records.csv` keeps, as a frame of totals."""
+    rows = pd.read_csv(path).itertuples()
+    return as_frame(Record(**{name: getattr(row, name) for name in KEPT}) for row in rows)
+
+
+def keep(frame: pd.DataFrame, results: Path) -> None:
+    """Write what is kept of a grid's records."""
+    totals = frame[frame["class_index"].isna() & frame["metric"].isin([*METRICS, "medium_accuracy", "mean_ekld"])]
+    write_csv(totals[KEPT].assign(value=totals["value"].round(7)), results / "records.csv")
+    classes = frame[frame["metric"] == "ekld"].rename(columns={"value": "ekld"})
+    names = ["benchmark", "method", "order", "class_index", "class_count", "ekld"]
+    write_csv(classes[names].assign(ekld=classes["ekld"].round(5)), results / "classes.csv")
+    write_text(results / "gains.md", to_markdown(gain_tables(frame, metrics=METRICS)))
+    write_text(results / "class_size.md", size_effect_table(size_effects(frame)))
+    styles = method_styles(frame["method"].unique())
+    for benchmark, rows in frame.groupby("benchmark"):
+        save_png(results / f"invariance-{benchmark}.png", ekld_against_class_size(rows, styles=styles))
+
+
+def main(given: dict[str, str]) -> None:
+    """Keep, then print."""
+    if set(given) - {"out", "results"} or "results" not in given:
+        sys.exit("give results=FOLDER, and out=GRID to keep what it holds")
+    results = Path(given["results"])
+    if "out" in given:
+        keep(measured(load_records(Path(given["out"]) / "records")), results)
+    print(short_table(from_csv(results / "records.csv")), end="")
+
+
+if __name__ == "__main__":
+    main(dict(word.split("=", 1) for word in sys.argv[1:]))
