@@ -62,13 +62,13 @@ def test_auto_says_why(tmp_path, capsys):
 
 BAD = {
     "class": (["classifier.loss_options={weights: {zebra: 2.0}}"], "class weights name 'zebra', which is no class"),
-    "stages": (["transfer=partial", "transfer.last_stages=7"], "cannot train the last 7 stages, the backbone has 3"),
+    "stages": (["transfer=partial", "transfer.last_stages=7"], "cannot train the last 7 stages, the backbone has 4"),
     "method": (["method=ldma"], "method has no choice 'ldma'"),
     "worst": (["training.worst_of=3"], "training.worst_of works on what the stage does"),
     "cosine": (["method=ldam", "training.head_correction=crt"], "needs a linear head, got CosineHead"),
     "mixing": (["method=mixup", "training.mixing_options={beta: 1}"], "mixing mixup has no option 'beta'"),
     "mode": (["transfer=full", "transfer.mode=half"], "no transfer mode 'half'"),
-    "augmentation": (["augmentation=autoaugment"], "augmentation must be none, crop_flip"),
+    "augmentation": (["augmentation=autoaugment"], "augmentation: unknown nuisance 'autoaugment'; choose one of"),
     "package": (["classifier=small_conv", "classifier.weights=DEFAULT"], "small_conv has no published weights"),
 }
 

@@ -26,7 +26,7 @@ from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, translat
 from gen_invariance.benchmark.suite import cell_digest, run_cell
 from gen_invariance.benchmark.task import Prepared, Task, prepare
 from gen_invariance.data.sources import load_source
-from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.run import Run, config_digest, write_json
 from gen_invariance.settings import settings_of
@@ -206,8 +206,8 @@ def _images(task: Task, order: int, device: str) -> Prepared:
 def _notes(benchmark: Benchmark, order: int) -> list[str]:
     """What is wrong with the images of a benchmark, a line each."""
     try:
-        return _images(benchmark, order, "cpu").duplicates.lines()
-    except Exception:  # the job on them meets it, too, and says it
+        return _images(benchmark.task, order, "cpu").duplicates.lines()
+    except GenInvarianceError:  # the job on them meets it, too, and says it
         return []
 
 

@@ -133,7 +133,10 @@ def build_augmentation(name: str, *, flip: bool, options: Mapping[str, Any] | No
         return None
     given = {**(options or {})}
     given["crop_flip"] = {"flip": flip, **given.get("crop_flip", {})}
-    parts = [build_nuisance(part, **given.get(part, {})) for part in map(str.strip, name.split("+"))]
+    try:
+        parts = [build_nuisance(part, **given.get(part, {})) for part in map(str.strip, name.split("+"))]
+    except SettingsError as error:
+        raise SettingsError(f"augmentation: {error}") from error
     return parts[0] if len(parts) == 1 else Compose(parts)
 
 

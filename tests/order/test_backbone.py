@@ -122,13 +122,13 @@ def test_frozen_stages_keep_every_bit():
     made = trainer()
     model = made.start(0)
     freeze_stages(model, 1)
-    early = [value.clone() for name, value in model.backbone.state_dict().items() if "conv3" not in name]
-    late = [value.clone() for name, value in model.backbone.state_dict().items() if "conv3" in name]
+    early = [value.clone() for name, value in model.backbone.state_dict().items() if "conv4" not in name]
+    late = [value.clone() for name, value in model.backbone.state_dict().items() if "conv4" in name]
     task = made.source_task((0, 1), 0, head=model.head)
     made._train(model, [task], steps=4, generator=torch.Generator())
     now = model.backbone.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(early, (v for n, v in now.items() if "conv3" not in n), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(late, (v for n, v in now.items() if "conv3" in n), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(early, (v for n, v in now.items() if "conv4" not in n), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(late, (v for n, v in now.items() if "conv4" in n), strict=True))
     with pytest.raises(SettingsError, match="last_stages"):
         freeze_stages(model, 9)
 
