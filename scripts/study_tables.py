@@ -4,7 +4,8 @@
 
 Writes `records.csv` (figures of every cell), `classes.csv` (eKLD by class), `gains.md` (all figures, paired
 differences, shares), `class_size.md` and, for each benchmark, a picture of eKLD against class size; prints the short
-table of the page. Without `out` it prints the table of the records that are in `results` already.
+table of the page. Without `out` it prints the table of the records that are in `results` already. With
+`arms=ce_drs,ce_drs+redraw` it prints these side by side instead: balanced (many-shot / few-shot) accuracy.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from gen_invariance.benchmark.figures import save_png
 from gen_invariance.benchmark.gains import gain_tables
 from gen_invariance.benchmark.records import Record, as_frame, load_records, measured, write_csv
 from gen_invariance.benchmark.size_effect import size_effect_table, size_effects
+from gen_invariance.benchmark.summary import summarise
 from gen_invariance.benchmark.tables import to_markdown
 from gen_invariance.run import write_text
 
@@ -41,6 +43,20 @@ def short_table(frame: pd.DataFrame) -> str:
             cells = [name, f"`{arm}`", draws.text, balanced.text, many.text, few.text, gain or "–"]
             cells += [p.split(" (")[0] or "–", share.text, ekld.text]
             lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def side_by_side(frame: pd.DataFrame, arms: list[str]) -> str:
+    """A row a benchmark, a column an arm, Markdown: balanced accuracy with its interval (many-shot / few-shot)."""
+    lines = ["| set | " + " | ".join(f"`{arm}`" for arm in arms) + " |", "|" + "---|" * (len(arms) + 1)]
+    summary = summarise(frame).set_index(["benchmark", "method", "metric"])
+    for benchmark in dict.fromkeys(frame["benchmark"]):
+        cells = []
+        for arm in arms:
+            balanced, many, few = (summary.loc[(benchmark, arm, metric)] for metric in METRICS[:3])
+            ends = f"{100 * many['mean']:.0f} / {100 * few['mean']:.0f}"
+            cells.append(f"{100 * balanced['mean']:.1f} ± {100 * balanced['half_width']:.1f} ({ends})")
+        lines.append(f"| {benchmark} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -66,12 +82,13 @@ def keep(frame: pd.DataFrame, results: Path) -> None:
 
 def main(given: dict[str, str]) -> None:
     """Keep, then print."""
-    if set(given) - {"out", "results"} or "results" not in given:
-        sys.exit("give results=FOLDER, and out=GRID to keep what it holds")
+    if set(given) - {"out", "results", "arms"} or "results" not in given:
+        sys.exit("give results=FOLDER, and out=GRID to keep what it holds, or arms=... to see these side by side")
     results = Path(given["results"])
     if "out" in given:
         keep(measured(load_records(Path(given["out"]) / "records")), results)
-    print(short_table(from_csv(results / "records.csv")), end="")
+    frame = from_csv(results / "records.csv")
+    print(side_by_side(frame, given["arms"].split(",")) if "arms" in given else short_table(frame), end="")
 
 
 if __name__ == "__main__":
