@@ -109,6 +109,7 @@ class Batches:
             mix = build_mixing(settings.mixing, counts=train.counts, **settings.mixing_options)
         self.mix = mix
         self.share = slice(process, None, processes)
+        self.staged = 0  # rows that the stage worked on, over all processes, until somebody sets it back
         common = {"batch_size": settings.batch_size, "seed": run.seed, "num_epochs": settings.epochs}
         common["num_samples"] = settings.epoch_images or None
         self.rows = ResidentLoader(train, rule=settings.rule(), **common)
@@ -170,7 +171,9 @@ class Batches:
         self.stage.advance(step)
         balanced = self.settings.stage_source == "balanced"
         source_rows = self.balanced.indices(step) if balanced else rows
-        gates = [gate.share(share) for gate in self._gates(shape, self.labels[source_rows.cpu()], generator)]
+        gates = self._gates(shape, self.labels[source_rows.cpu()], generator)
+        self.staged += int(gates[0].rows.sum())
+        gates = [gate.share(share) for gate in gates]
         source = None
         if balanced or self.source is not None:
             source = self._pick(self.source or self.train, source_rows[share])

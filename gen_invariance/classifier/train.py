@@ -27,6 +27,7 @@ from gen_invariance.classifier.robust import hardest
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
+from gen_invariance.data.sampling import rule_name
 from gen_invariance.devices import accelerator_on
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Nuisance
@@ -84,7 +85,7 @@ def fit_classifier(
             process=accelerator.process_index, processes=accelerator.num_processes,
         )  # fmt: skip
         model.to(accelerator.device, memory_format=torch.channels_last).train()
-        state = _State(model, settings, run, plan=plan, accelerator=accelerator)
+        state = _State(model, settings, run, batches, plan=plan, accelerator=accelerator)
         losses = [part.to(accelerator.device) for part in (loss, second_loss or loss)]
         stage = stage.to(accelerator.device) if stage is not None else None
 
@@ -133,6 +134,7 @@ class _State:
         model: Classifier,
         settings: TrainSettings,
         run: Run,
+        batches: Batches,
         *,
         plan: TransferPlan | None,
         accelerator: Accelerator,
@@ -144,6 +146,7 @@ class _State:
         if settings.head_correction != "none":
             check_correction(model, settings.head_correction, settings.head_correction_options)
         self.model, self.settings, self.run, self.plan, self.accelerator = model, settings, run, plan, accelerator
+        self.batches = batches
         self.optimizer = torch.optim.SGD(_groups(model, settings, plan), momentum=settings.momentum, fused=True)
         # The pull is to where the model came from, so it is made before a checkpoint is loaded.
         self.pull = Pull(model, plan.pull_to_start) if plan is not None and plan.pull_to_start else None
@@ -193,7 +196,7 @@ class _State:
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         if steps:
-            state |= {"steps_of_epoch": steps, "loss_sum": self.loss_sum}
+            state |= {"steps_of_epoch": steps, "loss_sum": self.loss_sum, "staged": self.batches.staged}
         self.run.save(epoch, state)
 
     def restore(self, per_epoch: int) -> int:
@@ -219,6 +222,7 @@ class _State:
 
     def _restore_rest(self, state: Mapping[str, Any]) -> None:
         self.loss_sum.copy_(state.get("loss_sum", self.loss_sum))
+        self.batches.staged = int(state.get("staged", 0))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.module.load_state_dict(state["model"])
@@ -267,12 +271,15 @@ def _end_epoch(epoch: int, mean_loss: Tensor, state: _State, evaluate: Evaluate 
             "the last checkpoint is kept"
         )
     _stop_if_broken(epoch, state)
+    staged, state.batches.staged = state.batches.staged, 0
     if not state.accelerator.is_main_process:
         return
     if last or epoch % settings.log_every == 0:
         figures = dict(evaluate(state.result.eval())) if evaluate is not None else {}
         state.model.train()
-        state.run.log(step=epoch, loss=value, learning_rate=settings.learning_rate_at(epoch - 1), **figures)
+        about = {"sampling": rule_name(settings.rule(), epoch - 1), "staged_rows": staged}
+        rate = settings.learning_rate_at(epoch - 1)
+        state.run.log(step=epoch, loss=value, learning_rate=rate, **about, **figures)
     if last or epoch % settings.checkpoint_every == 0:
         state.save(epoch)
 

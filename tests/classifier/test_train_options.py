@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import digits, network, same_weights, settings, train
+from test_train import Interrupted, digits, interrupt_at, network, same_weights, settings, train
 from torch import nn
 
 from gen_invariance.augment.stage import TailAugment
@@ -350,6 +350,27 @@ def test_the_stage_sees_stored_images_and_plain_augmentation_comes_after_it(sour
     assert {image.numpy().tobytes() for image in seen[0]} <= stored
     assert not {image.numpy().tobytes() for image in batch.images} & stored, "every row was augmented"
     assert torch.equal(batch.clean, batch.images), "both sides of consistency under the same augmentation"
+
+
+def test_the_log_says_how_rows_were_drawn_and_how_many_the_stage_worked_on(tmp_path):
+    how = settings(epochs=4, sampling="delayed", second_phase=2, stage_from="second_phase", stage_source="balanced")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "halted", how, stage=stage(), evaluate=interrupt_at(2))
+    train(tmp_path / "halted", how, stage=stage(), resume=True)
+    train(tmp_path / "whole", how, stage=stage())
+    lines = [Run(tmp_path / name, kind="train", resume=True).metrics() for name in ("whole", "halted")]
+    shown = [(line["sampling"], line["staged_rows"]) for line in lines[0]]
+    assert [rule for rule, _ in shown] == ["instance", "instance", "class_balanced", "class_balanced"]
+    given = batches(tmp_path / "again", how, stage=stage())
+    expected = [0] * 4
+    for step in range(4 * given.per_epoch):
+        labels = given.labels[given.balanced.indices(step)]
+        if step >= 2 * given.per_epoch:
+            gate = given._gates((len(labels), 1, 16, 16), labels, given.run.generator("train", step))[0]
+            expected[step // given.per_epoch] += int(gate.rows.sum())
+    assert [rows for _, rows in shown] == expected
+    assert min(expected[2:]) > 0
+    assert [line["staged_rows"] for line in lines[1]][-2:] == expected[-2:]
 
 
 def test_an_epoch_of_so_many_images(tmp_path):
