@@ -46,7 +46,7 @@ class DemoSettings:
 
     Attributes:
         seeds: how many; each draws its own class order, images, angles and initial weights.
-        epochs: of each classifier, at least 2; 67 are about 400 steps, where longer training brings nothing more.
+        epochs: of each classifier, at least 2; 67 are about 800 steps, where longer training brings nothing more.
         spatial_steps, munit_steps: of the two fits.
         draws: transformations of each test image for eKLD.
         processes: worker processes of one torch thread each.
@@ -93,7 +93,7 @@ class DemoSettings:
         """The arms. All but the first and the one with plain augmentation alone share the stage's balanced stream."""
         training = TrainSettings(
             epochs=self.epochs,
-            batch_size=64,
+            batch_size=32,
             schedule="cosine",
             warmup=0.05,
             sampling="delayed",
@@ -104,7 +104,9 @@ class DemoSettings:
 
         def method(name: str, nuisance: str, translator: str | None = None, *, every_row: str = "none") -> Method:
             stage = StageSettings(nuisance, "hard_cutoff", _TAIL)
-            return Method(name, stage, training, ClassifierSettings("small_conv"), translator, every_row)
+            plain = "crop_flip" if every_row == "none" else f"crop_flip+{every_row}"
+            network = ClassifierSettings("small_conv")
+            return Method(name, stage, training, network, translator, plain, {"crop_flip": {"padding": 2}})
 
         return [
             method(BASELINE, "none"),
