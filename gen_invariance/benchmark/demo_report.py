@@ -60,10 +60,11 @@ def _explanation(settings: DemoSettings) -> list[str]:
     return [
         "scikit-learn's digits, each turned once by a random angle, were cut to a long tail of 110 to 5 training "
         "images a class; all other images are test images. Every method trains the same small network for "
-        f"{settings.epochs} epochs on crops of the padded image, with class-balanced sampling in the last 40 % of them (DRS). With the stage, half "
-        "of the rows of classes below 45 images come from a second, class-balanced stream, and are left as they are "
-        "(balanced stream), or given generic augmentation (RandAugment, tail), a nuisance learned from classes of 20 "
-        "images or more, or the true rotation (oracle). RandAugment on every row is what one would do without a stage. "
+        f"{settings.epochs} epochs on crops of the padded image, with class-balanced sampling in the last 40 % of "
+        "them (DRS). With the stage, half of the rows of classes below 45 images come from a second, class-balanced "
+        "stream, and are left as they are (balanced stream), or given generic augmentation (RandAugment, tail), a "
+        "nuisance learned from classes of 20 images or more, or the true rotation (oracle). RandAugment on every row "
+        "is what one would do without a stage. "
         f"{settings.seeds} seeds; each draws class order, images, angles and initial weights.",
         "The spatial translator is told the family of transformations by hand (rotation, scale, gain, bias) and "
         "learns only how far each of them swings. With every angle in the data nothing opposes the bonus on the "
