@@ -158,8 +158,14 @@ class _Parts:
         if what == MORE_REAL or (what == "oracle" and photos):
             self._fill(where)
         elif where == EVERY_ROW:
+            if self._is_translator(what):
+                raise SettingsError(
+                    f"method {self.name!r}: a translator is given by the stage, not to every row; write {what}@everywhere"
+                )
             self.every_row.append(self._hand_written(what))
         else:
+            if where and self.policy not in (None, where):
+                raise SettingsError(f"method {self.name!r}: the stage acts in one place, not {self.policy} and {where}")
             self.policy = where or self.policy
             self.nuisances.append(self._of_stage(what))
 
@@ -195,16 +201,20 @@ class _Parts:
 
     def _of_stage(self, word: str) -> str:
         """The name of what the stage gives."""
-        choice = _ALIASES.get(word, word)
-        is_file = (self.configs / "translator" / f"{choice}.yaml").is_file()
-        if "/" not in word and not is_file:
+        if not self._is_translator(word):
             return _WORDS[word] if word in _WORDS else self._hand_written(word)
         if self.choice is not None:
             raise SettingsError(f"method {self.name!r} names 2 translators; give one")
-        self.choice = choice
-        if not is_file:
+        self.choice = _ALIASES.get(word, word)
+        if not self._has_file(word):
             self.given = GivenTranslator(word, files_digest(word))
         return "translator"
+
+    def _is_translator(self, word: str) -> bool:
+        return "/" in word or self._has_file(word)
+
+    def _has_file(self, word: str) -> bool:
+        return (self.configs / "translator" / f"{_ALIASES.get(word, word)}.yaml").is_file()
 
     def _hand_written(self, word: str) -> str:
         try:
