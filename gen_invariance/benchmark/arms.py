@@ -160,7 +160,7 @@ class _Parts:
         elif where == EVERY_ROW:
             if self._is_translator(what):
                 raise SettingsError(
-                    f"method {self.name!r}: a translator is given by the stage, not to every row; write {what}@everywhere"
+                    f"method {self.name!r}: the stage gives a translator, not every row; write {what}@everywhere"
                 )
             self.every_row.append(self._hand_written(what))
         else:

@@ -172,7 +172,7 @@ def test_the_rows_of_the_paper():
         ("ce_dsr", "no method 'ce_dsr'; choose balanced_softmax"),
         ("ce+gan", "unknown nuisance 'gan'; choose one of background"),
         ("ce+redraw@tails", "redraw cannot be given to 'tails'; choose everywhere, head, tail, every_row"),
-        ("ce+redraw@every_row", "not to every row; write redraw@everywhere"),
+        ("ce+redraw@every_row", "not every row; write redraw@everywhere"),
         ("ce+rotation@head+redraw@tail", "the stage acts in one place, not head and tail"),
         ("ce+more_real", "needs images that the cut leaves out"),
         ("ce+rotation@every_row+nothing:Here", "nuisance 'nothing:Here' cannot be imported"),
