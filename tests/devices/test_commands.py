@@ -107,7 +107,8 @@ def same(one: Path, two: Path, closeness: dict) -> int:
 def compare_numbers(one: list[dict], two: list[dict], closeness: dict, where: str) -> None:
     """Figures agree; to rounding on any device, as a CPU measures in smaller batches than others.
 
-    A share of images may move by one image of a class, whose two likeliest answers rounding can swap.
+    A share of images may move by a few images of a class, whose two likeliest answers rounding can swap after a
+    training this short.
     """
     timed = {"seconds", "fit_seconds", "train_seconds", "measure_seconds", "versions", "config_digest", "host", "time"}
     assert len(one) == len(two), where
@@ -115,7 +116,7 @@ def compare_numbers(one: list[dict], two: list[dict], closeness: dict, where: st
         for key in row.keys() - timed:
             if isinstance(row[key], int | float) and not isinstance(row[key], bool):
                 is_share = key in ("accuracy", "agreement") or row.get("metric") in ("accuracy", "agreement")
-                slack = 0.01 if is_share and closeness["atol"] else max(closeness["atol"], 1e-7)
+                slack = 0.03 if is_share and closeness["atol"] else max(closeness["atol"], 1e-7)
                 assert other[key] == pytest.approx(
                     row[key], rel=max(closeness["rtol"], 1e-5), abs=slack, nan_ok=True
                 ), f"{where}: {key}"
