@@ -115,7 +115,7 @@ def compare_numbers(one: list[dict], two: list[dict], closeness: dict, where: st
     for row, other in zip(one, two, strict=True):
         for key in row.keys() - timed:
             if isinstance(row[key], int | float) and not isinstance(row[key], bool):
-                is_share = key in ("accuracy", "agreement") or row.get("metric") in ("accuracy", "agreement")
+                is_share = any(word in f"{key} {row.get('metric', '')}" for word in ("accuracy", "agreement"))
                 slack = 0.03 if is_share and closeness["atol"] else max(closeness["atol"], 1e-7)
                 assert other[key] == pytest.approx(
                     row[key], rel=max(closeness["rtol"], 1e-5), abs=slack, nan_ok=True
