@@ -196,7 +196,10 @@ class _Parts:
     def _fill(self, where: str) -> None:
         if where:
             raise SettingsError(f"method {self.name!r}: more real images are for the tail; drop @{where}")
-        replace(self.benchmark.task, fill_tail=True)  # refuses a cut that leaves no images
+        try:
+            replace(self.benchmark.task, fill_tail=True)
+        except SettingsError as error:
+            raise SettingsError(f"method {self.name!r}: {error}") from error
         self.more_real = True
 
     def _of_stage(self, word: str) -> str:

@@ -174,7 +174,7 @@ def test_the_rows_of_the_paper():
         ("ce+redraw@tails", "redraw cannot be given to 'tails'; choose everywhere, head, tail, every_row"),
         ("ce+redraw@every_row", "not every row; write redraw@everywhere"),
         ("ce+rotation@head+redraw@tail", "the stage acts in one place, not head and tail"),
-        ("ce+more_real", "needs images that the cut leaves out"),
+        ("ce+more_real", "method 'ce+more_real': data.fill_tail (more_real) needs images that the cut leaves out"),
         ("ce+rotation@every_row+nothing:Here", "nuisance 'nothing:Here' cannot be imported"),
         ("ce+runs/nothing", "runs/nothing holds no translator"),
         ("ce+pose+spatial", "names 2 translators"),
