@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from gen_invariance.benchmark.metrics import progress_line
+from gen_invariance.benchmark.methods import in_order
 from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.benchmark.suite import (
     ClassifierSettings,
@@ -299,14 +300,14 @@ def _fit(folder: Path, settings: DemoSettings, job: _Job, task: Task, train: Ima
 
 
 def demo_frame(out: Path, settings: DemoSettings) -> pd.DataFrame:
-    """Records of the demo in `out`, those of the present settings only."""
+    """Records of the demo in `out`, those of the present settings only, the arms in their order."""
     frame = load_records(out / "records")
     digests = {
         cell_digest(getattr(settings, task), method, draws=settings.draws)
         for task in _tasks(settings)
         for method in _methods(settings, task)
     }
-    return frame[frame["config_digest"].isin(digests)]
+    return in_order(frame[frame["config_digest"].isin(digests)], settings.methods())
 
 
 def fit_folder(out: Path, task: str, translator: str, seed: int) -> Path:
