@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from gen_invariance.benchmark.metrics import progress_line
 from gen_invariance.benchmark.methods import in_order
+from gen_invariance.benchmark.metrics import progress_line
 from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.benchmark.suite import (
     ClassifierSettings,
