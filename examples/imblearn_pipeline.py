@@ -8,7 +8,7 @@ from imblearn.pipeline import make_pipeline
 from sklearn.linear_model import LogisticRegression
 
 from gen_invariance import load_translator
-from gen_invariance.augment.resample import NuisanceSampler
+from gen_invariance.augment.sampler import NuisanceSampler
 
 
 def main(folder: Path) -> float:

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 from gen_invariance.run import write_text
 
 CASES = Path(__file__).resolve().parent.parent / "tests" / "augment" / "test_export_bad_input.py"

@@ -34,7 +34,7 @@ import psutil
 from PIL import Image
 
 from gen_invariance import MunitTranslator, SpatialTranslator
-from gen_invariance.data.folder import read_image_folder
+from gen_invariance.data.readers.folder import read_image_folder
 from gen_invariance.run import package_versions, write_json, write_text
 
 LARGEST_OVER_SMALLEST = 20
@@ -106,7 +106,7 @@ def command(photos: Path, out: Path, translator: Path, options: argparse.Namespa
     words = [f"data.path={photos}", f"out={out}", f"translator={translator}", f"data.image_size={options.size}"]
     words += [f"target={options.target}", f"processes={options.processes}", "progress=false", "resume=true"]
     words += [f"batch_size={options.batch}"]
-    return [sys.executable, "-m", "gen_invariance.cli", "augment", *words]
+    return [sys.executable, "-m", "gen_invariance.cli.main", "augment", *words]
 
 
 def resident(process: psutil.Process) -> float:

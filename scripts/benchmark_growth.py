@@ -55,7 +55,7 @@ def training_step(batch: int) -> Work:
 
 def translating(size: int) -> Work:
     """32 images of that side through munit_small, without gradients."""
-    from gen_invariance.translator.munit import MunitTranslator
+    from gen_invariance.translator.munit.model import MunitTranslator
 
     translator = MunitTranslator(3, width=16, residual_blocks=2).eval()
     images = stored(32, channels=3, size=size).float_images()

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from gen_invariance.order.bootstrap import cell_bounds, crossed_bootstrap
-from gen_invariance.order.diagram import write_diagram
 from gen_invariance.order.relation import subset_order
 from gen_invariance.order.separability import Features, pack_hits, pair_hits
 from gen_invariance.order.sets import class_pairs, random_subsets
+from gen_invariance.report.diagram import write_diagram
 
 
 def make_features(subset: tuple[int, ...], seed: int, *, classes: int, width: int, per_class: int) -> Features:

@@ -24,8 +24,8 @@ BY_CLASS = ("accuracy", "ekld", "agreement")
 
 def cells(number: int) -> Iterator[list[Any]]:
     """Lists of the records of single cells, `number` records in all or a few more."""
-    from gen_invariance.benchmark.records import Record, provenance
     from gen_invariance.data.longtail import zipf_counts
+    from gen_invariance.records import Record, provenance
 
     sizes = zipf_counts(CLASSES, largest=4800, power=2.0, smallest=5).numpy()
     random, facts, made, order = np.random.default_rng(0), provenance(), 0, 0
@@ -48,11 +48,11 @@ def cells(number: int) -> Iterator[list[Any]]:
 
 def parts(records: list[list[Any]], out: Path) -> dict[str, tuple[float, float]]:
     """Wall-clock and CPU seconds of each part of making a report of the cells in `out`."""
-    from gen_invariance.benchmark.records import RecordWriter, finished_cells, load_records
-    from gen_invariance.benchmark.report import write_report
-    from gen_invariance.benchmark.reporting import figures_of
-    from gen_invariance.benchmark.size_effect import size_effects
-    from gen_invariance.benchmark.summary import summarise
+    from gen_invariance.records import RecordWriter, finished_cells, load_records
+    from gen_invariance.report.page import write_report
+    from gen_invariance.report.runs import figures_of
+    from gen_invariance.report.size_effect import size_effects
+    from gen_invariance.report.summary import summarise
 
     seconds: dict[str, tuple[float, float]] = {}
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from speed_paths import PATHS, Variant
 
-from gen_invariance.benchmark.records import provenance
+from gen_invariance.records import provenance
 from gen_invariance.run import write_text
 
 COLUMNS = ("path", "variant", "kind", "ms", "ratio", "goal", "difference")

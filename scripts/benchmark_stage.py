@@ -24,9 +24,9 @@ from gen_invariance import MunitTranslator, Rotation, SpatialTranslator, TailAug
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import package_versions, write_json, write_text
-from gen_invariance.translator.flow import FlowTranslator
-from gen_invariance.translator.pose import PoseTranslator
-from gen_invariance.translator.redraw import RedrawTranslator
+from gen_invariance.translator.flow.model import FlowTranslator
+from gen_invariance.translator.redraw.model import RedrawTranslator
+from gen_invariance.translator.redraw.pose import PoseTranslator
 
 CLASSES = 10
 

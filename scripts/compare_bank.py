@@ -19,12 +19,12 @@ import torch
 from compare_translators import DRAWS, TASKS, fitted, methods
 from torch import Tensor
 
-from gen_invariance.benchmark.suite import Method, run_cell
-from gen_invariance.benchmark.task import prepare
-from gen_invariance.measure.statistics import mean_interval, paired_difference
+from gen_invariance.experiment.cell import Method, run_cell
+from gen_invariance.experiment.task import prepare
 from gen_invariance.nuisance.protocol import Draw, Nuisance
 from gen_invariance.run import write_text
-from gen_invariance.translator.load import load_translator
+from gen_invariance.stats import mean_interval, paired_difference
+from gen_invariance.translator.io import load_translator
 
 BANKS = {"on the fly": (0, 10), "4 versions, 20 epochs": (4, 20), "2 versions, 40 epochs": (2, 40)}
 """Translations of each image in the bank, and epochs after which all have been replaced."""

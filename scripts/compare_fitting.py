@@ -30,19 +30,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from gen_invariance.benchmark.demo import DemoSettings
-from gen_invariance.benchmark.inspect import InspectSettings, head_classes, train_judge
-from gen_invariance.benchmark.suite import run_cell
-from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.data.split import split_indices
-from gen_invariance.measure.statistics import mean_interval, paired_difference
+from gen_invariance.experiment.cell import run_cell
+from gen_invariance.experiment.inspect import InspectSettings, head_classes, train_judge
+from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Background
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator, write_text
+from gen_invariance.stats import mean_interval, paired_difference
 from gen_invariance.translator.build import build_objective
-from gen_invariance.translator.munit import MunitTranslator
-from gen_invariance.translator.quality import assess
+from gen_invariance.translator.munit.model import MunitTranslator
+from gen_invariance.translator.quality.assess import assess
 
 ARMS = {
     "recipe": None,  # width 64, two domains, batch 1

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from gen_invariance.benchmark.methods import Comparison, in_order, run_comparison, stage_table, with_stage
-from gen_invariance.benchmark.records import measured, write_csv
-from gen_invariance.benchmark.suite import ClassifierSettings, Method, StageSettings
-from gen_invariance.benchmark.summary import summarise
-from gen_invariance.benchmark.tables import method_tables, to_markdown
-from gen_invariance.benchmark.task import Task
 from gen_invariance.classifier.train import TrainSettings
-from gen_invariance.cli_help import config_folder
+from gen_invariance.cli.help import config_folder
+from gen_invariance.experiment.cell import ClassifierSettings, Method, StageSettings
+from gen_invariance.experiment.task import Task
+from gen_invariance.records import measured, write_csv
+from gen_invariance.report.summary import summarise
+from gen_invariance.report.tables import method_tables, to_markdown
 from gen_invariance.run import write_text
 
 METHODS = [

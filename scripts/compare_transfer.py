@@ -13,9 +13,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from gen_invariance.benchmark.records import measured, write_csv
-from gen_invariance.benchmark.summary import summarise
-from gen_invariance.benchmark.tables import method_tables, to_markdown
 from gen_invariance.benchmark.transferring import (
     SCRATCH,
     UNTOUCHED,
@@ -24,7 +21,10 @@ from gen_invariance.benchmark.transferring import (
     run_pretrained,
     run_transfer,
 )
-from gen_invariance.data.sources import load_source
+from gen_invariance.data.readers.registry import load_source
+from gen_invariance.records import measured, write_csv
+from gen_invariance.report.summary import summarise
+from gen_invariance.report.tables import method_tables, to_markdown
 from gen_invariance.run import write_text
 
 

@@ -19,16 +19,16 @@ import pandas as pd
 import torch
 
 from gen_invariance.benchmark.demo import DemoSettings
-from gen_invariance.benchmark.gains import Scale, gain_tables
-from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
-from gen_invariance.benchmark.reporting import report_of
-from gen_invariance.benchmark.suite import Method, StageSettings, cell_digest, run_cell
-from gen_invariance.benchmark.tables import to_markdown
-from gen_invariance.benchmark.task import Task, prepare
+from gen_invariance.experiment.cell import Method, StageSettings, cell_digest, run_cell
+from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.records import Cell, RecordWriter, finished_cells, load_records
+from gen_invariance.report.gains import Scale, gain_tables
+from gen_invariance.report.runs import report_of
+from gen_invariance.report.tables import to_markdown
 from gen_invariance.run import Run, write_json, write_text
-from gen_invariance.translator.by_name import fit_by_name
 from gen_invariance.translator.fit import FitSettings
-from gen_invariance.translator.load import load_translator
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.registry import fit_by_name
 
 DRAWS = 5
 ROTATED = DemoSettings().rotated

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gen_invariance.benchmark.class_figures import class_size_bars
 from gen_invariance.benchmark.demo import DemoSettings
-from gen_invariance.benchmark.figures import image_grid, save_png
-from gen_invariance.benchmark.task import Prepared, Task, prepare
+from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.nuisance import Background, Lighting, Nuisance, Rotation, Thickness
+from gen_invariance.report.class_figures import class_size_bars
+from gen_invariance.report.figures import image_grid, save_png
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.by_name import fit_by_name
 from gen_invariance.translator.fit import FitSettings
+from gen_invariance.translator.registry import fit_by_name
 
 DRAWS = 9
 TASK = Task(

@@ -5,7 +5,7 @@
     python scripts/fuzz.py case=1234 out=runs/fuzz                   # that case again, its output shown
     python scripts/fuzz.py again=true cases=10000 out=runs/fuzz      # those that failed again, after a fix; then go on
 
-Each case is made from its number (`fuzz_inputs`), and read by the command line, `gen_invariance.cli.run`, or by a
+Each case is made from its number (`fuzz_inputs`), and read by the command line, `gen_invariance.cli.main.run`, or by a
 public reader, in a fork of this process with limits on memory and time. A case passes if the command succeeds, or is
 refused in one line with exit code 1 or 2 (readers: one of the package's own errors), within 10 s of processor time and
 2 GB, and no file outside of the case's output and temporary folders was opened for writing, made, renamed or removed
@@ -32,7 +32,7 @@ from stress_resume import import_all, make_folder  # first: it sets the environm
 from fuzz_case import run_case
 from fuzz_families import EXPORT, FAMILIES, FIT, MUNIT, TRAIN, keys_of
 
-from gen_invariance import cli
+from gen_invariance.cli import main as cli
 from gen_invariance.run import write_text
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import fuzz_inputs as make
 from fuzz_families import Door
 
-from gen_invariance import cli, verbs
+from gen_invariance.cli import main as cli
+from gen_invariance.cli.main import verbs
 from gen_invariance.errors import GenInvarianceError
 
 CPU_SECONDS, CLOCK_SECONDS, GIGABYTES = 10, 90, 2.0

@@ -12,15 +12,15 @@ import fuzz_inputs as make
 import torch
 from stress_resume import DIGITS
 
-from gen_invariance import cli
-from gen_invariance.benchmark.measuring import open_run
-from gen_invariance.benchmark.records import finished_cells, load_records
-from gen_invariance.cli_help import config_folder
-from gen_invariance.data.arrays import read_idx, read_npz
-from gen_invariance.data.folder import read_image_folder
+from gen_invariance.cli import main as cli
+from gen_invariance.cli.help import config_folder
+from gen_invariance.contrib.pipeline import TranslationPipeline
+from gen_invariance.data.readers.arrays import read_idx, read_npz
+from gen_invariance.data.readers.folder import read_image_folder
+from gen_invariance.experiment.evaluate import open_run
+from gen_invariance.records import finished_cells, load_records
 from gen_invariance.run import load_checkpoint
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.pipeline import TranslationPipeline
+from gen_invariance.translator.io import load_translator
 
 TINY = [*DIGITS, "progress=false"]
 FIT = [

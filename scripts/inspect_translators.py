@@ -20,13 +20,13 @@ import pandas as pd
 import torch
 from compare_translators import FITS, TASKS
 
-from gen_invariance.benchmark.inspect import Inspection, InspectSettings, inspect_translator
-from gen_invariance.benchmark.task import Prepared, prepare
-from gen_invariance.measure.statistics import mean_interval
+from gen_invariance.experiment.inspect import Inspection, InspectSettings, inspect_translator
+from gen_invariance.experiment.task import Prepared, prepare
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator, write_text
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.quality_measures import kolmogorov_distance
+from gen_invariance.stats import mean_interval
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.quality.measures import kolmogorov_distance
 
 FIGURES = ("accuracy_kept", "precision", "coverage", "diversity")
 

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen_invariance.benchmark.comparing import numbers_of
-from gen_invariance.benchmark.records import load_records
 from gen_invariance.benchmark.registry import read_benchmark
-from gen_invariance.benchmark.task import prepare
-from gen_invariance.cli_help import config_folder
-from gen_invariance.measure.statistics import mean_interval, paired_difference
+from gen_invariance.cli.help import config_folder
+from gen_invariance.experiment.task import prepare
+from gen_invariance.records import load_records
+from gen_invariance.stats import mean_interval, paired_difference
 
 KNOWN = ("benchmark", "orders", "data_root", "steps", "records", "method", "out", "shift", "decay")
 

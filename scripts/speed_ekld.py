@@ -13,17 +13,17 @@ from speed_variants import CLASSES, Variant, stored
 from torch import nn
 
 from gen_invariance.benchmark.demo import DemoSettings
-from gen_invariance.benchmark.task import Prepared, prepare
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.data.images import ImageData
-from gen_invariance.measure.any_model import as_predict
+from gen_invariance.experiment.task import Prepared, prepare
 from gen_invariance.measure.invariance import (
     InvarianceDifference,
     InvarianceScores,
     compare_invariance,
     measure_invariance,
 )
+from gen_invariance.measure.predict import as_predict
 from gen_invariance.measure.rounds import Rounds
 from gen_invariance.nuisance import Background, Rotation
 from gen_invariance.nuisance.protocol import Nuisance

@@ -10,11 +10,11 @@ import torch
 from speed_variants import BATCH, SMALL, Variant, pictures, stored
 from torch import Tensor, nn
 
-from gen_invariance.augment.numbered import KeptCodes, TranslationBank
+from gen_invariance.augment.cache import KeptCodes, TranslationBank
 from gen_invariance.data.images import ImageData
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
-from gen_invariance.translator.munit import MunitObjective, MunitTranslator
+from gen_invariance.translator.munit.model import MunitObjective, MunitTranslator
 
 # ---- fitting
 

@@ -22,7 +22,7 @@ from gen_invariance.data.loader import ResidentLoader
 from gen_invariance.nuisance import Background, CropFlip, Rotation, Thickness
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
-from gen_invariance.translator.pose import PoseTranslator
+from gen_invariance.translator.redraw.pose import PoseTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 
 # ---- a training step

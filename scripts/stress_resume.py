@@ -44,9 +44,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load as load_safetensors
 
-from gen_invariance import cli
-from gen_invariance.benchmark.records import load_records
-from gen_invariance.data.sources import load_source
+from gen_invariance.cli import main as cli
+from gen_invariance.data.readers.registry import load_source
+from gen_invariance.records import load_records
 from gen_invariance.run import load_checkpoint, write_text
 
 DIGITS = ["data=digits_rotation", "data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
@@ -81,10 +81,10 @@ MOST_A_FOLDER = 12
 
 def import_all() -> None:
     """Import what the commands import on their way, so that forks have it."""
-    from gen_invariance.augment.export import shards, table  # noqa: F401
-    from gen_invariance.benchmark import augmenting, demo_report, grid, measuring, methods, ordering  # noqa: F401
+    from gen_invariance.benchmark import grid, methods, ordering  # noqa: F401
+    from gen_invariance.export import table  # noqa: F401
     from gen_invariance.nuisance import generic  # noqa: F401
-    from gen_invariance.translator import by_name, munit, pipeline, spatial  # noqa: F401
+    from gen_invariance.translator import spatial  # noqa: F401
 
     with suppress(ImportError):
         import pyarrow.parquet  # noqa: F401
@@ -189,7 +189,7 @@ def attempt(mode: str, line: list[str], out: Path, log: Path, whole: dict, dice:
 
 def cold(line: list[str], out: Path, log: Path, moment: float) -> int:
     """The command on a new interpreter, killed at `moment`."""
-    words = ["-m", "gen_invariance.cli", *words_of(line, out)]
+    words = ["-m", "gen_invariance.cli.main", *words_of(line, out)]
     with open(log, "w") as file:
         process = subprocess.Popen([sys.executable, *words], stdout=file, stderr=file)
         with suppress(subprocess.TimeoutExpired):

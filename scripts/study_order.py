@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 
 from gen_invariance.data.images import ImageData, to_uint8
-from gen_invariance.data.sources import load_source
+from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError
+from gen_invariance.experiment.order_study import OrderSettings, run_order
 from gen_invariance.nuisance import Rotation
 from gen_invariance.order.analysis import AnalysisSettings
 from gen_invariance.order.backbone import SourceSettings
-from gen_invariance.order.page import findings
 from gen_invariance.order.sets import random_subsets
-from gen_invariance.order.study import OrderSettings, run_order
+from gen_invariance.report.order_page import findings
 from gen_invariance.run import named_generator
 
 PAPERS_BEST = ("bird", "cat", "deer", "dog", "horse", "ship")

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from gen_invariance.benchmark.class_figures import ekld_against_class_size
-from gen_invariance.benchmark.drawing import method_styles
-from gen_invariance.benchmark.figures import save_png
-from gen_invariance.benchmark.gains import gain_tables
-from gen_invariance.benchmark.records import Record, as_frame, load_records, measured, write_csv
-from gen_invariance.benchmark.size_effect import size_effect_table, size_effects
-from gen_invariance.benchmark.summary import summarise
-from gen_invariance.benchmark.tables import to_markdown
+from gen_invariance.records import Record, as_frame, load_records, measured, write_csv
+from gen_invariance.report.class_figures import ekld_against_class_size
+from gen_invariance.report.drawing import method_styles
+from gen_invariance.report.figures import save_png
+from gen_invariance.report.gains import gain_tables
+from gen_invariance.report.size_effect import size_effect_table, size_effects
+from gen_invariance.report.summary import summarise
+from gen_invariance.report.tables import to_markdown
 from gen_invariance.run import write_text
 
 METRICS = ("balanced_accuracy", "many_accuracy", "few_accuracy", "few_ekld")

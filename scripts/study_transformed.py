@@ -17,15 +17,15 @@ import torch
 
 from gen_invariance.benchmark.arms import read_arm
 from gen_invariance.benchmark.comparing import numbers_of
-from gen_invariance.benchmark.drawing import canvas, legend_above, png_bytes
-from gen_invariance.benchmark.figures import save_png
 from gen_invariance.benchmark.grid import grid_cells, grid_records, run_grid
-from gen_invariance.benchmark.records import write_csv
 from gen_invariance.benchmark.registry import Benchmark, read_benchmark
-from gen_invariance.benchmark.task import prepare
-from gen_invariance.cli_help import config_folder
-from gen_invariance.measure.statistics import mean_interval
+from gen_invariance.cli.help import config_folder
+from gen_invariance.experiment.task import prepare
+from gen_invariance.records import write_csv
+from gen_invariance.report.drawing import canvas, legend_above, png_bytes
+from gen_invariance.report.figures import save_png
 from gen_invariance.run import named_generator, write_text
+from gen_invariance.stats import mean_interval
 
 
 def sets_of(classes: int, counts: list[int], ranks: list[int]) -> dict[str, tuple[int, ...]]:

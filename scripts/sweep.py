@@ -15,14 +15,14 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from gen_invariance.cli_help import config_folder
+from gen_invariance.cli.help import config_folder
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="sweep")
 def main(config: DictConfig) -> None:
     # A process of its own, since the command composes its settings with Hydra, too, which holds one set a process.
     words = ["benchmark", "run", *shlex.split(config.grid), f"shard={config.shard}"]
-    code = subprocess.run([sys.executable, "-m", "gen_invariance.cli", *words], check=False).returncode
+    code = subprocess.run([sys.executable, "-m", "gen_invariance.cli.main", *words], check=False).returncode
     if code:
         raise RuntimeError(f"shard {config.shard} ended with exit code {code}; run the same command again")
 

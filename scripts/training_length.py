@@ -17,9 +17,9 @@ from gen_invariance.benchmark.arms import read_arm
 from gen_invariance.benchmark.comparing import numbers_of
 from gen_invariance.benchmark.grid import grid_cells, grid_records, run_grid
 from gen_invariance.benchmark.registry import read_benchmark
-from gen_invariance.cli_help import config_folder
-from gen_invariance.measure.statistics import mean_interval
+from gen_invariance.cli.help import config_folder
 from gen_invariance.run import write_text
+from gen_invariance.stats import mean_interval
 
 METRICS = ("balanced_accuracy", "many_accuracy", "few_accuracy")
 KNOWN = ("benchmark", "epochs", "orders", "data_root", "out", "arm")

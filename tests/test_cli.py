@@ -16,8 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from gen_invariance.cli import run
-from gen_invariance.verbs import VERBS
+from gen_invariance.cli.main import run
+from gen_invariance.cli.verbs import VERBS
 
 DATA = ["data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
 
@@ -175,7 +175,7 @@ def test_from_fit_to_report(trained, tmp_path, capsys):
 
 
 def started(*arguments):
-    line = [sys.executable, "-m", "gen_invariance.cli", *map(str, arguments)]
+    line = [sys.executable, "-m", "gen_invariance.cli.main", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         line,

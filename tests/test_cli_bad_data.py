@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_cli_bad_settings import one_line, refused
 
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ def test_out_with_foreign_files(tmp_path, capsys):
 
 def command(*arguments, **options):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "gen_invariance.cli", *map(str, arguments)]
+    line = [sys.executable, "-m", "gen_invariance.cli.main", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, check=False, **options)
 
 

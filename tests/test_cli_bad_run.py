@@ -10,7 +10,7 @@ import torch
 from test_cli_bad_data import arrays
 from test_cli_bad_settings import FIT, TRAIN, one_line, refused
 
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 
 TINY = ["data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few_below=8", "data.many_above=16"]
 FIT = ["fit", *TINY, "fit.steps=2", "fit.batch_size=8"]

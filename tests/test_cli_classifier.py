@@ -11,7 +11,7 @@ import torch
 from gen_invariance.classifier.backbones import Backbone, Classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import Run
@@ -108,7 +108,7 @@ def test_two_processes_share_one_run_folder(tmp_path):
     words = [*TRAIN, "method=mixup", "device=cpu", f"out={tmp_path / 'run'}"]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "gen_invariance.cli", *words],
+            [sys.executable, "-m", "gen_invariance.cli.main", *words],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

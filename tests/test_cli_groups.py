@@ -7,9 +7,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gen_invariance import SpatialTranslator, load_source
-from gen_invariance.benchmark.measuring import open_run
-from gen_invariance.cli import _compose, run
+from gen_invariance.cli.main import _compose, run
 from gen_invariance.data.split import load_split_indices
+from gen_invariance.experiment.evaluate import open_run
 
 TRAIN = ["train", "training.epochs=1", "training.sampling=instance", "progress=false", "device=cpu"]
 FRAMES = 5

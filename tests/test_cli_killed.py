@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 from gen_invariance.run import load_checkpoint
 
 DATA = ["data=digits_rotation", "data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
@@ -27,7 +27,7 @@ COMMANDS = {
 
 def start(arguments, out, *more):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "gen_invariance.cli", *arguments, f"out={out}", *more]
+    line = [sys.executable, "-m", "gen_invariance.cli.main", *arguments, f"out={out}", *more]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 

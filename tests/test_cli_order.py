@@ -11,13 +11,13 @@ import warnings
 import numpy as np
 import pytest
 
-from gen_invariance.benchmark.ordering import order_settings
-from gen_invariance.benchmark.records import finished_cells, load_records, measured
-from gen_invariance.cli import _compose, run
+from gen_invariance.cli.main import _compose, run
+from gen_invariance.experiment.order import order_settings
+from gen_invariance.experiment.order_study import OrderSettings
 from gen_invariance.order.analysis import AnalysisSettings
 from gen_invariance.order.backbone import SourceSettings
 from gen_invariance.order.relation import SubsetOrder
-from gen_invariance.order.study import OrderSettings
+from gen_invariance.records import finished_cells, load_records, measured
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -231,7 +231,7 @@ def test_two_processes_share_the_cells_and_write_what_one_writes(tmp_path):
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "gen_invariance.cli", *small, f"out={tmp_path / 'two'}"],
+            [sys.executable, "-m", "gen_invariance.cli.main", *small, f"out={tmp_path / 'two'}"],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -8,15 +8,15 @@ import pytest
 import yaml
 
 from gen_invariance.benchmark.demo import DemoSettings
-from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings
-from gen_invariance.benchmark.task import Task
 from gen_invariance.classifier.train import TrainSettings
-from gen_invariance.cli import _PLAIN, _compose, _keys
-from gen_invariance.cli_help import config_folder, groups_of, verb_help
+from gen_invariance.cli.help import config_folder, groups_of, verb_help
+from gen_invariance.cli.main import _PLAIN, _compose, _keys
+from gen_invariance.cli.verbs import VERBS
+from gen_invariance.experiment.cell import ClassifierSettings, StageSettings
+from gen_invariance.experiment.task import Task
 from gen_invariance.settings import options_of, settings_of
 from gen_invariance.translator.build import TRANSLATORS
 from gen_invariance.translator.fit import FitSettings
-from gen_invariance.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = config_folder()

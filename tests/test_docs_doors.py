@@ -16,7 +16,7 @@ import torch
 
 import gen_invariance.torchvision_guard  # noqa: F401
 from gen_invariance import SpatialTranslator, load_source
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "results" not in path.parts)]
@@ -201,7 +201,7 @@ CHECKS = {
 def test_code_blocks_run(page, monkeypatch):
     sent = []
     monkeypatch.setattr(
-        "gen_invariance.translator.pipeline.TranslationPipeline.push_to_hub", lambda _, name: sent.append(name)
+        "gen_invariance.contrib.pipeline.TranslationPipeline.push_to_hub", lambda _, name: sent.append(name)
     )
     names = {}
     GIVEN.get(page.name, lambda names: None)(names)

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_invariance.augment.export import ExportSettings, export, open_form
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 from gen_invariance.errors import CheckpointError, DataError, OutputError
+from gen_invariance.export import ExportSettings, export, open_form
 from gen_invariance.nuisance import Rotation
-from gen_invariance.translator import munit
-from gen_invariance.translator.blocks import ResidualBlock
 from gen_invariance.translator.fit import save_translator
-from gen_invariance.translator.flow import FlowTranslator
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.munit import MunitTranslator
-from gen_invariance.translator.pose import PoseTranslator
-from gen_invariance.translator.redraw import RedrawTranslator
+from gen_invariance.translator.flow.model import FlowTranslator
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.munit import model as munit
+from gen_invariance.translator.munit.blocks import ResidualBlock
+from gen_invariance.translator.munit.model import MunitTranslator
+from gen_invariance.translator.redraw.model import RedrawTranslator
+from gen_invariance.translator.redraw.pose import PoseTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 
 SETTINGS = ExportSettings(target=4, off_distribution=None)

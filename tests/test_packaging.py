@@ -65,14 +65,14 @@ def test_wheel_holds_configs_templates_and_licence(wheel):
 
 def test_help_and_settings(installed):
     for words in (["--help"], ["demo", "--cfg", "job"]):
-        done = installed("-m", "gen_invariance.cli", *words)
+        done = installed("-m", "gen_invariance.cli.main", *words)
         assert (done.returncode, done.stderr) == (0, "")
         assert "demo" in done.stdout
 
 
 def test_tiny_demo(installed):
     tiny = ["seeds=1", "epochs=2", "spatial_steps=2", "munit_steps=2", "control=false", "draws=1"]
-    done = installed("-m", "gen_invariance.cli", "demo", "out=page", *(f"demo.{word}" for word in tiny))
+    done = installed("-m", "gen_invariance.cli.main", "demo", "out=page", *(f"demo.{word}" for word in tiny))
     assert (done.returncode, done.stderr) == (0, "")
     assert "report: page/report/report.html" in done.stdout
     page = (installed.elsewhere / "page" / "report" / "report.html").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from gen_invariance import run as running
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.losses import build_loss
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
-from gen_invariance.cli import run as command
+from gen_invariance.cli.main import run as command
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, SettingsError
 from gen_invariance.run import Run, load_checkpoint, named_generator, save_checkpoint
@@ -181,7 +181,7 @@ DATA = ["data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few
 
 def started(*arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "gen_invariance.cli", *map(str, arguments)],
+        [sys.executable, "-m", "gen_invariance.cli.main", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 from gen_invariance import errors
-from gen_invariance.augment.export import ExportSettings, export, open_form
-from gen_invariance.benchmark import measuring
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 from gen_invariance.errors import RunError, SettingsError, is_out_of_memory
+from gen_invariance.experiment import evaluate as measuring
+from gen_invariance.export import ExportSettings, export, open_form
 from gen_invariance.nuisance import Rotation
 
 SLOW = pytest.mark.slow
@@ -183,7 +183,7 @@ def test_originals_that_all_vanish_end_in_a_line(tmp_path, fitted, capsys, monke
         shutil.rmtree(root)
         return form
 
-    monkeypatch.setattr("gen_invariance.benchmark.augmenting.open_form", then_gone)
+    monkeypatch.setattr("gen_invariance.experiment.augment.open_form", then_gone)
     assert run(["augment", f"data.path={root}", f"translator={fitted}", f"out={tmp_path / 'out'}"]) == 2
     assert "no image that can be used" in one_line(capsys)
 
@@ -272,7 +272,7 @@ def two_processes(words):
     common["MASTER_PORT"] = str(20000 + (os.getpid() * 11 + 5) % 20000)
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "gen_invariance.cli", *words],
+            [sys.executable, "-m", "gen_invariance.cli.main", *words],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

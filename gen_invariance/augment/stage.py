@@ -22,9 +22,9 @@ from kornia.augmentation.random_generator import RandomGeneratorBase
 from torch import Tensor, nn
 
 from gen_invariance.augment.batches import as_images, check_layout, check_range, row_probability
-from gen_invariance.augment.held import HeldNuisance, Stream
-from gen_invariance.augment.numbered import CODE_BYTES, Numbered, known_by_number
+from gen_invariance.augment.cache import CODE_BYTES, Numbered, known_by_number
 from gen_invariance.augment.policy import auto
+from gen_invariance.augment.reference import HeldNuisance, Stream
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
 
@@ -121,7 +121,7 @@ class TailAugment(nn.Module):
             CheckpointError: no intact translator in `path`.
             ShapeError: `probability` and `class_counts` are of different lengths.
         """
-        from gen_invariance.translator.load import load_translator  # diffusers is slow to import
+        from gen_invariance.translator.io import load_translator  # diffusers is slow to import
 
         counts = torch.as_tensor(class_counts)
         if probability is None:

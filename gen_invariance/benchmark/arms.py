@@ -13,8 +13,8 @@ from typing import Any
 
 from gen_invariance.benchmark.methods import build_method
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, translator_fit
-from gen_invariance.benchmark.suite import Method, StageSettings
 from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.experiment.cell import Method, StageSettings
 from gen_invariance.nuisance.build import build_nuisance
 
 PAPER = ("ce", "ce_drs", "ce_drw", "ldam", "ldam_drs", "ldam_drw")
@@ -68,7 +68,7 @@ class GivenTranslator:
         Raises:
             CheckpointError: it is another one by now, or damaged.
         """
-        from gen_invariance.translator.load import load_translator
+        from gen_invariance.translator.io import load_translator
 
         if files_digest(self.folder) != self.digest:
             raise CheckpointError(f"the translator in {self.folder} has changed since the grid began; run it anew")

@@ -22,19 +22,19 @@ import torch
 from tqdm import tqdm
 
 from gen_invariance.benchmark.methods import in_order
-from gen_invariance.benchmark.metrics import progress_line
-from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
-from gen_invariance.benchmark.suite import (
+from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.data.images import ImageData
+from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.experiment.cell import (
     ClassifierSettings,
     Method,
     StageSettings,
     cell_digest,
     run_cell,
 )
-from gen_invariance.benchmark.task import Task, prepare
-from gen_invariance.classifier.train import TrainSettings
-from gen_invariance.data.images import ImageData
-from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.records import Cell, RecordWriter, finished_cells, load_records
+from gen_invariance.report.metrics import progress_line
 from gen_invariance.run import Run, write_json
 
 BASELINE, LEARNED, ORACLE = "DRS", "DRS + learned, spatial", "DRS + true nuisance"
@@ -149,7 +149,7 @@ def run_demo(
         RunError: a worker failed.
         SettingsError: `out` holds a demo with other settings.
     """
-    from gen_invariance.benchmark.demo_report import write_demo_report
+    from gen_invariance.report.demo_page import write_demo_report
 
     out, settings = Path(out), settings or DemoSettings()
     identity = {key: value for key, value in asdict(settings).items() if key != "processes"}
@@ -259,7 +259,7 @@ def _do(out: str, settings: DemoSettings, job: _Job) -> str:
     method = next(method for method in settings.methods() if method.name == job.name)
     translator, fit_seconds = None, None
     if method.translator is not None:
-        from gen_invariance.translator.load import load_translator
+        from gen_invariance.translator.io import load_translator
 
         fitted = Path(out) / replace(job, kind="fit", name=method.translator).folder
         translator = load_translator(fitted)
@@ -280,8 +280,8 @@ def _do(out: str, settings: DemoSettings, job: _Job) -> str:
 
 
 def _fit(folder: Path, settings: DemoSettings, job: _Job, task: Task, train: ImageData) -> str:
-    from gen_invariance.translator.by_name import fit_by_name
     from gen_invariance.translator.fit import FitSettings
+    from gen_invariance.translator.registry import fit_by_name
 
     how = settings.fit_settings(job.name)
     loop = FitSettings(**how["loop"], sample_every=10**9, log_every=25)

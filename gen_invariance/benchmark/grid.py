@@ -20,14 +20,14 @@ import torch
 
 from gen_invariance.benchmark.arms import Arm
 from gen_invariance.benchmark.jobs import run_jobs
-from gen_invariance.benchmark.metrics import progress_line
-from gen_invariance.benchmark.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, translator_fit
-from gen_invariance.benchmark.suite import cell_digest, run_cell
-from gen_invariance.benchmark.task import Prepared, Task, prepare
-from gen_invariance.data.sources import load_source
+from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
+from gen_invariance.experiment.cell import cell_digest, run_cell
+from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.nuisance.build import build_nuisance
+from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
+from gen_invariance.report.metrics import progress_line
 from gen_invariance.run import Run, config_digest, write_json
 from gen_invariance.settings import settings_of
 
@@ -273,7 +273,7 @@ def _loaded(
     """The fitted translator and what fitting took; nothing for None."""
     if fit is None:
         return None, None
-    from gen_invariance.translator.load import load_translator
+    from gen_invariance.translator.io import load_translator
 
     folder = out / _fit_folder(benchmark, fit, order)
     seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))["seconds"]
@@ -281,8 +281,8 @@ def _loaded(
 
 
 def _fit(folder: Path, job: _Job, prepared: Prepared) -> str:
-    from gen_invariance.translator.by_name import fit_by_name
     from gen_invariance.translator.fit import FitSettings
+    from gen_invariance.translator.registry import fit_by_name
 
     fit = job.fit
     loop = settings_of(FitSettings, {"flip": prepared.flip_safe, **fit.loop}, "fit")

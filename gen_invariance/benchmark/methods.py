@@ -14,16 +14,16 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from gen_invariance.benchmark.metrics import metric_info, progress_line
-from gen_invariance.benchmark.records import Cell, RecordWriter, finished_cells, load_records
-from gen_invariance.benchmark.suite import ClassifierSettings, Method, StageSettings, cell_digest, run_cell
-from gen_invariance.benchmark.task import Prepared, Task, prepare
 from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.errors import SettingsError
-from gen_invariance.measure.statistics import paired_difference
+from gen_invariance.experiment.cell import ClassifierSettings, Method, StageSettings, cell_digest, run_cell
+from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.records import Cell, RecordWriter, finished_cells, load_records
+from gen_invariance.report.metrics import metric_info, progress_line
 from gen_invariance.run import Run
 from gen_invariance.settings import settings_of
+from gen_invariance.stats import paired_difference
 
 LEARNED, TRUE = " + stage", " + true nuisance"
 """What the names of arms with the stage end in: a learned nuisance, or the one in the data (a reference)."""

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings
-from gen_invariance.benchmark.task import Task
 from gen_invariance.classifier.train import TrainSettings
-from gen_invariance.data.sources import missing_files, source_names
+from gen_invariance.data.readers.registry import missing_files, source_names
 from gen_invariance.errors import SettingsError
+from gen_invariance.experiment.cell import ClassifierSettings, StageSettings
+from gen_invariance.experiment.task import Task
 from gen_invariance.settings import settings_of
 
 _CHANGES = ("data", "classifier", "training", "stage", "fit", "measure")

@@ -16,8 +16,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gen_invariance.benchmark.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
-from gen_invariance.benchmark.suite import resolve_plan
 from gen_invariance.classifier.backbones import Classifier, build_classifier
 from gen_invariance.classifier.heads import HEADS, fit_head
 from gen_invariance.classifier.joint import TaskLoss
@@ -25,8 +23,10 @@ from gen_invariance.classifier.losses import build_loss
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
+from gen_invariance.experiment.cell import resolve_plan
 from gen_invariance.measure.accuracy import AccuracyScores, mean_by_class, measure_accuracy
 from gen_invariance.measure.transfer import best_baseline, transfer_effect
+from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
 from gen_invariance.run import Run, config_digest, named_generator
 
 SCRATCH, UNTOUCHED = "scratch", "untouched start"

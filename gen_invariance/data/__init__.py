@@ -1,4 +1,4 @@
-"""Long-tailed image data: class counts, splits, sampling rules, and batches; readers are in `data.sources`."""
+"""Long-tailed image data: class counts, splits, sampling rules, and batches; readers are in `data.readers.registry`."""
 
 from gen_invariance.data.images import ImageData, check_images, to_uint8
 from gen_invariance.data.loader import LongTailSampler, ResidentLoader, find_labels

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gen_invariance.data.folder import shown
 from gen_invariance.data.images import ImageData
+from gen_invariance.data.readers.folder import shown
 
 if TYPE_CHECKING:
     from gen_invariance.data.split import LongTailSplit

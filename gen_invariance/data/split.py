@@ -17,9 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gen_invariance.data.arrays import load_arrays
 from gen_invariance.data.cuts import cut_indices
-from gen_invariance.data.folder import shown
 from gen_invariance.data.grouping import check_groups, hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import (
@@ -30,11 +28,13 @@ from gen_invariance.data.longtail import (
     step_counts,
     zipf_counts,
 )
+from gen_invariance.data.readers.arrays import load_arrays
+from gen_invariance.data.readers.folder import shown
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.run import atomic_write, named_generator
 
 if TYPE_CHECKING:
-    from gen_invariance.data.sources import Source
+    from gen_invariance.data.readers.registry import Source
 
 Profile = Literal["exponential", "step", "zipf", "none"]
 PROFILES: tuple[str, ...] = ("exponential", "step", "zipf", "none")

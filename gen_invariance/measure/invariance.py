@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.measure.any_model import as_predict
+from gen_invariance.measure.predict import as_predict
 from gen_invariance.measure.rounds import Rounds, kl_divergence
 from gen_invariance.nuisance.protocol import Nuisance
 

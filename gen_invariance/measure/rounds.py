@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen_invariance.augment.numbered import KeptCodes, coded
+from gen_invariance.augment.cache import KeptCodes, coded
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.measure.accuracy import Predict, as_float, logits_of, mean_by_class, refuse_nan
-from gen_invariance.measure.dealing import Dealer
+from gen_invariance.measure.stratified import Dealer
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
 from gen_invariance.run import named_generator
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.measure.statistics import PairedDifference, paired_difference
+from gen_invariance.stats import PairedDifference, paired_difference
 
 HELPS, HARMS, UNDECIDED = "helps", "harms", "undecided"
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gen_invariance.nuisance.protocol import Nuisance
 
 if TYPE_CHECKING:
-    from gen_invariance.order.study import OrderSettings
+    from gen_invariance.experiment.order_study import OrderSettings
 
 _READING = {"analysis", "curriculum", "fewest_seeds", "device"}
 _EACH_CELL = {"head", "choose", "subsets", "size", "count", "smallest", "largest", "sizes", "seeds"}

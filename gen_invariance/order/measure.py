@@ -19,9 +19,9 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
-from gen_invariance.data.arrays import DAMAGED
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import positions_in_class
+from gen_invariance.data.readers.arrays import DAMAGED
 from gen_invariance.errors import SettingsError
 from gen_invariance.order.backbone import FittedSource, SourceTrainer, in_batches
 from gen_invariance.order.separability import Features

@@ -11,7 +11,7 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.run import named_generator
 from gen_invariance.settings import options_of, settings_of
 from gen_invariance.translator.fit import Objective
-from gen_invariance.translator.munit import MunitObjective, MunitTranslator, MunitWeights
+from gen_invariance.translator.munit.model import MunitObjective, MunitTranslator, MunitWeights
 from gen_invariance.translator.spatial import SpatialObjective, SpatialTranslator
 
 TRANSLATORS = {"munit": (MunitTranslator, MunitObjective), "spatial": (SpatialTranslator, SpatialObjective)}

@@ -30,7 +30,7 @@ from gen_invariance.run import MISFITS, Run, atomic_write, cannot_write
 from gen_invariance.stopping import signals_noted
 from gen_invariance.translator.bank import fill_bank
 from gen_invariance.translator.fit_settings import FitSettings, class_members
-from gen_invariance.translator.watch import Watch, Watcher
+from gen_invariance.translator.quality.monitor import Watch, Watcher
 
 KEPT_GRID = "kept.png"
 """Sample grid of the weights that a watched fit keeps."""

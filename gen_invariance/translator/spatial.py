@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
-from gen_invariance.translator.blocks import PatchDiscriminator, least_squares
-from gen_invariance.translator.congeal import rotate_and_scale
+from gen_invariance.translator.munit.blocks import PatchDiscriminator, least_squares
+from gen_invariance.translator.redraw.congeal import rotate_and_scale
 
 CAPS = {"rotation": 180.0, "scale": math.log(1.6), "gain": math.log(2.0), "bias": 0.4}
 """Largest width of each operation: degrees, log factor, log factor, pixel units of [0, 1]."""

@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 
 from gen_invariance import SpatialTranslator, load_source, load_translator
-from gen_invariance.augment.export import ExportSettings, export, open_form
-from gen_invariance.augment.export.manifest import read_manifest
-from gen_invariance.augment.export.settings import goals_of
-from gen_invariance.benchmark.augmenting import _Judge
-from gen_invariance.benchmark.measuring import open_run
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 from gen_invariance.errors import SettingsError
-from gen_invariance.translator.verdict import weights_digest
+from gen_invariance.experiment.augment import _Judge
+from gen_invariance.experiment.evaluate import open_run
+from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export.manifest import read_manifest
+from gen_invariance.export.settings import goals_of
+from gen_invariance.translator.quality.verdict import weights_digest
 
 COUNTS = {0: 30, 6: 12, 9: 6}
 

@@ -13,8 +13,8 @@ from torch import nn
 from gen_invariance import Compose, Identity, Lighting, MunitTranslator, Rotation, SpatialTranslator, TailAugment
 from gen_invariance.augment.stage import KorniaNuisance
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
-from gen_invariance.measure.any_model import as_predict
 from gen_invariance.measure.invariance import measure_invariance
+from gen_invariance.measure.predict import as_predict
 
 ALWAYS = torch.ones(4)
 

@@ -10,13 +10,13 @@ from export_inputs import SETTINGS, build_small, rows_of, tree
 from PIL import Image
 
 from gen_invariance import Identity, Rotation, SpatialTranslator
-from gen_invariance.augment.export import ExportSettings, export, open_form
-from gen_invariance.augment.export.manifest import COLUMNS, read_manifest
-from gen_invariance.augment.export.pictures import describe
-from gen_invariance.augment.export.settings import goal_of
-from gen_invariance.augment.export.units import draw_generator, outside
 from gen_invariance.data import to_uint8
 from gen_invariance.errors import SettingsError
+from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export.manifest import COLUMNS, read_manifest
+from gen_invariance.export.pictures import describe
+from gen_invariance.export.settings import goal_of
+from gen_invariance.export.units import draw_generator, outside
 
 
 def test_balanced_folder_with_manifest_and_untouched_source(photos, tmp_path):

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from gen_invariance import SpatialTranslator
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 
 
 @pytest.fixture(autouse=True)

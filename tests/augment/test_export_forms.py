@@ -12,11 +12,11 @@ from export_inputs import SETTINGS, as_folder, as_npz, as_shards, as_table, rows
 from PIL import Image, ImageCms
 
 from gen_invariance import Identity, Rotation, SpatialTranslator, load_source
-from gen_invariance.augment.export import ExportSettings, export, open_form
-from gen_invariance.augment.export.learning import image_data
-from gen_invariance.augment.export.manifest import read_manifest
-from gen_invariance.augment.export.pictures import UnusablePictureError, decode, prepare, scaled_back
 from gen_invariance.errors import GenInvarianceError
+from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export.learning import image_data
+from gen_invariance.export.manifest import read_manifest
+from gen_invariance.export.pictures import UnusablePictureError, decode, prepare, scaled_back
 
 # ---- sets
 

@@ -13,12 +13,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gen_invariance import Rotation, SpatialTranslator
-from gen_invariance.augment.export import ExportSettings, export, open_form
-from gen_invariance.augment.export.manifest import read_manifest
-from gen_invariance.augment.export.units import draw_generator
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 from gen_invariance.data import to_uint8
 from gen_invariance.errors import DataError
+from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export.manifest import read_manifest
+from gen_invariance.export.units import draw_generator
 
 datasets = pytest.importorskip("datasets")
 

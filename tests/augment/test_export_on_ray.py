@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gen_invariance import MunitTranslator, Rotation, SpatialTranslator
-from gen_invariance.augment.export import ExportSettings, export, open_form
-from gen_invariance.cli import run
+from gen_invariance.cli.main import run
 from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.export import ExportSettings, export, open_form
 
 SETTINGS = ExportSettings(target="max", batch_size=4, off_distribution=None, near_copy=0.03)
 
@@ -115,8 +115,9 @@ def test_a_unit_that_kills_every_actor_ends_in_one_line(photos, tmp_path, cluste
 @pytest.mark.slow
 def test_errors_of_actors_are_those_of_the_package(photos, tmp_path, cluster, monkeypatch):
     export(photos, Rotation(30), tmp_path / "out", ExportSettings(target=1))
-    from gen_invariance.augment.export import on_ray, units
     from gen_invariance.errors import OutputError
+    from gen_invariance.export import ray as on_ray
+    from gen_invariance.export import units
 
     job = units.Job(photos, tmp_path / "out", tmp_path / "elsewhere", SETTINGS, Rotation(30), "")
     unit = units.Unit("a-0", "original", ((photos.entries()[0], -1),))
@@ -147,7 +148,7 @@ def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "gen_invariance.augment.export.on_ray", raising=False)
+    monkeypatch.delitem(sys.modules, "gen_invariance.export.ray", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(SettingsError, match=r"gen_invariance\[ray\]"):
         export(photos, Rotation(30), tmp_path / "out", SETTINGS, engine="ray")

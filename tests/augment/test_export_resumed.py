@@ -12,8 +12,8 @@ import pytest
 from export_inputs import INPUTS, SETTINGS, build_small, rows_of, tree
 
 from gen_invariance import Compose, Lighting, Rotation
-from gen_invariance.augment.export import ExportSettings, export, open_form, workers
 from gen_invariance.errors import OutputError, RunError, SettingsError
+from gen_invariance.export import ExportSettings, export, open_form, workers
 
 # ---- shared out
 

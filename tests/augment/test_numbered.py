@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from gen_invariance.augment.numbered import KeptCodes, TranslationBank, coded
+from gen_invariance.augment.cache import KeptCodes, TranslationBank, coded
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.data.images import to_uint8
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
 from gen_invariance.nuisance.protocol import Coded, Nuisance
 from gen_invariance.run import named_generator
-from gen_invariance.translator.munit import MunitTranslator
+from gen_invariance.translator.munit.model import MunitTranslator
 
 COUNT, CLASSES = 40, 4
 

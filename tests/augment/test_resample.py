@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from gen_invariance import Identity, Rotation
-from gen_invariance.augment.resample import NuisanceSampler
+from gen_invariance.augment.sampler import NuisanceSampler
 from gen_invariance.errors import ShapeError
 
 

@@ -12,7 +12,7 @@ from gen_invariance.augment.stage import Gate, KorniaNuisance, TailAugment, tran
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance import Compose, Lighting, Rotation
 from gen_invariance.run import named_generator
-from gen_invariance.translator.munit import MunitTranslator
+from gen_invariance.translator.munit.model import MunitTranslator
 
 CLASSES = 4
 

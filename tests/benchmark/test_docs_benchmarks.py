@@ -6,12 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from gen_invariance.benchmark.gains import gain_tables
-from gen_invariance.benchmark.records import Record, as_frame
 from gen_invariance.benchmark.registry import benchmark_names
-from gen_invariance.benchmark.size_effect import size_effect_table, size_effects
-from gen_invariance.benchmark.tables import to_markdown
-from gen_invariance.cli_help import config_folder
+from gen_invariance.cli.help import config_folder
+from gen_invariance.records import Record, as_frame
+from gen_invariance.report.gains import gain_tables
+from gen_invariance.report.size_effect import size_effect_table, size_effects
+from gen_invariance.report.tables import to_markdown
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"

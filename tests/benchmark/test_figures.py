@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from gen_invariance.benchmark import drawing, figures
-from gen_invariance.benchmark.records import Record, as_frame
 from gen_invariance.errors import DataError, ShapeError
+from gen_invariance.records import Record, as_frame
+from gen_invariance.report import drawing, figures
 
 STRANGE = ["$x$", "a$b", "<script>", "あ\n\t", "", "x" * 300, "50% & _more_^", "\\frac", "\U0001f600", "\x00"]
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from gen_invariance.benchmark.gains import Scale, gain_tables
-from gen_invariance.benchmark.records import Record, as_frame
-from gen_invariance.benchmark.report import write_report
-from gen_invariance.benchmark.tables import to_markdown
+from gen_invariance.records import Record, as_frame
+from gen_invariance.report.gains import Scale, gain_tables
+from gen_invariance.report.page import write_report
+from gen_invariance.report.tables import to_markdown
 
 GENERIC, RAND = "ce_drs+trivialaugment@every_row", "ce_drs+randaugment@every_row"
 REDRAW, MORE = "ce_drs+redraw+trivialaugment@every_row", "ce_drs+more_real+trivialaugment@every_row"

@@ -18,11 +18,11 @@ from gen_invariance.benchmark import grid as module
 from gen_invariance.benchmark.comparing import cells_of
 from gen_invariance.benchmark.grid import grid_records, run_grid
 from gen_invariance.benchmark.jobs import run_jobs
-from gen_invariance.benchmark.records import FAILED, finished_cells, load_records, measured
-from gen_invariance.benchmark.summary import summarise
-from gen_invariance.cli import _compose, run
-from gen_invariance.cli_help import config_folder
+from gen_invariance.cli.help import config_folder
+from gen_invariance.cli.main import _compose, run
 from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.records import FAILED, finished_cells, load_records, measured
+from gen_invariance.report.summary import summarise
 
 QUICK = [
     "training_options={epochs: 2, warmup: 0, checkpoint_every: 1}",
@@ -246,7 +246,7 @@ def test_jobs_wait_for_those_they_need():
 
 def start(given):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    line = [sys.executable, "-m", "gen_invariance.cli", *given]
+    line = [sys.executable, "-m", "gen_invariance.cli.main", *given]
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment,
                             start_new_session=True)  # fmt: skip
 

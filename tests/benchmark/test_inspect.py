@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from gen_invariance.augment.policy import auto
-from gen_invariance.benchmark import inspect as inspecting
-from gen_invariance.benchmark.inspect import (
+from gen_invariance.cli.main import run
+from gen_invariance.errors import CheckpointError, DataError, SettingsError
+from gen_invariance.experiment import inspect as inspecting
+from gen_invariance.experiment.cell import StageSettings
+from gen_invariance.experiment.inspect import (
     InspectSettings,
     differences_from_fit,
     head_classes,
@@ -19,14 +22,11 @@ from gen_invariance.benchmark.inspect import (
     policy_from_verdict,
     write_inspection,
 )
-from gen_invariance.benchmark.suite import StageSettings
-from gen_invariance.benchmark.task import Task, prepare
-from gen_invariance.cli import run
-from gen_invariance.errors import CheckpointError, DataError, SettingsError
+from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
 from gen_invariance.translator.fit import save_translator
+from gen_invariance.translator.quality.verdict import DO_NOT, LOWER, USE, read_verdict, weights_digest
 from gen_invariance.translator.spatial import SpatialTranslator
-from gen_invariance.translator.verdict import DO_NOT, LOWER, USE, read_verdict, weights_digest
 
 TASK = Task(
     largest=110, imbalance=22, rest_is_test=True, nuisance="rotation", many_above=44, few_below=20, shuffle_order=False

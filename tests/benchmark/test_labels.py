@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from gen_invariance.benchmark.drawing import legend_names
-from gen_invariance.benchmark.labels import LONGEST, differing, distinct, flat, labels_of, lines_of, shortened, telling
+from gen_invariance.report.drawing import legend_names
+from gen_invariance.report.labels import LONGEST, differing, distinct, flat, labels_of, lines_of, shortened, telling
 
 PLAIN = {"stage.nuisance": "none", "stage.translator": None, "transfer.mode": "none", "training.epochs": 40,
          "training.warmup": 5, "classifier.backbone": "resnet20", "augmentation": "none"}  # fmt: skip

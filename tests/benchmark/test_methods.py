@@ -16,13 +16,13 @@ from gen_invariance.benchmark.methods import (
     stage_table,
     with_stage,
 )
-from gen_invariance.benchmark.suite import ClassifierSettings, StageSettings, build_losses, build_model
-from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.benchmark.transferring import SCRATCH, UNTOUCHED, TransferComparison, effects, run_transfer
 from gen_invariance.classifier.train import TrainSettings
-from gen_invariance.cli_help import config_folder
-from gen_invariance.data.sources import load_source
+from gen_invariance.cli.help import config_folder
+from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import SettingsError
+from gen_invariance.experiment.cell import ClassifierSettings, StageSettings, build_losses, build_model
+from gen_invariance.experiment.task import Task, prepare
 
 FOLDER = config_folder() / "method"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "none")

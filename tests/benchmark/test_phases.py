@@ -5,7 +5,7 @@ import pytest
 from gen_invariance.benchmark.arms import read_arm
 from gen_invariance.benchmark.registry import benchmark_names, read_benchmark
 from gen_invariance.classifier.settings import TrainSettings
-from gen_invariance.cli_help import config_folder
+from gen_invariance.cli.help import config_folder
 from gen_invariance.data.sampling import rule_name
 from gen_invariance.errors import SettingsError
 

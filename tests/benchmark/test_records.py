@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gen_invariance.benchmark.metrics import METRICS, metric_info
-from gen_invariance.benchmark.records import (
+from gen_invariance.errors import DataError, DataNotFoundError, OutputError, SettingsError
+from gen_invariance.records import (
     Cell,
     Record,
     RecordWriter,
@@ -21,8 +21,8 @@ from gen_invariance.benchmark.records import (
     provenance,
     write_csv,
 )
-from gen_invariance.benchmark.summary import repetitions, summarise
-from gen_invariance.errors import DataError, DataNotFoundError, OutputError, SettingsError
+from gen_invariance.report.metrics import METRICS, metric_info
+from gen_invariance.report.summary import repetitions, summarise
 
 
 def record(**changes):

@@ -16,11 +16,11 @@ from gen_invariance.benchmark.registry import (
     layered,
     read_benchmark,
 )
-from gen_invariance.benchmark.suite import build_augmentation
-from gen_invariance.benchmark.task import prepare
 from gen_invariance.benchmark.workload import estimated_seconds, training_images
-from gen_invariance.cli_help import config_folder
+from gen_invariance.cli.help import config_folder
 from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.experiment.cell import build_augmentation
+from gen_invariance.experiment.task import prepare
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.settings import settings_of

@@ -12,12 +12,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from gen_invariance.benchmark.metrics import PUBLISHED
-from gen_invariance.benchmark.records import Record, RecordWriter, as_frame, load_records
-from gen_invariance.benchmark.report import Figure, write_report
-from gen_invariance.benchmark.summary import summarise
-from gen_invariance.benchmark.tables import class_tables, method_tables, to_latex, to_markdown
 from gen_invariance.errors import DataError, OutputError, SettingsError
+from gen_invariance.records import Record, RecordWriter, as_frame, load_records
+from gen_invariance.report.metrics import PUBLISHED
+from gen_invariance.report.page import Figure, write_report
+from gen_invariance.report.summary import summarise
+from gen_invariance.report.tables import class_tables, method_tables, to_latex, to_markdown
 
 EVIL = "<script>document.title='owned'</script>"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

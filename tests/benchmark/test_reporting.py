@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from gen_invariance.benchmark.records import Record, RecordWriter
-from gen_invariance.benchmark.reporting import labelled, report_of, source_of, together
 from gen_invariance.errors import SettingsError
+from gen_invariance.records import Record, RecordWriter
+from gen_invariance.report.runs import labelled, report_of, source_of, together
 
 CONFIG = {
     "data": {"source": "digits", "path": None, "nuisance": "identity", "largest": 110},

@@ -9,8 +9,12 @@ import torch
 from oracles import slow_accuracy, slow_invariance
 
 from gen_invariance.augment.policy import auto, hard_cutoff
-from gen_invariance.benchmark import suite
-from gen_invariance.benchmark.suite import (
+from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.classifier.transfer import TransferPlan
+from gen_invariance.data.longtail import long_tailed_indices
+from gen_invariance.errors import SettingsError
+from gen_invariance.experiment import cell as suite
+from gen_invariance.experiment.cell import (
     ClassifierSettings,
     Method,
     StageSettings,
@@ -22,11 +26,7 @@ from gen_invariance.benchmark.suite import (
     run_cell,
     stage_source,
 )
-from gen_invariance.benchmark.task import Task, prepare
-from gen_invariance.classifier.train import TrainSettings
-from gen_invariance.classifier.transfer import TransferPlan
-from gen_invariance.data.longtail import long_tailed_indices
-from gen_invariance.errors import SettingsError
+from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Compose, CropFlip, Identity, Lighting
 from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
 from gen_invariance.run import Run, named_generator

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gen_invariance.benchmark.records import finished_cells
-from gen_invariance.cli_help import config_folder
+from gen_invariance.cli.help import config_folder
+from gen_invariance.records import finished_cells
 
 ROOT = Path(__file__).parent.parent.parent
 LAUNCHERS = {"local": "hydra_joblib_launcher", "slurm": "hydra_submitit_launcher", "on_ray": "hydra_ray_launcher"}

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import DataError, SettingsError
+from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Identity, Rotation, select_rows
 
 SMALL = {"largest": 40, "imbalance": 8.0, "rest_is_test": True}

@@ -9,7 +9,7 @@ from gen_invariance.classifier.batches import Batches
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance import CropFlip, Rotation
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.munit import MunitTranslator
+from gen_invariance.translator.munit.model import MunitTranslator
 
 
 class WithoutCodes:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_invariance.data.arrays import read_idx, read_idx_pair, read_npz
+from gen_invariance.data.readers.arrays import read_idx, read_idx_pair, read_npz
 from gen_invariance.errors import DataError, DataNotFoundError, GenInvarianceError, RangeError, ShapeError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen_invariance.benchmark.registry import read_benchmark
-from gen_invariance.cli_help import config_folder
+from gen_invariance.cli.help import config_folder
 from gen_invariance.data.cuts import CUTS, cut_indices
 from gen_invariance.data.longtail import exponential_counts, step_counts
 from gen_invariance.errors import DataError, SettingsError

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gen_invariance.data.folder import find_splits, read_image_folder, shown
+from gen_invariance.data.readers.folder import find_splits, read_image_folder, shown
 from gen_invariance.errors import DataError, DataNotFoundError, GenInvarianceError, SettingsError
 
 RED, GREEN, GREY = (200, 10, 20), (10, 200, 20), (90, 90, 90)

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.data.grouping import hold_groups, number_groups, places_among
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import long_tailed_indices, split_indices
+from gen_invariance.data.readers.registry import load_source
 from gen_invariance.data.repeated import make_filled
-from gen_invariance.data.sources import load_source
 from gen_invariance.data.split import make_long_tailed
 from gen_invariance.errors import DataError, SettingsError, ShapeError
+from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.run import named_generator
 
 CLASSES = 4

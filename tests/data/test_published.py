@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gen_invariance.data import characters, photos, published
-from gen_invariance.data.sources import load_source, missing_files
+from gen_invariance.data.readers import characters, photos, published
+from gen_invariance.data.readers.registry import load_source, missing_files
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 
 RNG = np.random.default_rng(0)

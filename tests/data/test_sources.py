@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gen_invariance.data import sources
-from gen_invariance.data.sources import load_source, resize_images, source_names
+from gen_invariance.data.readers import registry as sources
+from gen_invariance.data.readers.registry import load_source, resize_images, source_names
 from gen_invariance.data.split import make_long_tailed
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 

@@ -14,7 +14,8 @@ from rounding import ROUNDED
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from gen_invariance import cli, verbs
+from gen_invariance.cli import main as cli
+from gen_invariance.cli import verbs
 
 pytestmark = pytest.mark.gpu
 

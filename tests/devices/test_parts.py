@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 import gen_invariance as gi
+from gen_invariance.contrib.pipeline import TranslationPipeline
 from gen_invariance.devices import accelerator_on
 from gen_invariance.measure.metric import ExpectedKL
 from gen_invariance.nuisance.protocol import draw_to
 from gen_invariance.run import named_generator
-from gen_invariance.translator.pipeline import TranslationPipeline
 
 pytestmark = pytest.mark.gpu
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gen_invariance.measure.dealing import Dealer
 from gen_invariance.measure.invariance import measure_invariance
+from gen_invariance.measure.stratified import Dealer
 from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
 from gen_invariance.run import named_generator
 

@@ -14,7 +14,7 @@ from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.measure.invariance import kl_divergence, measure_invariance
 from gen_invariance.nuisance import Background, Compose, Identity, Lighting, Rotation, Thickness
 from gen_invariance.run import named_generator
-from gen_invariance.translator.munit import MunitTranslator
+from gen_invariance.translator.munit.model import MunitTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 
 CLASSES, EMPTY = 6, 4

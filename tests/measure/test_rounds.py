@@ -10,13 +10,13 @@ from torch import nn
 
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.errors import SettingsError
-from gen_invariance.measure.any_model import as_predict
-from gen_invariance.measure.folding import folded
+from gen_invariance.measure.fusion import folded
 from gen_invariance.measure.invariance import compare_invariance, measure_invariance
+from gen_invariance.measure.predict import as_predict
 from gen_invariance.measure.rounds import DRAWS_SHARE, FEWEST
 from gen_invariance.nuisance import Background, Compose, Identity, Lighting, Rotation
 from gen_invariance.run import named_generator
-from gen_invariance.translator.munit import MunitTranslator
+from gen_invariance.translator.munit.model import MunitTranslator
 
 CLASSES = 4
 

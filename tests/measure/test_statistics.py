@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
-from gen_invariance.measure.statistics import (
+from gen_invariance.run import named_generator
+from gen_invariance.stats import (
     bootstrap_interval,
     class_size_association,
     least_p_value,
     mean_interval,
     paired_difference,
 )
-from gen_invariance.run import named_generator
 
 
 def noise(*shape, seed=0):
@@ -155,7 +155,7 @@ def test_rows_stay_together_and_blocks_do_not_change_the_bootstrap(monkeypatch):
 
     whole = bootstrap_interval(pairs, ratio, generator=named_generator(0, "b"), resamples=50)
     assert (whole.low, whole.high) == (2, 2)
-    monkeypatch.setattr("gen_invariance.measure.statistics._BLOCK", 100)
+    monkeypatch.setattr("gen_invariance.stats._BLOCK", 100)
     assert bootstrap_interval(pairs, ratio, generator=named_generator(0, "b"), resamples=50) == whole
 
 

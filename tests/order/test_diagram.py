@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from gen_invariance.order.bootstrap import CellBounds
-from gen_invariance.order.diagram import diagram_dot, diagram_text, draw_diagram, hasse, render, write_diagram
-from gen_invariance.order.layout import lay_out
 from gen_invariance.order.relation import subset_order
 from gen_invariance.order.sets import class_pairs
+from gen_invariance.report.diagram import diagram_dot, diagram_text, draw_diagram, hasse, render, write_diagram
+from gen_invariance.report.layout import lay_out
 
 
 def order_of(estimate, half=0.0, names="abcd", subsets=None):

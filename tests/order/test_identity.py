@@ -3,13 +3,13 @@ import json
 import pytest
 import torch
 
+from gen_invariance.experiment.order_study import OrderSettings
 from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.order.analysis import AnalysisSettings
 from gen_invariance.order.identity import cell_settings, nuisance_identity
-from gen_invariance.order.study import OrderSettings
-from gen_invariance.translator.munit import MunitTranslator
+from gen_invariance.translator.munit.model import MunitTranslator
 
 
 class Own:

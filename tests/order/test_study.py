@@ -7,15 +7,15 @@ import torch
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError, ShapeError
+from gen_invariance.experiment.order_study import OrderSettings, choose_subsets, run_order
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.order import separability
 from gen_invariance.order.analysis import AnalysisSettings
 from gen_invariance.order.backbone import SourceSettings
 from gen_invariance.order.measure import Plan, _shot_rows, cell_path
-from gen_invariance.order.page import findings
 from gen_invariance.order.records import study_records
 from gen_invariance.order.relation import SubsetOrder
-from gen_invariance.order.study import OrderSettings, choose_subsets, run_order
+from gen_invariance.report.order_page import findings
 
 CLASSES = 4
 PATTERNS = torch.randint(30, 226, (CLASSES, 1, 6, 6), generator=torch.Generator().manual_seed(5))
@@ -42,7 +42,7 @@ def projection(subset, seed):
 @pytest.fixture
 def not_drawn(monkeypatch):
     """Leave picture, tables and page out, which take most of a toy study's time, where only figures are looked at."""
-    monkeypatch.setattr("gen_invariance.order.study.write_study", lambda *args, **options: None)
+    monkeypatch.setattr("gen_invariance.experiment.order_study.write_study", lambda *args, **options: None)
 
 
 def study(tmp_path, *, fit=projection, train=TRAIN, test=TEST, nuisance=None, resume=False, **options):

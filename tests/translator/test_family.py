@@ -4,15 +4,15 @@ import pytest
 import torch
 from scipy import ndimage
 
-from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.errors import SettingsError
+from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Shear, Translation
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.congeal import PoseGrid, congeal, move_by, pose_matrix, rotate_and_scale
-from gen_invariance.translator.family import part_spreads
-from gen_invariance.translator.place import read_place, to_the_centre
-from gen_invariance.translator.pose import PoseSettings
-from gen_invariance.translator.redraw import RedrawTranslator, build_redraw, fit_redraw
+from gen_invariance.translator.redraw.congeal import PoseGrid, congeal, move_by, pose_matrix, rotate_and_scale
+from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw, fit_redraw
+from gen_invariance.translator.redraw.parts import part_spreads
+from gen_invariance.translator.redraw.place import read_place, to_the_centre
+from gen_invariance.translator.redraw.pose import PoseSettings
 
 FAST = PoseSettings(steps=60, images_per_class=40, head_from=20)
 

@@ -18,12 +18,12 @@ from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError
 from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.build import build_objective
-from gen_invariance.translator.by_name import fit_by_name
 from gen_invariance.translator.fit import FitSettings, fit_translator, save_translator, tile
 from gen_invariance.translator.fit_settings import seconds_of
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.pose import PoseSettings, _members
-from gen_invariance.translator.tone import read_tone
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.redraw.pose import PoseSettings, _members
+from gen_invariance.translator.redraw.tone import read_tone
+from gen_invariance.translator.registry import fit_by_name
 
 NETWORKS = {
     "munit": {"network": {"width": 4, "residual_blocks": 1, "mlp_width": 8}, "discriminator_width": 4},
@@ -245,7 +245,7 @@ def test_every_translator_takes_a_subset_of_classes(name, tmp_path, monkeypatch)
     """Only images of the named classes reach grids and banks, however small the classes are."""
     data, loop = digits((30, 20, 9)), settings(classes=["2", 0], steps=1)
     rows = {}
-    for module in ("by_name", "fit", "flow_fit"):
+    for module in ("registry", "fit", "flow.fit"):
         monkeypatch.setattr(
             f"gen_invariance.translator.{module}.write_grid",
             lambda path, translator, data, members, run: rows.update(members=members),

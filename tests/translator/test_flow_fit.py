@@ -8,11 +8,9 @@ import torch
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, RunError, SettingsError
 from gen_invariance.run import Run
-from gen_invariance.translator import flow_fit as module
-from gen_invariance.translator.by_name import fit_by_name
 from gen_invariance.translator.fit import FitSettings, class_members
-from gen_invariance.translator.flow import FlowTranslator
-from gen_invariance.translator.flow_fit import (
+from gen_invariance.translator.flow import fit as module
+from gen_invariance.translator.flow.fit import (
     FlowSettings,
     fill_bank,
     fit_flow,
@@ -21,8 +19,10 @@ from gen_invariance.translator.flow_fit import (
     sample_step,
     scrambled,
 )
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.watch import Watcher
+from gen_invariance.translator.flow.model import FlowTranslator
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.quality.monitor import Watcher
+from gen_invariance.translator.registry import fit_by_name
 
 
 def seeded(number=0):

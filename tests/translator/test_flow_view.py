@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.thickness import dilate, erode
-from gen_invariance.translator.flow_view import (
+from gen_invariance.translator.flow.view import (
     REMOVABLE,
     check_removes,
     content_view,

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gen_invariance.translator import forms
-from gen_invariance.translator.blocks import UpsampleBlock, convolution
-from gen_invariance.translator.forms import (
+from gen_invariance.translator.munit import cpu_convolutions as forms
+from gen_invariance.translator.munit.blocks import UpsampleBlock, convolution
+from gen_invariance.translator.munit.cpu_convolutions import (
     form_by_columns,
     narrow_convolve,
     phase_form,

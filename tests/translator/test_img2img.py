@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from gen_invariance.augment.stage import TailAugment
+from gen_invariance.contrib import img2img
+from gen_invariance.contrib.img2img import DiffusersTranslator, open_pipeline
+from gen_invariance.contrib.pipeline import TranslationPipeline
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.run import Run
-from gen_invariance.translator import img2img
-from gen_invariance.translator.by_name import fit_by_name
 from gen_invariance.translator.fit import FitSettings, save_translator
-from gen_invariance.translator.img2img import DiffusersTranslator, open_pipeline
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.pipeline import TranslationPipeline
-from gen_invariance.translator.verdict import weights_digest
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.quality.verdict import weights_digest
+from gen_invariance.translator.registry import fit_by_name
 
 transformers = pytest.importorskip("transformers")
 import diffusers  # noqa: E402  (the guard of the modules above comes first)

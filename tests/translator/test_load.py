@@ -12,8 +12,8 @@ import torch
 
 from gen_invariance.errors import CheckpointError
 from gen_invariance.translator.fit import save_translator
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.munit import MunitTranslator
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.munit.model import MunitTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 
 KINDS = {

@@ -10,10 +10,10 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.nuisance import Nuisance, select_rows
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.blocks import AdaptiveResidualBlock, UpsampleBlock, convolution
 from gen_invariance.translator.fit import FitSettings, fit_translator
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.munit import MunitObjective, MunitTranslator, MunitWeights
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.munit.blocks import AdaptiveResidualBlock, UpsampleBlock, convolution
+from gen_invariance.translator.munit.model import MunitObjective, MunitTranslator, MunitWeights
 
 
 def build(**options):

@@ -10,11 +10,11 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
+from gen_invariance.contrib import pipeline as module
+from gen_invariance.contrib.pipeline import TranslationPipeline
 from gen_invariance.errors import CheckpointError, DataNotFoundError, OutputError, SettingsError, ShapeError
-from gen_invariance.translator import pipeline as module
-from gen_invariance.translator.munit import MunitTranslator
-from gen_invariance.translator.pipeline import TranslationPipeline
-from gen_invariance.translator.pose import PoseTranslator
+from gen_invariance.translator.munit.model import MunitTranslator
+from gen_invariance.translator.redraw.pose import PoseTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 
 
@@ -272,7 +272,7 @@ def test_writing_where_one_may_not_is_one_line(tmp_path):
 @pytest.mark.slow
 def test_a_fresh_process_draws_the_same_bits(saved):
     script = (
-        "import torch; from gen_invariance.translator.pipeline import TranslationPipeline as P;"
+        "import torch; from gen_invariance.contrib.pipeline import TranslationPipeline as P;"
         f"p = P.from_pretrained({str(saved)!r}); g = torch.Generator().manual_seed(1);"
         "x = torch.rand(5, 1, 16, 16, generator=g); g = torch.Generator().manual_seed(0);"
         "print(p(x, num_draws=2, generator=g).double().sum().item().hex())"

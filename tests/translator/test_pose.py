@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.errors import SettingsError
+from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.congeal import PoseGrid, congeal, rotate_and_scale
 from gen_invariance.translator.fit import save_translator
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.pose import PoseSettings, PoseTranslator, fit_pose
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.redraw.congeal import PoseGrid, congeal, rotate_and_scale
+from gen_invariance.translator.redraw.pose import PoseSettings, PoseTranslator, fit_pose
 
 
 def rotated(degrees, seed=0):

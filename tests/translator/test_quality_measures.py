@@ -11,7 +11,7 @@ from scipy.stats import ks_2samp
 from sklearn.metrics.pairwise import polynomial_kernel as sklearn_polynomial
 
 from gen_invariance.errors import DataError, ShapeError
-from gen_invariance.translator.quality_measures import (
+from gen_invariance.translator.quality.measures import (
     between_class_share,
     bootstrap_ratio,
     copy_ratio,

@@ -8,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
-from gen_invariance.benchmark.task import Task, prepare
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
+from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Background, Lighting
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.nuisance.thickness import dilate
 from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.fit import save_translator
-from gen_invariance.translator.load import load_translator
-from gen_invariance.translator.pose import PoseSettings
-from gen_invariance.translator.redraw import RedrawTranslator, build_redraw, fit_redraw
-from gen_invariance.translator.stroke import match_width, read_width
-from gen_invariance.translator.tone import figure_of, looks_like, put_in, read_tone, take_out
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw, fit_redraw
+from gen_invariance.translator.redraw.pose import PoseSettings
+from gen_invariance.translator.redraw.stroke import match_width, read_width
+from gen_invariance.translator.redraw.tone import figure_of, looks_like, put_in, read_tone, take_out
 
 
 def task(nuisance, **options):

@@ -12,7 +12,7 @@ from gen_invariance.nuisance import Nuisance, Rotation, select_rows
 from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.fit import FitSettings, fit_translator
-from gen_invariance.translator.quality_measures import kolmogorov_distance
+from gen_invariance.translator.quality.measures import kolmogorov_distance
 from gen_invariance.translator.spatial import CAPS, SpatialObjective, SpatialTranslator
 
 

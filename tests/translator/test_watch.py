@@ -11,10 +11,10 @@ from test_fit import Interrupted, Watch, digits, interrupt, objective, settings,
 from gen_invariance.errors import CheckpointError, DataError, SettingsError
 from gen_invariance.nuisance import Identity, Rotation
 from gen_invariance.run import Run, load_checkpoint
-from gen_invariance.translator import watch as watching
-from gen_invariance.translator.by_name import fit_by_name
 from gen_invariance.translator.fit import fit_translator
-from gen_invariance.translator.watch import judge_sets, quality_watch, score_of, split_members
+from gen_invariance.translator.quality import monitor as watching
+from gen_invariance.translator.quality.monitor import judge_sets, quality_watch, score_of, split_members
+from gen_invariance.translator.registry import fit_by_name
 
 FINE = {"accuracy_kept": 1.0, "precision": 1.0, "coverage": 1.0, "diversity": 0.5}
 

@@ -1,0 +1,1 @@
+"""Optional parts that need further libraries or models."""

@@ -1,0 +1,246 @@
+"""Strict readers of array files: .npz with images and labels, and the IDX files of the MNIST family.
+
+A file is either read whole and checked, or refused with one line that names it, the part of it that is wrong, and
+what would be right. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gen_invariance.data.grouping import number_groups
+from gen_invariance.data.images import ImageData, names_or_numbers, to_uint8
+from gen_invariance.data.readers.folder import shown
+from gen_invariance.errors import DataError, DataNotFoundError, RangeError, ShapeError
+
+DAMAGED = (
+    *(ValueError, OSError, EOFError, MemoryError, NotImplementedError, TypeError, RecursionError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What reading a damaged .npz file raises; array headers are parsed as Python literals."""
+KeyOf = Callable[[Any, int, str], Hashable]
+_NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names", "test_class_names")
+
+
+def read_npz(
+    path: Path | str, *, group: str | None = None, usual: str = "groups", key_of: KeyOf | None = None
+) -> tuple[ImageData, ImageData | None]:
+    """Training and test images of an .npz file; None for the test images when it holds none.
+
+    Keys: `train_images`, `train_labels`, and optionally `test_images`, `test_labels`, `class_names`, and
+    `test_class_names` when the test part shows other classes. Images are (N, H, W), (N, H, W, C) or (N, C, H, W)
+    with C of 1 or 3, uint8, or floating point in [0, 1]; labels are whole numbers (N,) from 0; names are strings.
+    Without names, classes are called by their numbers. `train_groups` and `test_groups`, whole numbers or strings (N,),
+    say which images show the same thing; equal values mean the same thing in both. Other keys are ignored.
+
+    Args:
+        path: the file.
+        group: "track" takes `train_track`, which must be there, and `test_track` in place of the keys `..._groups`.
+        usual: which keys tell the groups, where they are there, when `group` is None.
+        key_of: makes the key of a group out of its value, the label and the class name, for values that begin anew in
+            each class; None takes the value alone.
+
+    Raises:
+        DataNotFoundError: no such file.
+        DataError: truncated, damaged or no .npz file, a missing key, pickled objects, or a dtype that does not fit.
+        ShapeError: axes, channels or lengths that do not fit.
+        RangeError: non-finite pixels, or pixels or labels out of range.
+    """
+    path, name = Path(path), group or usual
+    arrays = load_arrays(path, (*_NPZ_KEYS, f"train_{name}", f"test_{name}"))
+    where = shown(path)
+    if group is not None and f"train_{group}" not in arrays:
+        raise DataError(
+            f"{where} has no train_{group}, which group={shown(group)} asks for; add it, or leave group out"
+        )
+    train_names = _class_names(arrays, "class_names", where)
+    train, test = _part(arrays, "train", train_names, path), None
+    if "test_images" in arrays or "test_labels" in arrays:
+        test_names = _class_names(arrays, "test_class_names", where)
+        test = _part(arrays, "test", test_names or train.class_names, path)
+    keys = [
+        None if data is None else _group_keys(arrays, f"{part}_{name}", data, key_of, where)
+        for part, data in (("train", train), ("test", test))
+    ]
+    of_train, of_test = number_groups(*keys)
+    return replace(train, groups=of_train), None if test is None else replace(test, groups=of_test)
+
+
+def load_arrays(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of `keys` that the .npz file `path` holds; nothing is unpickled.
+
+    Raises:
+        DataNotFoundError: no such file.
+        DataError: truncated, damaged or no .npz file, or pickled objects under one of `keys`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataNotFoundError(f"{shown(path)} does not exist or is not a file; give the path of an .npz file")
+    key = "its index"
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise DataError(f"{shown(path)} is truncated or no .npz file; write it with numpy.savez")
+        arrays = {}
+        with np.load(path, allow_pickle=False) as stored:
+            for key in keys:
+                if key in stored.files:
+                    arrays[key] = stored[key]
+    except DataError:
+        raise
+    except DAMAGED as error:
+        if "Object arrays" in str(error):
+            raise DataError(
+                f"{shown(path)}: {key} holds pickled objects, which are never loaded; store plain numbers or strings"
+            ) from error
+        reason = shown(str(error))[:200] or type(error).__name__
+        raise DataError(
+            f"{shown(path)}: {key} cannot be read ({reason}); the file is damaged, write it anew"
+        ) from error
+    if wrong := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
+        raise DataError(f"{shown(path)}: {wrong[0]} is no array; write the file with numpy.savez")
+    return arrays
+
+
+def _class_names(arrays: dict[str, np.ndarray], key: str, where: str) -> tuple[str, ...] | None:
+    if key not in arrays:
+        return None
+    names = arrays[key]
+    if names.ndim != 1 or names.dtype.kind not in "US" or not len(names):
+        raise DataError(
+            f"{where}: {key} must be a list of strings, got {names.dtype} {names.shape}; store one per class"
+        )
+    try:
+        found = tuple(name.decode() if isinstance(name, bytes) else name for name in names.tolist())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: {key} holds bytes that are not UTF-8; store the names as strings") from error
+    if len(set(found)) < len(found):
+        double = next(name for name in found if found.count(name) > 1)
+        raise DataError(f"{where}: {key} names {double!r} twice; give each class a name of its own")
+    return found
+
+
+def _part(arrays: dict[str, np.ndarray], part: str, names: tuple[str, ...] | None, path: Path) -> ImageData:
+    """The images and labels of "train" or "test"."""
+    where = shown(path)
+    for key in (f"{part}_images", f"{part}_labels"):
+        if key not in arrays:
+            raise DataError(f"{where} has no {key}; found {', '.join(arrays) or 'no known key'}; add that array")
+    images = _images(arrays[f"{part}_images"], f"{where}: {part}_images")
+    labels = _labels(arrays[f"{part}_labels"], len(images), names, f"{where}: {part}_labels")
+    return ImageData(images, labels, names or names_or_numbers(None, int(labels.max()) + 1), path.stem)
+
+
+def _group_keys(
+    arrays: dict[str, np.ndarray], key: str, data: ImageData, key_of: KeyOf | None, where: str
+) -> list[Hashable] | None:
+    """The group of each image of `data`; None without that array."""
+    if key not in arrays:
+        return None
+    array = arrays[key]
+    if array.dtype.kind not in "iuUS":
+        raise DataError(f"{where}: {key} has dtype {array.dtype}; store whole numbers or strings, one for each image")
+    if array.shape != (len(data),):
+        raise ShapeError(f"{where}: {key} has shape {array.shape}, expected ({len(data)},); store one for each image")
+    if key_of is None:
+        return array.tolist()
+    labels = data.labels.tolist()
+    return [key_of(value, label, data.class_names[label]) for value, label in zip(array.tolist(), labels, strict=True)]
+
+
+def _images(array: np.ndarray, where: str) -> Tensor:
+    """Uint8 (N, C, H, W) of an array in any of the accepted forms."""
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DataError(f"{where} has dtype {array.dtype}; store uint8 pixels, or floating point in [0, 1]")
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise ShapeError(
+            f"{where} has shape {array.shape}; store (N, H, W), (N, H, W, C) or (N, C, H, W), none of them 0"
+        )
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.shape[-1] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    elif array.shape[1] not in (1, 3):
+        raise ShapeError(f"{where} has shape {array.shape}, so neither last nor second axis is 1 (grey) or 3 (RGB)")
+    images = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    if images.dtype == torch.uint8:
+        return images
+    try:
+        return to_uint8(images)
+    except RangeError as error:
+        raise RangeError(f"{where}: {error}") from error
+
+
+def _labels(array: np.ndarray, num_images: int, names: tuple[str, ...] | None, where: str) -> Tensor:
+    """Int64 (N,) of an array of whole numbers in [0, K)."""
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{where} has dtype {array.dtype}; store whole numbers, one class number for each image")
+    if array.shape != (num_images,):
+        raise ShapeError(f"{where} has shape {array.shape}, expected ({num_images},); store one label for each image")
+    # Without names a number beyond the images cannot belong to 0, 1, ..., K - 1, all of which occur.
+    limit = num_images if names is None else len(names)
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= limit:
+        raise RangeError(
+            f"{where} must lie in [0, {limit}), got {low} to {high}; number the classes from 0 or name them"
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def read_idx(path: Path | str) -> Tensor:
+    """The uint8 array of an IDX file, plain or gzipped (by its name's .gz).
+
+    Raises:
+        DataNotFoundError: no such file.
+        DataError: truncated, damaged, too long, or not IDX of unsigned bytes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataNotFoundError(f"{shown(path)} does not exist; put the IDX file there")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{shown(path)} is damaged ({shown(str(error))}); get the file again") from error
+    # Header: two zero bytes, type code (8: unsigned byte), number of axes, then each axis as a big-endian int32.
+    start = 4 + 4 * content[3] if len(content) > 3 else 4
+    if content[:3] != b"\x00\x00\x08" or len(content) < start:
+        raise DataError(f"{shown(path)} is truncated or no IDX file of unsigned bytes; get the file again")
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
+    expected = int(np.prod(shape, dtype=object))
+    if len(content) - start != expected:
+        raise DataError(
+            f"{shown(path)} holds {len(content) - start} bytes where its header {shape} promises {expected}; "
+            "get the file again"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+
+
+def read_idx_pair(images_path: Path | str, labels_path: Path | str, *, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 (N, 1, H, W) and labels int64 (N,) of two IDX files that belong together.
+
+    Raises:
+        DataNotFoundError, DataError: as `read_idx`, and when the two do not belong together.
+        RangeError: a label is not below `num_classes`.
+    """
+    images, labels = read_idx(images_path), read_idx(labels_path)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.numel():
+        raise DataError(
+            f"{shown(images_path)} {tuple(images.shape)} and {shown(labels_path)} {tuple(labels.shape)} do not belong "
+            "together; expected images (N, H, W) and labels (N,), get both files again"
+        )
+    if int(labels.max()) >= num_classes:
+        raise RangeError(
+            f"{shown(labels_path)}: label {int(labels.max())} is not below {num_classes}; get the file again"
+        )
+    return images.unsqueeze(1), labels.long()

@@ -1,0 +1,1 @@
+"""One run of something: settings in, result out."""

@@ -1,0 +1,1 @@
+"""Formats a labelled image set is kept in."""

@@ -1,0 +1,1 @@
+"""Tables, figures and pages. The only room that imports matplotlib and Jinja2."""

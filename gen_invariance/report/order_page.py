@@ -1,0 +1,197 @@
+"""The page of a study: one self-contained HTML file, no network, readable on a phone."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gen_invariance.order.analysis import OrderStudy
+from gen_invariance.order.curriculum import Curriculum
+from gen_invariance.order.sets import START
+from gen_invariance.report.diagram import render
+from gen_invariance.run import package_versions, source_commit, write_text
+
+
+def write_page(
+    path: Path,
+    study: OrderStudy,
+    *,
+    title: str,
+    diagram: bytes,
+    climbs: Sequence[Curriculum] = (),
+    command: str = "",
+) -> Path:
+    """Write the page of `study`, with its `diagram` (SVG), to `path` and return it."""
+    order = study.order
+    edges = pd.DataFrame(
+        [
+            {
+                "guess": name,
+                "precision": e.precision,
+                "recall": e.recall,
+                "F1": e.f1,
+                "cover F1": e.cover_f1,
+                "wrong edges": e.hamming,
+            }
+            for name, e in study.predicted_edges.items()
+        ]
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    text = environment.get_template("order.html.j2").render(
+        title=title,
+        sources=sum(subset != START for subset in order.subsets),
+        classes=len(order.class_names),
+        seeds=order.about["seeds"],
+        mode=order.mode,
+        head=order.head,
+        budget=order.about.get("budget", "unknown"),
+        level=f"{1 - order.about['alpha']:.0%}",
+        notes=study.facts["notes"],
+        diagram=_data_uri(diagram, "image/svg+xml"),
+        alt=f"Hasse diagram of {len(order)} class subsets; the same as text is in order.txt",
+        findings=findings(study),
+        subset_table=_table(study.table),
+        sweep=_data_uri(render(sweep_figure(study), "svg"), "image/svg+xml"),
+        predictor_table=_table(study.predictors.drop(columns=["normalised_regret@1"], errors="ignore")),
+        edge_table=_table(edges),
+        climbs=climbs,
+        climb_table=_table(_climb_frame(study, climbs)),
+        command=command,
+        versions=sorted(package_versions().items()),
+        commit=source_commit() or "unknown",
+    )
+    write_text(path, text)
+    return path
+
+
+def findings(study: OrderStudy) -> list[str]:
+    """What was found, one sentence each."""
+    order, facts = study.order, study.facts
+    lines = [
+        f"Of {len(order) * (len(order) - 1)} ordered pairs of subsets, {facts['certain']} are certainly below, "
+        f"{facts['refuted']} certainly not, {facts['undecided']} undecided.",
+        f"On top by the estimates: {_names(study, order.maximal(relation='estimated'))}.",
+        f"Longest chain {facts['estimated_height']}, largest set of mutually incomparable groups "
+        f"{facts['estimated_width']}.",
+        f"{study.fundamental.number} subset(s) together separate every separable pair"
+        + (" (exact)" if study.fundamental.exact else " (greedy)")
+        + f": {_names(study, [order.subsets[row] for row in study.fundamental.members])}.",
+        f"Mean separability of pairs with both classes in the source {_number(study.seen['seen'])}, one "
+        f"{_number(study.seen['half_seen'])}, none {_number(study.seen['unseen'])}.",
+        f"Rank correlation of separated pairs with accuracy on all classes: "
+        f"{_number(facts['spearman_separated_accuracy'])}.",
+    ]
+    if math.isfinite(study.split_half):
+        lines.append(f"Half the seeds against the other half: {study.split_half:.0%} of edges agree.")
+    if study.against_start:
+        harmful = sum(entry.harmful == "certain" for entry in study.against_start)
+        gained, lost = (np.mean([getattr(e, name) for e in study.against_start]) for name in ("gained", "lost"))
+        lines.append(
+            f"Against the untouched start a source gains {gained:.1f} pairs and loses {lost:.1f} on average; "
+            f"{harmful} of {len(study.against_start)} certainly lose one."
+        )
+    total = len(study.nested["obey"]) + len(study.nested["disobey"])
+    if total:
+        lines.append(
+            f"More classes never hurt in {len(study.nested['obey'])} of {total} nested pairs of subsets; "
+            f"{len(study.nested['refuted'])} disobey for certain. {study.nested['edges_not_nested']} edges link "
+            "subsets that are not nested."
+        )
+    if study.chains:
+        falls = np.mean([fit.violations for fit in study.chains])
+        lines.append(f"On {len(study.chains)} maximal chains accuracy falls at {falls:.0%} of the steps.")
+    return lines + _relation_lines(study)
+
+
+def _relation_lines(study: OrderStudy) -> list[str]:
+    lines = []
+    if study.accuracy is not None:
+        tested = int(study.accuracy.non_inferior.sum()) - len(study.accuracy.non_inferior)
+        lines.append(
+            f"As good on another's classes as that subset itself, within {study.accuracy.margin:g}: {tested} tested "
+            f"edges, {study.accuracy.intransitive} triples without the third edge; closing the relation would add "
+            f"{study.accuracy.closure_inflation:.0%}."
+        )
+    along = study.invariance
+    if along is not None and along.steps:
+        lines.append(
+            f"Invariance to classes that neither saw: over {along.steps} steps up the order eKLD changes by a factor "
+            f"{math.exp(along.mean_change):.2f} (log change {along.mean_change:+.3f} ± "
+            f"{_number(along.seed_half_width)} over seeds), and falls at {along.more_invariant:.0%} of them. Rank "
+            f"correlation of separated pairs with eKLD on unseen classes {_number(along.spearman)}, within equal size "
+            f"{_number(along.spearman_within_size)}."
+        )
+    return lines
+
+
+def _names(study: OrderStudy, subsets: Sequence[tuple[int, ...]]) -> str:
+    shown = [study.order.name(subset) for subset in subsets[:4]]
+    return ", ".join(shown) + (f" and {len(subsets) - 4} more" if len(subsets) > 4 else "")
+
+
+def sweep_figure(study: OrderStudy) -> Figure:
+    """Strict edges and distinct subsets over the threshold."""
+    figure = Figure(figsize=(7, 3))
+    axes = figure.add_subplot()
+    axes.plot(study.sweep.thresholds, study.sweep.edges, color="#0072b2", label="strict edges")
+    axes.plot(study.sweep.thresholds, study.sweep.classes, color="#d55e00", linestyle="--", label="subsets told apart")
+    axes.axvline(float(np.mean(study.order.threshold)), color="#555555", linestyle=":")
+    axes.set_xlabel("separation threshold (balanced two-class accuracy)")
+    axes.set_ylabel("count")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    return figure
+
+
+def _climb_frame(study: OrderStudy, climbs: Sequence[Curriculum]) -> pd.DataFrame:
+    rows = []
+    for run in climbs:
+        for place, subset in enumerate(run.chain):
+            rows.append(
+                {
+                    "subset": study.order.name(subset),
+                    "seed": run.seed,
+                    "step": place + 1,
+                    "separated, climbing": run.climbing[place],
+                    "lost": run.lost[place],
+                    "separated, jumping": run.jumping if place == len(run.chain) - 1 else math.nan,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _table(frame: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "columns": list(frame.columns),
+        "rows": [
+            [{"text": _number(value), "sort": _sort_key(value)} for value in row] for row in frame.to_numpy(object)
+        ],
+    }
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return "–" if not math.isfinite(value) else f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value)
+
+
+def _sort_key(value: Any) -> str:
+    return str(value) if isinstance(value, int | float | np.number) and math.isfinite(value) else ""
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

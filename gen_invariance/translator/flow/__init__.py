@@ -1,0 +1,1 @@
+"""Flow matching from a content view."""

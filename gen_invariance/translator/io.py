@@ -1,0 +1,154 @@
+"""Open a saved translator of any kind."""
+
+from __future__ import annotations
+
+import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads to torchvision)
+
+# isort: split
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging
+from safetensors import safe_open
+from torch import nn
+
+from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.settings import options_of
+
+KINDS = {
+    "DiffusersTranslator": "contrib.img2img",
+    "FlowTranslator": "translator.flow.model",
+    "MunitTranslator": "translator.munit.model",
+    "PoseTranslator": "translator.redraw.pose",
+    "RedrawTranslator": "translator.redraw.model",
+    "SpatialTranslator": "translator.spatial",
+}
+"""What a saved folder may hold: class, as its config names it, and module; some are slow to import."""
+
+
+def load_translator(path: Path | str) -> nn.Module:
+    """The translator saved in `path`, or in `path`/translator if `path` is a run folder; in eval mode, on the CPU.
+
+    Reads JSON and safetensors only; nothing in the folder is executed.
+
+    Raises:
+        CheckpointError: no translator there, of an unknown kind, one that may not be read, truncated, or its weights do
+            not fit its config.
+    """
+    folder, config = _config_of(Path(path))
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if not isinstance(name, str) or name not in KINDS:
+        raise CheckpointError(
+            f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(KINDS)}); choose another folder"
+        )
+    weights = sorted(folder.rglob("*.safetensors"))
+    if not weights:
+        raise CheckpointError(f"{folder} holds no weights (*.safetensors); copy the whole folder, or fit again")
+    for file in weights:  # diffusers would call them damaged
+        _check_readable(file)
+    kind = getattr(import_module(f"gen_invariance.{KINDS[name]}"), name)
+    unknown = [key for key in config if key not in inspect.signature(kind).parameters and not key.startswith("_")]
+    if unknown:  # diffusers would pass over them
+        raise CheckpointError(
+            f"{folder / 'config.json'} has the setting {unknown[0]!r}, which a {name} does not know; it is damaged or "
+            "of another version"
+        )
+    try:
+        if name != "DiffusersTranslator":  # whose parts have configs of their own
+            _check_sizes(kind, config, folder, weights)
+        with _quiet():  # what it warns of is refused below, in one line
+            translator, found = kind.from_pretrained(
+                folder, low_cpu_mem_usage=False, use_safetensors=True, output_loading_info=True
+            )
+    except CheckpointError:
+        raise
+    except Exception as error:  # diffusers and safetensors raise many kinds for one cause: the folder is damaged
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"cannot load the translator in {folder}: {reason[0] if reason else type(error).__name__}; "
+            "it is truncated or its weights do not fit its config"
+        ) from error
+    if found["missing_keys"] or found["unexpected_keys"]:  # diffusers would start the missing ones at random
+        raise CheckpointError(
+            f"cannot load the translator in {folder}: its weights are those of another model than its config describes"
+        )
+    if not all(bool(value.isfinite().all()) for value in translator.state_dict().values()):
+        raise CheckpointError(f"the translator in {folder} holds NaN or infinite weights: its fit diverged; fit again")
+    return translator.eval().requires_grad_(False)
+
+
+def _check_sizes(kind: type[nn.Module], config: dict[str, Any], folder: Path, weights: list[Path]) -> None:
+    """Raise `CheckpointError` where `config` is none of `kind`, or describes other weights than there are.
+
+    A network is made without memory first, so that a config with absurd sizes costs neither memory nor time.
+    """
+    where, given = folder / "config.json", {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        given = options_of(kind, given, str(where))
+    except SettingsError as error:
+        raise CheckpointError(f"{error}; it is damaged or of another version") from error
+    shapes: dict[str, list[int]] = {}
+    for file in weights:
+        with safe_open(file, framework="pt") as opened:
+            shapes |= {each: opened.get_slice(each).get_shape() for each in opened.keys()}  # noqa: SIM118
+    for key in _REPEATED & given.keys():  # these have tensors of their own, so there cannot be more of them
+        if given[key] > len(shapes):
+            raise CheckpointError(f"{where}: {key} is {given[key]}, but there are {len(shapes)} weights; it is damaged")
+    with torch.device("meta"):
+        expected = {each: list(value.shape) for each, value in kind(**given).state_dict().items()}
+    for each in expected.keys() & shapes.keys():
+        if expected[each] != shapes[each]:
+            raise CheckpointError(
+                f"cannot load the translator in {folder}: {each} has shape {shapes[each]}, but its config describes "
+                f"{expected[each]}; the folder holds parts of two translators"
+            )
+
+
+_REPEATED = {"residual_blocks", "downsamples", "style_downsamples", "levels"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Diffusers' own log is off inside."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _config_of(path: Path) -> tuple[Path, Any]:
+    """The translator's own folder in or at `path`, and what its config.json says."""
+    folder = path
+    try:
+        if not (folder / "config.json").is_file() and (folder / "translator" / "config.json").is_file():
+            folder = folder / "translator"
+        return folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise _not_allowed(error.filename) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"no translator in {path}: {folder / 'config.json'} cannot be read; give a folder that fit wrote"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not JSON ({error}); the translator is damaged") from error
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        file.open("rb").close()
+    except PermissionError as error:
+        raise _not_allowed(file) from error
+    except OSError:
+        return  # a broken link, say: the loader names it
+
+
+def _not_allowed(file: Path | str) -> CheckpointError:
+    return CheckpointError(f"cannot read {file}: permission denied; ask its owner for the right to read it")

@@ -1,0 +1,1 @@
+"""MUNIT inside one domain."""

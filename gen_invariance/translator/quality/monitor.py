@@ -1,0 +1,300 @@
+"""Look at a translator while it is fitted: is it any good yet, has it collapsed, is the time up?
+
+A fifth of the images of each class is held out from the fit. Every so many steps `quality.assess` translates them, the
+figures are logged, the two ways in which an adversarial fit goes wrong are named (draws of one image no longer differ;
+translated images lose their class), and the weights of the best look are kept. The judge is somebody else's: whoever
+fits trains it once and hands it in.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from gen_invariance.data.grouping import check_groups, hold_groups
+from gen_invariance.data.images import ImageData
+from gen_invariance.errors import DataError, SettingsError
+from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.run import Run, named_generator
+from gen_invariance.translator.fit_settings import FitSettings, class_members, seconds_of
+from gen_invariance.translator.quality.assess import assess
+from gen_invariance.translator.quality.verdict import RULES
+
+Watch = Callable[[Nuisance, int], Mapping[str, float]]
+"""What is asked of the translator after a step: figures by name, among them those of `score_of`."""
+
+HELD_OUT = 5
+"""One in so many images of each class is held out."""
+
+_RULES = {rule.figure: rule for rule in RULES}
+_NEIGHBOURS = 5
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """A way in which a fit goes wrong: `figure` below `limit`; it is over above 1.1 times that."""
+
+    name: str
+    figure: str
+    limit: float
+    meaning: str
+
+
+COLLAPSES = (
+    Collapse("mode collapse", "diversity", _RULES["diversity"].limit, "draws of one image hardly differ"),
+    Collapse("identity collapse", "accuracy_kept", _RULES["accuracy_kept"].limit, "translated images lose their class"),
+)
+
+
+def score_of(figures: Mapping[str, float]) -> float:
+    """One number for the best look, in [0, 1]: 0 for an identity or a lost class, about 1 for the nuisance itself.
+
+    The harmonic mean of `accuracy_kept`, `precision`, `coverage` (as shares of what untouched images get) and
+    `diversity` over 0.05, each cut at 1: what is good in three ways does not make up for a failure in the fourth.
+    """
+    parts = [figures["accuracy_kept"], figures["precision"], figures["coverage"]]
+    parts.append(figures["diversity"] / _RULES["diversity"].fine)
+    if not all(part > 0 for part in parts):  # NaN, too
+        return 0.0
+    return len(parts) / sum(1 / min(part, 1.0) for part in parts)
+
+
+def split_members(
+    members: list[Tensor], *, seed: int, groups: Tensor | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(rows to fit on, rows held out) of each class; a class of fewer than `HELD_OUT` images keeps them all.
+
+    With `groups`, int64 (N,) for all rows of the set, whole groups are held out, see `grouping.hold_groups`.
+    """
+    if groups is not None:
+        return _split_by_groups(members, groups.cpu(), seed=seed)
+    fitted, held = [], []
+    for place, rows in enumerate(members):
+        order = torch.randperm(len(rows), generator=named_generator(seed, "held out", place))
+        cut = len(rows) // HELD_OUT
+        fitted.append(rows[order[cut:].sort().values])
+        held.append(rows[order[:cut].sort().values])
+    return fitted, held
+
+
+def _split_by_groups(members: list[Tensor], groups: Tensor, *, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    counts = torch.tensor([len(rows) for rows in members])
+    labels, rows = torch.arange(len(members)).repeat_interleave(counts), torch.cat(members).cpu()
+    out = hold_groups(
+        labels,
+        check_groups(groups[rows], labels),
+        wanted=counts // HELD_OUT,
+        generator=named_generator(seed, "held out", "groups"),
+    ).split(counts.tolist())
+    parts = [(own[~held.to(own.device)], own[held.to(own.device)]) for own, held in zip(members, out, strict=True)]
+    return [fitted for fitted, _ in parts], [held for _, held in parts]
+
+
+def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[ImageData, ImageData]:
+    """(what the judge learns from, what it judges): the fitted and the held-out images of the chosen classes.
+
+    Args:
+        data: the training set.
+        settings: of the fit.
+        seed: of the fit's run.
+
+    Raises:
+        DataError: fewer than two classes, or too few images held out.
+        SettingsError: see `fit_settings.chosen_classes`.
+    """
+    members = class_members(data, settings)
+    parts = split_members(members, seed=seed, groups=data.groups)
+    held = sum(map(len, parts[1]))
+    if len(members) < 2 or held < 4 * _NEIGHBOURS:
+        raise DataError(
+            f"{data.name}: watching a fit needs two classes and {4 * _NEIGHBOURS} held-out images, got {len(members)} "
+            f"and {held}; choose more classes, or set fit.watch_every=0"
+        )
+    number = torch.full((data.num_classes,), -1)
+    chosen = [int(data.labels[rows[0]]) for rows in members]
+    number[chosen] = torch.arange(len(chosen))
+    names = tuple(data.class_names[label] for label in chosen)
+
+    def part(rows: Tensor) -> ImageData:
+        labels = number[data.labels.cpu()[rows]].to(data.device)
+        return replace(data.subset(rows), labels=labels, class_names=names)
+
+    return part(torch.cat(parts[0])), part(torch.cat(parts[1]))
+
+
+def quality_watch(
+    seen: ImageData,
+    held: ImageData,
+    *,
+    judge: Callable[[Tensor], Tensor],
+    features: Callable[[Tensor], Tensor],
+    seed: int,
+    draws: int = 4,
+    most: int = 400,
+) -> Watch:
+    """Looks by `quality.assess`: precision and coverage as shares of what untouched images get.
+
+    Args:
+        seen: what the judge was trained on, see `judge_sets`.
+        held: the images to translate.
+        judge: images to logits.
+        features: images to features.
+        seed: of the draws, which are the same at every look, so that looks differ by the translator alone.
+        draws: translations of each image.
+        most: most images that are translated, and a fifth of those that copies are looked for in.
+    """
+    rows, bank = (
+        torch.randperm(len(part), generator=named_generator(seed, "watch", name))[:count].sort().values
+        for name, part, count in (("images", held, most), ("bank", seen, 5 * most))
+    )
+    images, labels, memory = held.float_images(rows), held.labels[rows.to(held.device)], seen.float_images(bank)
+
+    def look(nuisance: Nuisance, step: int) -> dict[str, float]:
+        quality = assess(
+            nuisance,
+            images,
+            labels,
+            judge=judge,
+            features=features,
+            bank=memory,
+            bank_rows=torch.full((len(images),), -1),
+            num_classes=held.num_classes,
+            generator=named_generator(seed, "watch", "assess"),
+            draws=draws,
+            groups=None if held.groups is None else held.groups[rows.to(held.device)],
+            neighbours=_NEIGHBOURS,
+        )
+        figures = {name: figure.estimate.value for name, figure in quality.figures.items()}
+        for name in ("precision", "coverage"):
+            figures[name] /= quality.figures[name].floor or math.nan
+        return figures
+
+    return look
+
+
+class Watcher:
+    """What stops a fit before its last step, and what is kept of it.
+
+    Attributes:
+        best: weights of the look with the highest score, on the CPU; None before the first look.
+        best_step: after which step that was.
+    """
+
+    def __init__(
+        self,
+        settings: FitSettings,
+        watch: Watch | None,
+        *,
+        run: Run,
+        accelerator: Accelerator,
+        say: Callable[[str], None],
+    ) -> None:
+        if settings.watch_every and watch is None:
+            raise SettingsError("fit.watch_every needs a judge, which only the verb fit trains; set it to 0")
+        self.settings, self.watch, self.run, self.accelerator, self._say = settings, watch, run, accelerator, say
+        self.best: dict[str, Tensor] | None = None
+        self.best_step, self._best_score, self._stale = 0, -math.inf, 0
+        self._collapsed = dict.fromkeys((each.name for each in COLLAPSES), False)
+        self._limit = math.inf if settings.budget is None else seconds_of(settings.budget)
+        self._used, self._since = 0.0, time.monotonic()
+
+    def fitted(self, members: list[Tensor], groups: Tensor | None) -> list[Tensor]:
+        """The part of `members` that is fitted on: all of it, unless some is held out to look at.
+
+        `groups`, of all rows of the set where they are known, are held out whole.
+        """
+        if not self.settings.watch_every:
+            return members
+        return split_members(members, seed=self.run.seed, groups=groups)[0]
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; empty unless there is a budget, or something is watched."""
+        state: dict[str, Any] = {}
+        if self.settings.budget is not None:
+            state["seconds"] = self._seconds()
+        if self.settings.watch_every:
+            state["watch"] = {
+                "best": self.best or {},
+                "best_step": self.best_step,
+                "best_score": self._best_score,
+                "stale": self._stale,
+                "collapsed": self._collapsed,
+            }
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` put into a checkpoint.
+
+        Raises:
+            KeyError: the checkpoint was not watched, and this fit is.
+        """
+        self._used, self._since = float(state.get("seconds", 0.0)), time.monotonic()
+        if self.settings.watch_every:
+            found = state["watch"]
+            self.best = found["best"] or None
+            self.best_step, self._best_score = int(found["best_step"]), float(found["best_score"])
+            self._stale, self._collapsed = int(found["stale"]), dict(found["collapsed"])
+
+    def out_of_time(self, step: int) -> bool:
+        """Whether the budget is used up; says so."""
+        if self._limit == math.inf or not self._agreed(self._seconds() >= self._limit):
+            return False
+        self._tell(step, f"stopped, fit.budget={self.settings.budget} is used up")
+        return True
+
+    def out_of_patience(self, step: int) -> bool:
+        """Whether there were `patience` looks without a better score; says so."""
+        patience = self.settings.patience
+        if not patience or not self._agreed(self._stale >= patience):
+            return False
+        self._tell(step, f"stopped, no better score in {self._stale} looks since step {self.best_step}")
+        return True
+
+    def look(self, translator: nn.Module, step: int) -> None:
+        """Log the figures, name a collapse, keep the weights if they are the best so far."""
+        figures = dict(self.watch(translator, step))
+        score = score_of(figures)
+        if self.accelerator.is_main_process:
+            self.run.log(
+                step=step, quality_score=score, **{f"quality_{name}": value for name, value in figures.items()}
+            )
+        for collapse in COLLAPSES:
+            self._name(collapse, figures[collapse.figure], step)
+        if score > self._best_score:
+            self.best = {name: value.detach().cpu().clone() for name, value in translator.state_dict().items()}
+            self.best_step, self._best_score, self._stale = step, score, 0
+        else:
+            self._stale += 1
+
+    def _name(self, collapse: Collapse, value: float, step: int) -> None:
+        """Say when a collapse begins and when it is over, and nothing in between."""
+        was = self._collapsed[collapse.name]
+        now = not value >= collapse.limit * (1.1 if was else 1.0)  # NaN is a collapse
+        self._collapsed[collapse.name] = now
+        if now and not was:
+            bound = f"{collapse.figure} {value:.3g}, below {collapse.limit:g}"
+            self._tell(step, f"{collapse.name}: {collapse.meaning} ({bound})")
+        if was and not now:
+            self._tell(step, f"no {collapse.name} any more ({collapse.figure} {value:.3g})")
+
+    def _seconds(self) -> float:
+        return self._used + time.monotonic() - self._since
+
+    def _tell(self, step: int, text: str) -> None:
+        if self.accelerator.is_main_process:
+            self.run.log(step=step, note=text)
+            self._say(f"step {step}: {text}")
+
+    def _agreed(self, stop: bool) -> bool:
+        """What the first process thinks: all have to stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        return bool(broadcast(torch.tensor([float(stop)], device=self.accelerator.device)))

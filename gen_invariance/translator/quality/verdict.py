@@ -1,0 +1,221 @@
+"""From figures to a word: may a translator be used? The thresholds stand in one table, `RULES`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gen_invariance.errors import CheckpointError
+from gen_invariance.translator.quality.measures import Estimate
+
+QUALITY_FILE = "quality.json"
+"""Where the verdict on a translator lies: beside its folder, or in the run folder that holds it."""
+
+USE, LOWER, DO_NOT = "use", "use with lower strength", "do not use"
+STRENGTH = {USE: 1.0, LOWER: 0.5, DO_NOT: 0.0}
+"""What `policy=auto` multiplies its probabilities with."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure on a translator.
+
+    Attributes:
+        estimate: value and interval over images.
+        floor: the same figure of real images left as they are, against other real images; NaN where there is none.
+    """
+
+    estimate: Estimate
+    floor: float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A threshold of the verdict.
+
+    Attributes:
+        figure: key of `Quality.figures`.
+        fine: at this value or better the rule has nothing against the translator.
+        limit: beyond it the translator is not to be used. Where `fine` is the smaller of the two, less is better.
+        good, partly, bad: what is said in the three cases.
+        against: what the bounds are of: the figure "itself", its "share" of what untouched images get, or its "excess"
+            over that.
+    """
+
+    figure: str
+    fine: float
+    limit: float
+    good: str
+    partly: str
+    bad: str
+    against: str = "itself"
+
+
+RULES = (
+    Rule(
+        "accuracy_kept",
+        fine=0.9,
+        limit=0.7,
+        good="Translated images keep their class",
+        partly="Some translated images lose their class",
+        bad="Translated images lose their class",
+    ),
+    Rule(
+        "precision",
+        fine=0.8,
+        limit=0.5,
+        good="Translated images look like real ones",
+        partly="Some translated images do not look like real ones",
+        bad="Translated images do not look like real ones",
+        against="share",
+    ),
+    Rule(
+        "coverage",
+        fine=0.7,
+        limit=0.4,
+        good="Translated images cover the variety of real ones",
+        partly="Translated images miss part of the variety of real ones",
+        bad="Translated images miss most of the variety of real ones",
+        against="share",
+    ),
+    Rule(
+        "diversity",
+        fine=0.05,
+        limit=0.03,
+        good="Draws of one image differ",
+        partly="Draws of one image differ little, so little is gained",
+        bad="Draws of one image hardly differ, so nothing is gained",
+    ),
+    Rule(
+        "near_copies",
+        fine=0.05,
+        limit=0.2,
+        good="Translations are not copies of training images",
+        partly="Some translations are copies of training images",
+        bad="Translations are copies of training images",
+        against="excess",
+    ),
+    Rule(
+        "class_share",
+        fine=0.1,
+        limit=0.3,
+        good="The nuisance acts alike on all classes",
+        partly="The nuisance acts somewhat differently on different classes",
+        bad="The nuisance acts differently on different classes",
+    ),
+)
+"""The whole of the verdict; see `judge_figures` for how the rules are read."""
+
+LEAST_JUDGE_GAIN = 2.0
+"""A judge below this many times chance accuracy cannot tell whether classes are kept."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do, and why.
+
+    Attributes:
+        word: "use", "use with lower strength" or "do not use".
+        reasons: sentences, the decisive ones first.
+    """
+
+    word: str
+    reasons: tuple[str, ...]
+
+    @property
+    def strength(self) -> float:
+        """Factor on the probabilities of `policy=auto`."""
+        return STRENGTH[self.word]
+
+
+def judge_figures(figures: Mapping[str, Figure], *, chance: float, rules: Sequence[Rule] = RULES) -> Verdict:
+    """The verdict by `rules`: the worst that any of them says.
+
+    A value beyond `limit` means "do not use" only if its whole interval is; otherwise, and between `fine` and `limit`,
+    "use with lower strength". A figure that is not defined cannot speak for the translator: "lower strength" too.
+
+    Args:
+        figures: as `assess` makes them.
+        chance: accuracy of guessing.
+        rules: see `RULES`.
+    """
+    found = [_apply(rule, figures[rule.figure]) for rule in rules]
+    judge = figures["accuracy"].floor
+    if not judge >= LEAST_JUDGE_GAIN * chance:
+        found.append((LOWER, f"The judge names only {judge:.0%} of real images right, too few to be trusted."))
+    order = (DO_NOT, LOWER, USE)
+    found.sort(key=lambda entry: order.index(entry[0]))
+    word = found[0][0]
+    return Verdict(word, tuple(text for _, text in found))
+
+
+def _apply(rule: Rule, figure: Figure) -> tuple[str, str]:
+    """What one rule says, and in which words."""
+    estimate, floor = figure.estimate, figure.floor
+    unit = floor if rule.against == "share" else 1.0
+    if not math.isfinite(estimate.value) or not math.isfinite(floor) or not unit > 0:
+        return LOWER, f"{rule.figure} is not defined for these images, so it cannot speak for the translator."
+    start = floor if rule.against == "excess" else 0.0
+    value, low, high = ((each - start) / unit for each in (estimate.value, estimate.low, estimate.high))
+    sign = 1.0 if rule.fine >= rule.limit else -1.0
+    of = {"itself": "", "share": " of what untouched images get", "excess": " more than untouched images"}[rule.against]
+    numbers = (
+        f"{rule.figure} {value:.2f} [{low:.2f}, {high:.2f}]{of}; "
+        f"fine {'from' if sign > 0 else 'up to'} {rule.fine:g}, not beyond {rule.limit:g}"
+    )
+    if sign * value >= sign * rule.fine:
+        return USE, f"{rule.good} ({numbers})."
+    if max(sign * low, sign * high) < sign * rule.limit:
+        return DO_NOT, f"{rule.bad} ({numbers})."
+    return LOWER, f"{rule.partly} ({numbers})."
+
+
+def translator_folder(path: Path | str) -> Path:
+    """The folder with the translator's config: `path` itself, or `path`/translator if `path` is a run folder."""
+    folder = Path(path)
+    inside = folder / "translator"
+    return inside if not (folder / "config.json").is_file() and (inside / "config.json").is_file() else folder
+
+
+def weights_digest(path: Path | str) -> str:
+    """SHA-256 over the weights of a saved translator; its config may name the folder it came from."""
+    digest = hashlib.sha256()
+    for file in sorted(translator_folder(path).rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def read_verdict(translator: Path | str) -> Verdict | None:
+    """The verdict that `inspect` left in the translator's folder or the run folder around it; None without one.
+
+    Args:
+        translator: the folder, or the run folder that holds it.
+
+    Raises:
+        CheckpointError: the file is damaged, or speaks of other weights.
+    """
+    folder = translator_folder(translator)
+    path = next((each for each in quality_files(folder) if each.is_file()), None)
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        word, reasons, digest = found["verdict"], tuple(map(str, found["reasons"])), found["translator_digest"]
+        STRENGTH[word]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); run gen-invariance inspect again") from error
+    if digest != weights_digest(folder):
+        raise CheckpointError(
+            f"{path} speaks of other weights than those in {folder}; run gen-invariance inspect again"
+        )
+    return Verdict(word, reasons)
+
+
+def quality_files(folder: Path) -> tuple[Path, ...]:
+    """Where a verdict on the translator in `folder` may lie."""
+    around = (folder.parent / QUALITY_FILE,) if folder.name == "translator" else ()
+    return (folder / QUALITY_FILE, *around)
