@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gen_invariance.data.images import to_float
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 
 LAYOUTS = ("channels_first", "channels_last")
@@ -42,7 +43,7 @@ def as_images(images: Tensor, *, layout: str) -> Tensor:
         )
     if layout == "channels_last":
         images = images.permute(0, 3, 1, 2)
-    return images.float().div(255) if images.dtype == torch.uint8 else images
+    return to_float(images)
 
 
 def check_range(images: Tensor) -> None:

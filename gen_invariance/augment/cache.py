@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gen_invariance.data.images import to_uint8
+from gen_invariance.data.images import to_float, to_uint8
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.protocol import Coded, Draw, Nuisance, draw_to
@@ -106,7 +106,7 @@ class KeptCodes:
         others = (~kept).nonzero().squeeze(1)
         if not len(others):
             return self._codes[place]
-        fresh = self.nuisance.encode(_as_float(self.images[numbers[others]]))
+        fresh = self.nuisance.encode(to_float(self.images[numbers[others]]))
         codes = fresh.new_empty((len(numbers), *fresh.shape[1:]))
         codes[kept], codes[others] = self._codes[place[kept]], fresh
         return codes
@@ -115,7 +115,7 @@ class KeptCodes:
         """Nothing to do: codes do not depend on the step."""
 
     def _make_room(self) -> None:
-        one = self.nuisance.encode(_as_float(self.images[:1]))
+        one = self.nuisance.encode(to_float(self.images[:1]))
         room = min(len(self._numbers), self.max_bytes // (one.numel() * one.element_size()))
         self._codes = one.new_empty((room, *one.shape[1:]))
         self._made = torch.zeros(-(-room // self.block), dtype=torch.bool, device=one.device)
@@ -125,7 +125,7 @@ class KeptCodes:
         blocks = (place // self.block).unique()
         for block in blocks[~self._made[blocks]].tolist():
             rows = slice(block * self.block, min((block + 1) * self.block, len(self._codes)))
-            self._codes[rows] = self.nuisance.encode(_as_float(self.images[self._numbers[rows]]))
+            self._codes[rows] = self.nuisance.encode(to_float(self.images[self._numbers[rows]]))
             self._made[block] = True
 
 
@@ -189,7 +189,7 @@ class TranslationBank:
             raise SettingsError("bank: asked for an image it does not hold; give the numbers of the images it may need")
         count = self.counts[place]
         version = (draw["version"].to(place.device) * count).long().minimum(count - 1)
-        return _as_float(self._bank[self._first[place] + version])
+        return to_float(self._bank[self._first[place] + version])
 
     @torch.no_grad()
     def advance(self, step: int) -> None:
@@ -204,7 +204,7 @@ class TranslationBank:
     def _renew(self, part: slice, generator: torch.Generator) -> None:
         # Translations of an image lie side by side, so an image's codes are made once for its share of the block.
         owner, which = self._owner[part].unique_consecutive(return_inverse=True)
-        images = _as_float(self.images[self._numbers[owner]])
+        images = to_float(self.images[self._numbers[owner]])
         halves, size = coded(self.nuisance), tuple(images.shape[-2:])
         draw = self.nuisance.sample((len(which), *images.shape[1:]), generator=generator)
         draw = draw_to(draw, images)
@@ -247,7 +247,3 @@ def _places(images: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor]:
     place = torch.full((len(images),), -1, device=images.device)
     place[numbers] = torch.arange(len(numbers), device=images.device)
     return numbers, place
-
-
-def _as_float(images: Tensor) -> Tensor:
-    return images.float().div_(255) if images.dtype == torch.uint8 else images

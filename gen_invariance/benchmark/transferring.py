@@ -177,8 +177,7 @@ def new_classifier(data: ImageData, *, seed: int, start: Classifier | None = Non
         generator=named_generator(seed, "classifier"),
     )  # fmt: skip
     if start is None:
-        pixels = data.float_images()
-        model.set_normalisation(pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)))
+        model.set_normalisation(*data.mean_std())
     else:
         kept = {key: value for key, value in start.state_dict().items() if not key.startswith("head.")}
         model.load_state_dict(kept, strict=False)
@@ -211,15 +210,12 @@ def scratch_scores(
 
 def take(data: ImageData, classes: Tensor, images: int, *, seed: int) -> ImageData:
     """`images` images of each of `classes`, drawn by `seed`, the classes renumbered in the order given."""
-    rows, labels = [], []
-    for number, label in enumerate(classes.tolist()):
-        own = (data.labels == label).nonzero()[:, 0]
-        order = torch.randperm(len(own), generator=named_generator(seed, "take", data.class_names[label]))
-        rows.append(own[order[:images]])
-        labels.append(torch.full((len(rows[-1]),), number))
-    names = tuple(data.class_names[label] for label in classes.tolist())
-    chosen = data.subset(torch.cat(rows))
-    return replace(chosen, labels=torch.cat(labels), class_names=names)
+    rows = []
+    for label in classes.tolist():
+        of_class = (data.labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(of_class), generator=named_generator(seed, "take", data.class_names[label]))
+        rows.append(of_class[order[:images]])
+    return data.subset(torch.cat(rows)).select_classes(classes)
 
 
 def features_of(model: Classifier, data: ImageData) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_invariance.classifier.backbones import Classifier
-from gen_invariance.data.images import check_images
+from gen_invariance.data.images import check_images, to_float
 from gen_invariance.errors import SettingsError
 
 MODES = ("frozen", "partial", "full", "joint", "auto")
@@ -293,8 +293,7 @@ def cache_features(model: Classifier, images: Tensor, *, batch_size: int = 256) 
     found = []
     with torch.no_grad():
         for part in images.split(batch_size):
-            part = part.to(device)
-            part = part.float() / 255 if part.dtype == torch.uint8 else part
+            part = to_float(part.to(device))
             check_images(part, where="cache_features")
             found.append(model.features(part))
     return torch.cat(found) if found else torch.zeros(0, model.num_features, device=device)

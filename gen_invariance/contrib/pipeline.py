@@ -24,7 +24,7 @@ import gen_invariance.torchvision_guard  # noqa: F401
 # isort: split
 from diffusers import DiffusionPipeline
 
-from gen_invariance.data.images import check_images
+from gen_invariance.data.images import check_images, to_float
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Draw, draw_to, select_rows
 from gen_invariance.run import cannot_write, write_json, write_text
@@ -146,8 +146,7 @@ class TranslationPipeline(DiffusionPipeline):
             mode = "L" if channels == 1 else "RGB"
             pixels = torch.from_numpy(np.stack([np.asarray(image.convert(mode)) for image in listed]))
             images = pixels[:, None] if channels == 1 else pixels.permute(0, 3, 1, 2)
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
+        images = to_float(images)
         check_images(images, channels=channels, where="translation")
         return images.to(self._execution_device, torch.float32)
 

@@ -151,8 +151,7 @@ def build_model(settings: ClassifierSettings, train: ImageData, *, seed: int) ->
         generator=named_generator(seed, "classifier"),
     )
     if settings.weights is None:
-        pixels = train.images.double().div(255)
-        model.set_normalisation(pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3)).clamp(min=1e-3).float())
+        model.set_normalisation(*train.mean_std())
     return model
 
 

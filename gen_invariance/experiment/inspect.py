@@ -192,12 +192,7 @@ def head_classes(data: ImageData, *, head_from: int) -> ImageData:
             f"{data.name}: {len(chosen)} class(es) with {head_from} images or more, a judge needs two; "
             "lower inspect.head_from"
         )
-    number = torch.full((data.num_classes,), -1)
-    number[chosen] = torch.arange(len(chosen))
-    labels = number[data.labels.cpu()]
-    rows = (labels >= 0).nonzero()[:, 0]
-    names = tuple(data.class_names[label] for label in chosen.tolist())
-    return replace(data.subset(rows), labels=labels[rows].to(data.device), class_names=names)
+    return data.select_classes(chosen)
 
 
 def train_judge(seen: ImageData, settings: InspectSettings, *, seed: int) -> Classifier:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_invariance.augment.reference import HeldNuisance
+from gen_invariance.data.images import to_float, to_uint8
 from gen_invariance.errors import GenInvarianceError, RunError, first_line, is_out_of_memory
 from gen_invariance.export.formats.base import Entry, Form, Row, Stored
 from gen_invariance.export.manifest import write_unit
@@ -143,7 +144,7 @@ def _judged(
 ) -> list[tuple[np.ndarray | None, Row]]:
     """Translate a batch uint8 (B, C, H, W) and judge each result."""
     device = torch.device(job.device)
-    images = torch.from_numpy(pixels).to(device).float().div_(255)
+    images = to_float(torch.from_numpy(pixels).to(device))
     try:
         moved = job.nuisance.apply(images, _draws(job, items, images.shape))
     except (MemoryError, RuntimeError, GenInvarianceError) as error:  # such as a picture smaller than a border
@@ -154,7 +155,7 @@ def _judged(
     finite = torch.isfinite(moved).flatten(1).all(1).tolist()
     strength = (moved - images).abs().double().mean((1, 2, 3)).tolist()
     answers = [None] * len(items) if job.predict is None else job.predict(moved).argmax(1).tolist()
-    new = moved.nan_to_num().clamp(0, 1).mul(255).add_(0.5).byte().cpu().numpy()
+    new = to_uint8(moved.nan_to_num().clamp(0, 1)).cpu().numpy()
     judged = []
     for place, (entry, copy) in enumerate(items):
         quality = outside(describe(new[place]), unit.ranges)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen_invariance.data.images import ImageData
+from gen_invariance.data.images import ImageData, to_float
 from gen_invariance.errors import RangeError, ShapeError
 
 Predict = Callable[[Tensor], Tensor]
@@ -59,7 +59,7 @@ def logits_of(predict: Predict, images: Tensor, *, batch_size: int = 512) -> Ten
     """
     if not len(images):
         raise ShapeError("nothing to predict: the set holds no images")
-    parts = [predict(as_float(chunk)).float() for chunk in images.split(batch_size)]
+    parts = [predict(to_float(chunk)).float() for chunk in images.split(batch_size)]
     logits = torch.cat(parts)
     if logits.ndim != 2 or len(logits) != len(images):
         raise ShapeError(f"predict must return logits (B, K), got {tuple(logits.shape)} for {len(images)} images")
@@ -75,11 +75,6 @@ def refuse_nan(logits: Tensor) -> Tensor:
             "broken"
         )
     return logits
-
-
-def as_float(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1]; float images as they are."""
-    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 def mean_by_class(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen_invariance.augment.cache import KeptCodes, coded
+from gen_invariance.data.images import to_float
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.measure.accuracy import Predict, as_float, logits_of, mean_by_class, refuse_nan
+from gen_invariance.measure.accuracy import Predict, logits_of, mean_by_class, refuse_nan
 from gen_invariance.measure.stratified import Dealer
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
 from gen_invariance.run import named_generator
@@ -151,7 +152,7 @@ class Rounds:
             if self.codes is not None:
                 moved = self.codes.translate(here, own)
             else:
-                chunk = as_float(self.sources.index_select(0, here))
+                chunk = to_float(self.sources.index_select(0, here))
                 moved = self.nuisance.apply(chunk, draw_to(own, chunk))
             for place, predict in enumerate(self.predicts):
                 answer = F.log_softmax(refuse_nan(predict(moved).float()), dim=1)

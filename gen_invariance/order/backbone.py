@@ -163,8 +163,7 @@ class SourceTrainer:
             head.append(rows[first])
             source.append(rows[~first])
         self.source_rows, self.head_rows = source, torch.cat(head)
-        pixels = train.float_images(torch.cat(source)[:5000])
-        self._mean, self._std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3)).clamp_min(1e-3)
+        self._mean, self._std = train.subset(torch.cat(source)[:5000]).mean_std()
 
     def start(self, seed: int, *, num_classes: int = 2) -> Classifier:
         """The untouched classifier of `seed`; the backbone does not depend on the number of classes."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from gen_invariance.data.images import ImageData
+from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.devices import accelerator_on
 from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
@@ -351,4 +351,4 @@ def tile(cells: Tensor, *, enlarge: int | None = None, gap: int = 1) -> np.ndarr
     large = cells.repeat_interleave(enlarge, 3).repeat_interleave(enlarge, 4)
     framed = torch.nn.functional.pad(large, (gap, gap, gap, gap), value=1.0)
     picture = framed.permute(0, 3, 1, 4, 2).reshape(rows * framed.shape[3], columns * framed.shape[4], 3)
-    return picture.clamp(0, 1).mul(255).round().byte().numpy()
+    return to_uint8(picture.clamp(0, 1)).numpy()

@@ -1,5 +1,7 @@
 """`ImageData` and the two ways between uint8 and float: nothing gets in that later code would trip over."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -108,3 +110,21 @@ def test_check_images():
 def test_names_or_numbers():
     assert names_or_numbers(None, 3) == ("0", "1", "2")
     assert names_or_numbers([7, "x"], 2) == ("7", "x")
+
+
+def test_selected_classes_are_numbered_in_the_order_asked_for():
+    chosen = replace(some(7), groups=torch.arange(7)).select_classes(torch.tensor([2, 0]))
+    assert chosen.labels.tolist() == [1, 0, 1, 0, 1]
+    assert chosen.class_names == ("c", "a")
+    assert chosen.groups.tolist() == [0, 2, 3, 5, 6]
+    assert some(7).select_classes([1]).counts.tolist() == [2]
+
+
+def test_mean_and_deviation_are_those_of_the_pixels():
+    images = torch.randint(256, (9, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images[:, 2] = 7
+    mean, deviation = ImageData(images, torch.zeros(9, dtype=torch.int64), ("a",)).mean_std()
+    pixels = images.double() / 255
+    torch.testing.assert_close(mean, pixels.mean((0, 2, 3)).float())
+    torch.testing.assert_close(deviation[:2], pixels.std((0, 2, 3))[:2].float())
+    assert deviation[2] == pytest.approx(1e-3)

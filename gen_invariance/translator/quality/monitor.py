@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -118,16 +118,9 @@ def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[Im
             f"{data.name}: watching a fit needs two classes and {4 * _NEIGHBOURS} held-out images, got {len(members)} "
             f"and {held}; choose more classes, or set fit.watch_every=0"
         )
-    number = torch.full((data.num_classes,), -1)
-    chosen = [int(data.labels[rows[0]]) for rows in members]
-    number[chosen] = torch.arange(len(chosen))
-    names = tuple(data.class_names[label] for label in chosen)
-
-    def part(rows: Tensor) -> ImageData:
-        labels = number[data.labels.cpu()[rows]].to(data.device)
-        return replace(data.subset(rows), labels=labels, class_names=names)
-
-    return part(torch.cat(parts[0])), part(torch.cat(parts[1]))
+    classes = [int(data.labels[rows[0]]) for rows in members]
+    learned, judged = (data.subset(torch.cat(part)).select_classes(classes) for part in parts)
+    return learned, judged
 
 
 def quality_watch(
