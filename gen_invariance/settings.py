@@ -1,38 +1,108 @@
-"""Frozen settings classes made of plain values, such as a config file or a command line gives, types checked."""
+"""Settings classes: one declaration gives the checks, the defaults, the help text and the error messages.
+
+A settings class is a frozen pydantic dataclass. Its fields carry their constraints as types (`PositiveInt`,
+`Literal["step", "cosine"]`) and their description as the docstring below them:
+
+>>> @settings_class("loop")
+... class Loop:
+...     steps: int = Field(default=300, ge=1, description="updates of the weights")
+>>> Loop(steps=0)
+Traceback (most recent call last):
+...
+gen_invariance.errors.SettingsError: loop.steps must be at least 1, got 0
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
-import math
+import json
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic.fields import FieldInfo
 
 from gen_invariance.errors import SettingsError
 
 _T = TypeVar("_T")
+_CONFIG = pydantic.ConfigDict(
+    strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, arbitrary_types_allowed=True
+)
 _WORDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", types.NoneType: "null"}
+_BOUND_ERRORS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+MISSING = "???"
+"""Stands for the value of a setting without a default, as in OmegaConf."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A number in [0, 1]."""
+
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+"""Text that may look like a number, such as a folder called 2024."""
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def settings_class(where: str) -> Callable[[type[_T]], type[_T]]:
+    """Class decorator: a frozen dataclass that checks its fields when it is made.
+
+    Args:
+        where: what the settings are called in errors, before the dot.
+
+    Raises:
+        SettingsError: by the class, for a value of another type or outside of its range.
+    """
+
+    def decorate(cls: type[_T]) -> type[_T]:
+        made: Any = pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)(cls)
+        checked_init = made.__init__
+
+        @functools.wraps(checked_init)
+        def init(self: Any, *args: Any, **values: Any) -> None:
+            values = {name: _lists_as_tuples(value) for name, value in values.items()}
+            try:
+                checked_init(self, *args, **values)
+            except pydantic.ValidationError as error:
+                raise _settings_error(error, made, where, values) from None
+
+        made.__init__ = init
+        return made
+
+    return decorate
+
+
+def _lists_as_tuples(value: Any) -> Any:
+    return tuple(map(_lists_as_tuples, value)) if isinstance(value, list) else value
 
 
 def settings_of(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
-    """The dataclass `kind` made of `values`.
+    """The settings class `kind` made of plain values, such as a config file or a command line gives.
 
     Args:
-        kind: a dataclass whose annotations are plain types, unions of them, tuples and mappings.
-        values: by name; lists stand for tuples.
+        kind: a settings class, or a plain dataclass.
+        values: by name, JSON-able; lists stand for tuples and mappings for nested settings.
         where: what the values are called in errors, before the dot.
 
     Raises:
-        SettingsError: an unknown name, a value of another type, or a number that is not finite.
+        SettingsError: an unknown name, a value of another type or outside of its range.
     """
     if not isinstance(values, Mapping):
-        raise SettingsError(f"{where} must be {_in_words(Mapping)}, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    unknown = [name for name in values if name not in hints]
+        raise SettingsError(f"{where} must be {_describe_type(Mapping)}, got {values!r}")
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    unknown = [name for name in values if name not in known]
     if unknown:
-        raise SettingsError(f"{where} has no setting {unknown[0]!r}; choose of {', '.join(hints)}")
-    return kind(**{name: typed(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+        raise SettingsError(f"{where} has no setting {unknown[0]!r}; choose of {', '.join(known)}")
+    if not hasattr(kind, "__pydantic_fields__"):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: typed(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+    try:
+        return TypeAdapter(kind).validate_json(_to_json(values, where))
+    except pydantic.ValidationError as error:
+        raise _settings_error(error, kind, where, values) from None
 
 
 def options_of(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -56,36 +126,154 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     Raises:
         SettingsError: it is not, or it is a number that is not finite.
     """
-    if _fits(value, hint):
-        return float(value) if hint is float else value  # so that 1 and 1.0 are the same settings
-    if type(value) is int and _fits(str(value), hint):
-        return str(value)
-    raise SettingsError(f"{where} must be {_in_words(hint)}, got {value!r}")
+    adapter = TypeAdapter(hint, config=_CONFIG)
+    try:
+        return adapter.validate_json(_to_json(value, where)) if _is_plain(value) else adapter.validate_python(value)
+    except pydantic.ValidationError as error:
+        if type(value) is int:
+            try:
+                return adapter.validate_python(str(value))
+            except pydantic.ValidationError:
+                pass
+        raise SettingsError(f"{where} {_expectation(error.errors()[0], hint)}, got {value!r}") from None
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    if hint is Any:
-        return True
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list | tuple | Mapping)
+
+
+def _to_json(values: Any, where: str) -> str:
+    """As JSON, whose strict reading takes lists for tuples and whole numbers for floats, and nothing else."""
+    try:
+        return json.dumps(values, default=dict)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{where} must hold plain values: {error}") from error
+
+
+def defaults_of(kind: type) -> dict[str, Any]:
+    """The defaults of a settings class as plain values, nested; `MISSING` where there is none."""
+    return {name: default for name, default, _ in _fields(kind)}
+
+
+def _fields(kind: type) -> Iterator[tuple[str, Any, FieldInfo]]:
+    """Name, default as a plain value and pydantic's field of each setting."""
+    for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        if is_settings_class(field.annotation) and field.is_required():
+            yield name, defaults_of(field.annotation), field
+        else:
+            value = MISSING if field.is_required() else field.get_default(call_default_factory=True)
+            yield name, _plain(value), field
+
+
+def is_settings_class(hint: Any) -> bool:
+    """Whether `hint` is a class made by `settings_class`."""
+    return isinstance(hint, type) and hasattr(hint, "__pydantic_fields__")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _plain(dataclasses.asdict(value))  # type: ignore[arg-type]
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
+
+
+def descriptions_of(kind: type, *, before: str = "") -> dict[str, str]:
+    """What each setting of `kind` is, by the dotted name that a command line uses; empty where nothing is said."""
+    described: dict[str, str] = {}
+    for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        described[before + name] = field.description or ""
+        if is_settings_class(field.annotation):
+            described |= descriptions_of(field.annotation, before=f"{before}{name}.")
+    return described
+
+
+def _settings_error(
+    error: pydantic.ValidationError, kind: type, where: str, values: Mapping[str, Any]
+) -> SettingsError:
+    """The first of pydantic's errors in one line."""
+    detail: Any = error.errors()[0]
+    cause = detail.get("ctx", {}).get("error")
+    if isinstance(cause, SettingsError):
+        return cause
+    hint: Any = kind
+    fields: dict[str, FieldInfo] = {}
+    name, value = where, values
+    for part in detail["loc"]:
+        if not is_settings_class(hint):
+            break
+        fields = hint.__pydantic_fields__
+        field = fields.get(part)
+        hint = Annotated[field.annotation, *field.metadata] if field and field.metadata else field and field.annotation
+        name = f"{name}.{part}"
+        value = value.get(part, detail["input"]) if isinstance(value, Mapping) else detail["input"]
+    if detail["type"] in ("missing", "missing_argument"):
+        return SettingsError(f"{name} must be given")
+    if hint is None:
+        owner, _, unknown = name.rpartition(".")
+        return SettingsError(f"{owner} has no setting {unknown!r}; choose of {', '.join(fields)}")
+    if detail["type"] in _BOUND_ERRORS and len(detail["loc"]) > 1:
+        value = detail["input"]
+    return SettingsError(f"{name} {_expectation(detail, hint)}, got {_plain(value)!r}")
+
+
+def _expectation(detail: Any, hint: Any) -> str:
+    """What pydantic's error asks for, such as "must be at least 1"."""
+    if detail["type"] in _BOUND_ERRORS:
+        return f"must be {_describe_bounds(dict(_bounds(hint)), whole=_holds(hint, int))}"
+    if detail["type"] == "literal_error":
+        return f"must be one of {', '.join(map(str, _choices(hint)))}"
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    return f"must be {_describe_type(hint)}"
+
+
+def _holds(hint: Any, kind: type) -> bool:
+    return hint is kind or any(_holds(part, kind) for part in typing.get_args(hint))
+
+
+def _bounds(hint: Any) -> Iterator[tuple[str, float]]:
+    """The limits ("ge", "gt", "le", "lt") that the annotations of a type hint name."""
+    for part in typing.get_args(hint):
+        metadata: Sequence[Any] = part.metadata if isinstance(part, FieldInfo) else (part,)
+        for limit in metadata:
+            yield from ((name, getattr(limit, name)) for name in ("ge", "gt", "le", "lt") if hasattr(limit, name))
+        yield from _bounds(part)
+
+
+def _describe_bounds(bounds: Mapping[str, float], *, whole: bool) -> str:
+    low = bounds.get("ge", bounds.get("gt"))
+    high = bounds.get("le", bounds.get("lt"))
+    if low is not None and high is not None:
+        return f"in {'[' if 'ge' in bounds else '('}{low:g}, {high:g}{']' if 'le' in bounds else ')'}"
+    if high is not None:
+        return f"at most {high:g}" if "le" in bounds else f"less than {high:g}"
+    if low is None:
+        return "in its range"
+    if "ge" in bounds:
+        return f"at least {low:g}"
+    if whole and float(low).is_integer():
+        return f"at least {low + 1:g}"
+    return "positive" if low == 0 else f"more than {low:g}"
+
+
+def _choices(hint: Any) -> list[Any]:
+    """The values that the `Literal` of a type hint names."""
+    if typing.get_origin(hint) is typing.Literal:
+        return list(typing.get_args(hint))
+    return [choice for part in typing.get_args(hint) for choice in _choices(part)]
+
+
+def _describe_type(hint: Any) -> str:
     origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is Annotated:
+        return _describe_type(inner[0])
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, one) for one in inner)
-    if origin in (int, float):  # true and false are no numbers here
-        return type(value) in (int, origin) and math.isfinite(value)
-    if origin is tuple:
-        if inner[-1:] == (Ellipsis,):
-            inner = inner[:1] * len(value) if isinstance(value, list | tuple) else inner
-        return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
-    if origin is list:
-        return isinstance(value, list) and (not inner or all(_fits(entry, inner[0]) for entry in value))
-    return isinstance(value, origin)
-
-
-def _in_words(hint: Any) -> str:
-    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(map(_in_words, inner))
+        return " or ".join(map(_describe_type, inner))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is tuple and Ellipsis not in inner:
+        return f"a list of {len(inner)} values"
     if origin in (tuple, list):
-        return (
-            f"a list of {len(inner)} values" if origin is tuple and Ellipsis not in inner else "a list such as [a, b]"
-        )
+        return "a list such as [a, b]"
     return _WORDS.get(origin, "a mapping such as {key: value}")
