@@ -1,8 +1,11 @@
-"""Intervals, paired tests over seeds, and how a per-class measure moves with class size.
+"""Intervals, paired tests, Holm's correction and resampling.
 
 Everything here is a pure function of arrays (numpy, or torch tensors, which are copied to the CPU). Missing values
 are NaN: they are left out and counted, never taken for zero. Where a figure cannot be known (one seed has no
-spread, a constant has no correlation) the answer is NaN, not an exception.
+spread) the answer is NaN, not an exception.
+
+References: Student 1908 (intervals of a mean), Fisher 1935 (flipped signs of paired differences), Holm 1979 (several
+tests at once), Efron 1979 (percentile bootstrap), Shao and Wu 1989 (half-samples).
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
-from scipy.stats import rankdata
 
-from gen_invariance.errors import RangeError, SettingsError, ShapeError
+from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.run import named_generator
 
 _EXACT_UP_TO = 12  # 2**12 sign patterns of paired differences are enumerated; above that they are drawn
 _DRAWN_FLIPS = 10_000
-_BLOCK = 2**22  # numbers held at once while signs are flipped or rows are resampled
+_NORMAL_95 = 1.96
+_BLOCK = 2**22  # numbers held at once while rows are resampled
 
 Numbers: TypeAlias = float | NDArray[np.float64]
 
@@ -55,37 +58,15 @@ class PairedDifference(MeanInterval):
 
 
 @dataclass(frozen=True)
-class BootstrapInterval:
-    """A statistic of the data and the percentile interval of the same statistic over resampled rows."""
+class Estimate:
+    """A figure and its interval over resampled data; NaN where it is not defined."""
 
-    estimate: float
+    value: float
     low: float
     high: float
-    resamples: int  # resamples on which the statistic was defined
 
     def __str__(self) -> str:
-        return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
-@dataclass(frozen=True)
-class ClassSizeAssociation:
-    """How a per-class measure moves with class size.
-
-    Attributes:
-        slope: change of the measure for a tenfold class size (least squares on log10 of the size).
-        intercept: the fitted measure at class size 1, so a figure can draw the line.
-        spearman: rank correlation of class size and measure, in [-1, 1].
-        used: classes (over all seeds) that took part.
-        dropped: classes left out because their measure is NaN or they have no training image.
-        lines: float64 (S, 2), intercept and slope of each resample, for a band around the fitted line.
-    """
-
-    slope: BootstrapInterval
-    intercept: float
-    spearman: BootstrapInterval
-    used: int
-    dropped: int
-    lines: NDArray[np.float64]
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
@@ -101,33 +82,31 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> MeanInterval:
         >>> round(interval.mean, 3), round(interval.half_width, 3), interval.count
         (0.6, 0.248, 3)
     """
-    _check_level(level)
-    mean, half_width, count, _ = _student(_array(values), level)
+    check_level(level)
+    mean, half_width, count, _ = _student(to_floats(values), level)
     return MeanInterval(_plain(mean), _plain(half_width), _plain(count))
 
 
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, level: float = 0.95, *, generator: torch.Generator | None = None
-) -> PairedDifference:
+def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> PairedDifference:
     """Mean of `a - b` over the last axis (..., R), pairs with a NaN left out.
 
     The t-test assumes normal differences. The second p-value does not: it is the share of all 2**n ways to flip the
     signs of the differences that give a mean at least as far from zero, exact up to n = 12 pairs, over 10,000
-    drawn flips above. It cannot fall below 2 / 2**n: .25 for three pairs, .0625 for five. Differences that are all
-    alike have no spread: their half-width is 0, and the t-test's p is 0 (1 when they are all zero).
+    drawn flips (always the same ones) above. It cannot fall below 2 / 2**n: .25 for three pairs, .0625 for five.
+    Differences that are all alike have no spread: their half-width is 0, and the t-test's p is 0 (1 when they are all
+    zero).
 
     Args:
         a: figures of one method, one for each seed.
         b: figures of the other on the same seeds, same shape.
         level: confidence of the interval, in (0, 1).
-        generator: draws flips when there are more than 12 pairs; a fixed stream when left out.
 
     Raises:
         ShapeError: `a` and `b` differ in shape.
         SettingsError: `level` outside (0, 1).
     """
-    _check_level(level)
-    first, second = _array(a), _array(b)
+    check_level(level)
+    first, second = to_floats(a), to_floats(b)
     if first.shape != second.shape:
         raise ShapeError(f"pairs need equal shapes, got {first.shape} and {second.shape}; align them by seed first")
     differences = first - second
@@ -136,8 +115,8 @@ def paired_difference(
         t_value = np.abs(mean) / standard_error
         t_p_value = 2 * stdtr(np.maximum(count - 1, 1), -t_value)
     t_p_value = np.where((standard_error == 0) & (mean == 0), 1.0, t_p_value)
-    flipped = _sign_flip_p_value(differences.reshape(-1, differences.shape[-1]), generator=generator)
-    return PairedDifference(*map(_plain, (mean, half_width, count, t_p_value, flipped.reshape(mean.shape))))
+    flipped = np.apply_along_axis(_sign_flip_p_value, -1, differences)
+    return PairedDifference(*map(_plain, (mean, half_width, count, t_p_value, flipped)))
 
 
 def least_p_value(pairs: int) -> float:
@@ -151,6 +130,43 @@ def least_p_value(pairs: int) -> float:
     return max(2.0 ** (1 - pairs), 1 / (_DRAWN_FLIPS + 1) if pairs > _EXACT_UP_TO else 0.0)
 
 
+def holm_adjusted(p_values: ArrayLike) -> NDArray[np.float64]:
+    """P-values multiplied so that all of them together err with the level asked for (Holm 1979); NaN stays NaN.
+
+    Example:
+        >>> holm_adjusted([0.01, 0.04, 0.03]).tolist()
+        [0.03, 0.06, 0.06]
+    """
+    values = to_floats(p_values)
+    flat = values.ravel().copy()
+    known = np.flatnonzero(np.isfinite(flat))
+    order = known[np.argsort(flat[known], kind="stable")]
+    steps = flat[order] * np.arange(len(order), 0, -1)
+    flat[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return flat.reshape(values.shape)
+
+
+def draw_rows(size: int, *, resamples: int, generator: torch.Generator, groups: int = 1) -> NDArray[np.int64]:
+    """Row numbers drawn with replacement, int64 (resamples, groups, size), each in [0, size).
+
+    Raises:
+        SettingsError: fewer than one resample.
+    """
+    if resamples < 1:
+        raise SettingsError(f"resamples must be at least 1, got {resamples}; 2000 is the usual choice")
+    return torch.randint(max(size, 1), (resamples, groups, size), generator=generator).numpy()
+
+
+def percentile_interval(value: float, resampled: ArrayLike, level: float = 0.95) -> Estimate:
+    """`value` with the percentile interval of the same figure in resamples, (S,); resamples with NaN are left out."""
+    drawn = to_floats(resampled)
+    defined = drawn[np.isfinite(drawn)]
+    if not len(defined) or not np.isfinite(value):
+        return Estimate(value, float("nan"), float("nan"))
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high))
+
+
 def bootstrap_interval(
     rows: ArrayLike,
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
@@ -158,7 +174,7 @@ def bootstrap_interval(
     generator: torch.Generator,
     resamples: int = 2000,
     level: float = 0.95,
-) -> BootstrapInterval:
+) -> Estimate:
     """Percentile bootstrap (Efron 1979) of `statistic` over the rows of `rows` (N, ...).
 
     Args:
@@ -172,64 +188,80 @@ def bootstrap_interval(
         ShapeError: no row.
         SettingsError: `level` outside (0, 1) or fewer than one resample.
     """
-    _check_level(level)
-    sample = _array(rows)
+    check_level(level)
+    sample = to_floats(rows)
     if sample.ndim == 0 or len(sample) == 0:
         raise ShapeError(f"a bootstrap needs at least one row, got shape {sample.shape}; give rows on the first axis")
-    drawn = _draw_rows(1, len(sample), resamples=resamples, generator=generator)[:, 0]
+    drawn = draw_rows(len(sample), resamples=resamples, generator=generator)[:, 0]
     block = max(1, _BLOCK // sample.size)
     pieces = [statistic(sample[drawn[start : start + block]]) for start in range(0, resamples, block)]
-    return _percentiles(float(statistic(sample[None])[0]), np.concatenate(pieces), level)
+    return percentile_interval(float(statistic(sample[None])[0]), np.concatenate(pieces), level)
 
 
-def class_size_association(
-    counts: ArrayLike,
-    values: ArrayLike,
-    *,
-    generator: torch.Generator,
-    resamples: int = 2000,
-    level: float = 0.95,
-) -> ClassSizeAssociation:
-    """Slope and rank correlation of a per-class measure against log10 class size, with bootstrap intervals.
+def bootstrap_ratio(
+    values: ArrayLike, over: ArrayLike | None = None, *, generator: torch.Generator, resamples: int = 500
+) -> Estimate:
+    """Mean of `values` (N,), divided by the mean of `over` (N,) if given, with its 95 % bootstrap interval.
 
-    Seeds stacked as (R, K) are pooled into one cloud of R*K points; each resample draws K classes with replacement
-    within each seed, so no seed's weight changes. The interval therefore speaks of other classes, not of other seeds.
+    Rows are resampled together. Resamples in which the lower mean is 0 are left out; NaN where the ratio itself is
+    not defined, or there is no row.
+    """
+    upper = to_floats(values)
+    lower = np.ones_like(upper) if over is None else to_floats(over)
+    if not len(upper):
+        return Estimate(float("nan"), float("nan"), float("nan"))
+
+    def ratio(stack: NDArray[np.float64]) -> NDArray[np.float64]:
+        means = stack.mean(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = means[:, 0] / means[:, 1]
+        return np.where(means[:, 1] == 0, np.nan, found)
+
+    return bootstrap_interval(np.stack([upper, lower], axis=1), ratio, generator=generator, resamples=resamples)
+
+
+def half_sample_interval(
+    statistic: Callable[[torch.Tensor], float], count: int, *, generator: torch.Generator, resamples: int = 100
+) -> Estimate:
+    """`statistic` of all rows, with its 95 % normal interval from random halves of the rows (Shao and Wu 1989).
+
+    For statistics of pairs of rows, which a bootstrap would pair with their own copies. The spread of a statistic
+    over halves drawn without replacement equals, to first order, the standard error of the whole.
 
     Args:
-        counts: training images of each class, (K,) or (R, K); (K,) is shared by all seeds.
-        values: the measure, (K,) or (R, K), any unit; NaN where it is unknown.
-        generator: draws the resamples.
-        resamples: how many; each gives one line and one correlation.
-        level: confidence of the intervals, in (0, 1).
-
-    Raises:
-        ShapeError: shapes do not fit.
-        RangeError: a negative class size.
-        SettingsError: `level` outside (0, 1) or fewer than one resample.
+        statistic: maps row numbers, int64 (M,), to a number.
+        count: N, rows in all.
+        generator: CPU generator of the halves.
+        resamples: how many halves.
     """
-    _check_level(level)
-    sizes, measured = _stacked(counts, values)
-    known = np.isfinite(measured) & (sizes > 0)
-    logs = np.log10(np.where(known, sizes, 1))
-    measured = np.where(known, measured, np.nan)
-    drawn = _draw_rows(*sizes.shape, resamples=resamples, generator=generator)
-    block = max(1, _BLOCK // max(sizes.size, 1))
-    pieces = [
-        _line_and_rank(*_take(logs, measured, drawn[start : start + block])) for start in range(0, resamples, block)
-    ]
-    lines, ranks = (np.concatenate(column) for column in zip(*pieces, strict=True))
-    line, rank = _line_and_rank(logs.reshape(1, -1), measured.reshape(1, -1))
-    return ClassSizeAssociation(
-        slope=_percentiles(float(line[0, 1]), lines[:, 1], level),
-        intercept=float(line[0, 0]),
-        spearman=_percentiles(float(rank[0]), ranks, level),
-        used=int(known.sum()),
-        dropped=int((~known).sum()),
-        lines=lines,
-    )
+    value = statistic(torch.arange(count))
+    halves = [statistic(torch.randperm(count, generator=generator)[: count // 2]) for _ in range(resamples)]
+    drawn = to_floats(halves)
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) < 2 or not np.isfinite(value):
+        return Estimate(value, float("nan"), float("nan"))
+    half_width = _NORMAL_95 * float(drawn.std())
+    return Estimate(value, value - half_width, value + half_width)
 
 
-def _array(values: Any) -> NDArray[np.float64]:
+def permutation_p_value(
+    statistic: Callable[[torch.Tensor], float],
+    labels: torch.Tensor,
+    *,
+    generator: torch.Generator,
+    permutations: int = 199,
+) -> float:
+    """Share of shuffled label vectors (the given one counted in) whose statistic is at least as large."""
+    observed = statistic(labels)
+    larger = 0
+    for _ in range(permutations):
+        shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
+        larger += statistic(labels[shuffled]) >= observed
+    return (larger + 1) / (permutations + 1)
+
+
+def to_floats(values: Any) -> NDArray[np.float64]:
+    """`values`, numbers or a tensor on any device, as a float64 array."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
     return np.asarray(values, dtype=np.float64)
@@ -240,7 +272,8 @@ def _plain(value: NDArray[Any]) -> Numbers:
     return value.item() if np.ndim(value) == 0 else value
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Raise `SettingsError` unless the confidence `level` lies in (0, 1)."""
     if not 0 < level < 1:
         raise SettingsError(f"level must lie between 0 and 1, got {level}; 0.95 is the usual choice")
 
@@ -258,104 +291,18 @@ def _student(values: NDArray[np.float64], level: float) -> tuple[NDArray[Any], .
     return mean, quantile * standard_error, count, standard_error
 
 
-def _sign_flip_p_value(differences: NDArray[np.float64], *, generator: torch.Generator | None) -> NDArray[np.float64]:
-    """Two-sided p of every row of (M, R) under flipped signs; a missing pair is a zero, which no flip changes."""
-    known = np.isfinite(differences)
-    count = known.sum(axis=1)
-    # Known pairs first, so that rows with few pairs are enumerated however wide the matrix is.
-    order = np.argsort(~known, axis=1, kind="stable")
-    packed = np.take_along_axis(np.where(known, differences, 0), order, axis=1)
-    p_value = np.full(len(differences), np.nan)
-    for rows, signs, added in _sign_patterns(count, generator=generator):
-        width = signs.shape[1]
-        block = max(1, _BLOCK // len(signs))
-        for start in range(0, len(rows), block):
-            part = packed[rows[start : start + block], :width]
-            observed = np.abs(part.sum(axis=1))
-            slack = 1e-12 * np.abs(part).sum(axis=1)  # equal sums may differ in their last bits
-            hits = (np.abs(signs @ part.T) >= observed - slack).sum(axis=0)
-            p_value[rows[start : start + block]] = (hits + added) / (len(signs) + added)
-    return p_value
-
-
-def _sign_patterns(
-    count: NDArray[np.int64], *, generator: torch.Generator | None
-) -> list[tuple[NDArray[np.int64], NDArray[np.float64], int]]:
-    """Row numbers, sign patterns (P, n), and 1 where patterns are drawn (the observed one then counts as drawn)."""
-    few, many = np.flatnonzero((count > 0) & (count <= _EXACT_UP_TO)), np.flatnonzero(count > _EXACT_UP_TO)
-    patterns = []
-    if len(few):
-        width = int(count[few].max())
-        bits = np.arange(2**width)[:, None] >> np.arange(width) & 1
-        patterns.append((few, 1.0 - 2 * bits, 0))
-    if len(many):
-        generator = generator or named_generator(0, "sign flips")
-        bits = torch.randint(2, (_DRAWN_FLIPS, int(count[many].max())), generator=generator).numpy()
-        patterns.append((many, 1.0 - 2 * bits, 1))
-    return patterns
-
-
-def _draw_rows(groups: int, size: int, *, resamples: int, generator: torch.Generator) -> NDArray[np.int64]:
-    """Row numbers drawn with replacement, int64 (resamples, groups, size)."""
-    if resamples < 1:
-        raise SettingsError(f"resamples must be at least 1, got {resamples}; 2000 is the usual choice")
-    return torch.randint(max(size, 1), (resamples, groups, size), generator=generator).numpy()
-
-
-def _stacked(counts: Any, values: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Class sizes and measures, both (R, K)."""
-    sizes, measured = np.atleast_2d(_array(counts)), np.atleast_2d(_array(values))
-    if sizes.shape[0] == 1 and sizes.shape[1:] == measured.shape[1:]:
-        sizes = np.broadcast_to(sizes, measured.shape)
-    if sizes.shape != measured.shape or sizes.ndim != 2:
-        raise ShapeError(
-            f"class sizes {np.shape(counts)} do not fit measures {np.shape(values)}; give (K,) or (R, K) for both"
-        )
-    if (sizes < 0).any():
-        raise RangeError(f"class sizes must not be negative, got {sizes.min():g}; give numbers of training images")
-    return sizes, measured
-
-
-def _take(
-    logs: NDArray[np.float64], measured: NDArray[np.float64], drawn: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Resampled classes of all seeds side by side, (S, R*K) each."""
-    seed = np.arange(len(logs))[None, :, None]
-    return logs[seed, drawn].reshape(len(drawn), -1), measured[seed, drawn].reshape(len(drawn), -1)
-
-
-def _line_and_rank(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Least-squares (intercept, slope) as (S, 2), and Spearman's correlation (S,), of each row; NaN in `y` left out."""
-    weight = np.isfinite(y).astype(np.float64)
-    slope, intercept, _ = _regression(x, np.nan_to_num(y), weight)
-    # Left-out points get rank NaN in both, so ranks are those of the points that remain.
-    ranks_x = np.nan_to_num(rankdata(np.where(weight > 0, x, np.nan), axis=1, nan_policy="omit"))
-    ranks_y = np.nan_to_num(rankdata(y, axis=1, nan_policy="omit"))
-    _, _, correlation = _regression(ranks_x, ranks_y, weight)
-    return np.stack([intercept, slope], axis=1), correlation
-
-
-def _regression(
-    x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Slope, intercept and correlation of each row, points of weight 0 left out; NaN where a side is constant."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        total = weight.sum(axis=1)
-        mean_x, mean_y = (weight * x).sum(axis=1) / total, (weight * y).sum(axis=1) / total
-        dx, dy = weight * (x - mean_x[:, None]), weight * (y - mean_y[:, None])
-        square_x, square_y = (dx**2).sum(axis=1), (dy**2).sum(axis=1)
-        # Rounding leaves crumbs where the exact sum of squares is zero.
-        square_x[square_x <= 1e-24 * total * np.maximum(mean_x**2, 1e-300)] = np.nan
-        correlation_y = np.where(square_y <= 1e-24 * total * np.maximum(mean_y**2, 1e-300), np.nan, square_y)
-        products = (dx * dy).sum(axis=1)
-        slope = products / square_x
-        return slope, mean_y - slope * mean_x, products / np.sqrt(square_x * correlation_y)
-
-
-def _percentiles(estimate: float, resampled: NDArray[np.float64], level: float) -> BootstrapInterval:
-    """Percentile interval over the resamples on which the statistic is defined."""
-    defined = resampled[np.isfinite(resampled)]
-    if not len(defined) or not np.isfinite(estimate):
-        return BootstrapInterval(estimate, float("nan"), float("nan"), 0)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return BootstrapInterval(estimate, float(low), float(high), len(defined))
+def _sign_flip_p_value(differences: NDArray[np.float64]) -> float:
+    """Two-sided p of the mean of `differences` (R,) under flipped signs, NaN left out."""
+    known = differences[np.isfinite(differences)]
+    count = len(known)
+    if count == 0:
+        return float("nan")
+    if count <= _EXACT_UP_TO:
+        bits = np.arange(2**count)[:, None] >> np.arange(count) & 1
+    else:
+        generator = named_generator(0, "sign flips")
+        bits = torch.randint(2, (_DRAWN_FLIPS, count), generator=generator).numpy()
+    drawn = int(count > _EXACT_UP_TO)  # where flips are drawn, the observed signs count as one of them
+    slack = 1e-12 * np.abs(known).sum()  # equal sums may differ in their last bits
+    hits = (np.abs((1.0 - 2 * bits) @ known) >= np.abs(known.sum()) - slack).sum()
+    return float(hits + drawn) / (len(bits) + drawn)

@@ -22,8 +22,9 @@ from gen_invariance.experiment.cell import ClassifierSettings, StageSettings, bu
 from gen_invariance.experiment.task import Prepared, Task
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, named_generator, package_versions, source_commit, write_json, write_text
+from gen_invariance.stats import Estimate, bootstrap_ratio
 from gen_invariance.translator.quality.assess import Quality, assess, translations
-from gen_invariance.translator.quality.measures import Estimate, bootstrap_ratio, kolmogorov_distance, resultant_length
+from gen_invariance.translator.quality.measures import kolmogorov_distance, resultant_length
 from gen_invariance.translator.quality.verdict import QUALITY_FILE, read_verdict, translator_folder, weights_digest
 
 PAGE = "inspect.html"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.stats import PairedDifference, paired_difference
+from gen_invariance.stats import PairedDifference, holm_adjusted, paired_difference
 
 HELPS, HARMS, UNDECIDED = "helps", "harms", "undecided"
 
@@ -61,22 +61,6 @@ def transfer_effect(
     decided = (chance < 1 - level) & np.isfinite(mean)
     state = np.where(decided & (mean > 0), HELPS, np.where(decided & (mean < 0), HARMS, UNDECIDED)).astype(object)
     return TransferEffect(difference, state.reshape(np.shape(difference.mean)))
-
-
-def holm_adjusted(p_values: ArrayLike) -> NDArray[np.float64]:
-    """P-values multiplied so that all of them together err with the level asked for (Holm 1979); NaN stays NaN.
-
-    Example:
-        >>> holm_adjusted([0.01, 0.04, 0.03]).tolist()
-        [0.03, 0.06, 0.06]
-    """
-    values = np.asarray(p_values, dtype=np.float64)
-    flat = values.ravel().copy()
-    known = np.flatnonzero(np.isfinite(flat))
-    order = known[np.argsort(flat[known], kind="stable")]
-    steps = flat[order] * np.arange(len(order), 0, -1)
-    flat[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
-    return flat.reshape(values.shape)
 
 
 def best_baseline(baselines: Mapping[str, ArrayLike]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from gen_invariance.errors import DataError, ShapeError
+from gen_invariance.measure.class_size import class_size_association
 from gen_invariance.report.drawing import (
     COLOURS,
     MethodStyle,
@@ -28,7 +29,7 @@ from gen_invariance.report.drawing import (
 from gen_invariance.report.metrics import Metric, metric_info
 from gen_invariance.report.summary import repetitions
 from gen_invariance.run import named_generator
-from gen_invariance.stats import MeanInterval, class_size_association, mean_interval
+from gen_invariance.stats import MeanInterval, mean_interval
 
 _GROUP_COLOURS = {"many": "#0072B2", "medium": "#56B4E9", "few": "#D55E00"}
 _DODGE = 0.55  # share of a class's slot over which the methods' points are spread
@@ -215,7 +216,7 @@ def _points_and_line(
     found = class_size_association(sizes, values, **settings)
     known, slope = (sizes > 0) & np.isfinite(values), found.slope
     axes.plot(sizes[known], values[known], style.marker, color=style.colour, alpha=0.4, ms=4.5, mew=0)
-    text = f"{name}: {slope.estimate:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]"
+    text = f"{name}: {slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]"
     axes.plot([], [], ls=style.line, marker=style.marker, color=style.colour, lw=2.2, label=text)
     if np.isnan(slope.low):  # one class, or all of one size: points alone
         return
@@ -224,4 +225,4 @@ def _points_and_line(
     tail = (1 - settings["level"]) / 2
     low, high = np.quantile(lines[:, :1] + lines[:, 1:] * np.log10(x), [tail, 1 - tail], axis=0)
     axes.fill_between(x, low, high, color=style.colour, alpha=0.14, lw=0)
-    axes.plot(x, found.intercept + slope.estimate * np.log10(x), ls=style.line, color=style.colour, lw=2.2)
+    axes.plot(x, found.intercept + slope.value * np.log10(x), ls=style.line, color=style.colour, lw=2.2)

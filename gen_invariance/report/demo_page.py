@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gen_invariance.benchmark.demo import BASELINE, LEARNED, ORACLE, DemoSettings, demo_frame, fit_folder
 from gen_invariance.experiment.task import Prepared, prepare
+from gen_invariance.measure.class_size import class_size_association
 from gen_invariance.nuisance.generic import RandAugment
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.report.class_figures import accuracy_by_class, class_size_bars, ekld_against_class_size
@@ -19,7 +20,6 @@ from gen_invariance.report.drawing import method_styles
 from gen_invariance.report.figures import Widths, distribution_histogram, image_grid, widths_with_interval
 from gen_invariance.report.page import Figure, write_report
 from gen_invariance.run import named_generator
-from gen_invariance.stats import class_size_association
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.spatial import CAPS, UNITS, SpatialTranslator
 
@@ -190,7 +190,7 @@ def _associations(frame: pd.DataFrame) -> list[str]:
             table["class_count"].to_numpy(), table["value"].to_numpy(), generator=named_generator(0, "association")
         )
         low, high = found.spearman.low, found.spearman.high
-        parts.append(f"{method}: {found.spearman.estimate:+.2f} [{low:+.2f}, {high:+.2f}]")
+        parts.append(f"{method}: {found.spearman.value:+.2f} [{low:+.2f}, {high:+.2f}]")
     return ["Rank correlation of class size and eKLD, with 95 % bootstrap intervals over classes: " + "; ".join(parts)]
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pandas as pd
 
+from gen_invariance.measure.class_size import class_size_association
 from gen_invariance.report.summary import repetitions
 from gen_invariance.run import named_generator
-from gen_invariance.stats import class_size_association
 
 
 def size_effects(frame: pd.DataFrame, *, metric: str = "ekld", resamples: int = 1000) -> pd.DataFrame:
     """One row a benchmark and method: spearman, slope (nats for a tenfold class size), their intervals, classes used.
 
     Classes of all orders are pooled; intervals are over classes resampled within orders
-    (`stats.class_size_association`). Negative: larger classes are more invariant.
+    (`measure.class_size.class_size_association`). Negative: larger classes are more invariant.
     """
     figures = repetitions(frame)
     figures = figures[(figures["metric"] == metric) & figures["class_index"].notna()]
@@ -25,7 +25,7 @@ def size_effects(frame: pd.DataFrame, *, metric: str = "ekld", resamples: int = 
         found = class_size_association(sizes, values, generator=generator, resamples=resamples)
         row = {"benchmark": benchmark, "method": method, "metric": metric, "classes": found.used}
         for name, interval in (("spearman", found.spearman), ("slope", found.slope)):
-            row |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         rows.append(row)
     columns = ["spearman", "spearman_low", "spearman_high", "slope", "slope_low", "slope_high"]
     return pd.DataFrame(rows, columns=["benchmark", "method", "metric", "classes", *columns])

@@ -4,12 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.measure.transfer import best_baseline, holm_adjusted, transfer_effect
+from gen_invariance.measure.transfer import best_baseline, transfer_effect
 
 WORDS = {1: "helps", -1: "harms", 0: "undecided"}
 
@@ -35,20 +33,6 @@ def test_one_number_one_seed_and_equal_differences():
     assert str(transfer_effect([0.9], [0.1]).state) == "undecided"
     assert str(transfer_effect([0.5, 0.5], [0.5, 0.5]).state) == "undecided"
     assert math.isnan(transfer_effect([math.nan], [0.1]).share("helps"))
-
-
-def test_holm_by_hand():
-    found = holm_adjusted([0.01, math.nan, 0.04, 0.03, 0.005])
-    assert found[[0, 2, 3, 4]].tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert math.isnan(found[1])
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_holm_laws(values):
-    found = holm_adjusted(values)
-    assert (found >= np.array(values) - 1e-12).all()
-    assert (found <= 1).all()
-    assert (np.diff(found[np.argsort(values, kind="stable")]) >= -1e-12).all()
 
 
 def test_holm_takes_back_chance_findings():

@@ -10,8 +10,8 @@ from test_quality_measures import seeded
 from gen_invariance.errors import CheckpointError, DataError, RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance import Identity, Rotation
 from gen_invariance.run import named_generator
+from gen_invariance.stats import Estimate
 from gen_invariance.translator.quality.assess import _halves, assess, translations
-from gen_invariance.translator.quality.measures import Estimate
 from gen_invariance.translator.quality.verdict import (
     DO_NOT,
     LOWER,

@@ -20,15 +20,13 @@ from torch import Tensor
 from gen_invariance.data.grouping import check_groups, hold_groups
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+from gen_invariance.stats import bootstrap_ratio, half_sample_interval, permutation_p_value
 from gen_invariance.translator.quality.measures import (
     between_class_share,
-    bootstrap_ratio,
     copy_ratio,
     describe_change,
-    half_sample_interval,
     kernel_distance,
     neighbour_scores,
-    permutation_p_value,
     spread_of_draws,
     spread_within_classes,
 )

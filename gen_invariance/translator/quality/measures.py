@@ -1,13 +1,10 @@
 """Pure measures of how good translations are: tensors in, numbers out; no network, no file, no class names.
 
-Features and pixels come as float matrices, one row an image. Intervals are 95 % intervals over images from a seeded
-resampling; quantities that are means over images use the bootstrap, those that live on pairs of images (where a
-repeated image would count as its own neighbour) use half-samples without replacement (Shao and Wu 1989).
+Features and pixels come as float matrices, one row an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,67 +13,8 @@ from torch import Tensor
 
 from gen_invariance.errors import DataError, ShapeError
 
-LEVEL = 0.95
 _BLOCK = 1 << 24  # entries of a distance matrix at a time
 _EQUAL = 1e-6  # distances below this are rounding
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure and its 95 % interval over images; NaN where it is not defined."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def bootstrap_ratio(
-    values: Tensor, over: Tensor | None = None, *, generator: torch.Generator, resamples: int = 500
-) -> Estimate:
-    """Mean of `values` (N,), divided by the mean of `over` (N,) if given, rows resampled together.
-
-    Resamples in which the lower mean is 0 are left out; NaN where the ratio itself is not defined.
-    """
-    values = values.double().cpu()
-    over = torch.ones_like(values) if over is None else over.double().cpu()
-    count = len(values)
-    if not count:
-        return Estimate(float("nan"), float("nan"), float("nan"))
-    rows = torch.randint(count, (resamples, count), generator=generator)
-    drawn = values[rows].mean(1) / over[rows].mean(1)
-    drawn = drawn[drawn.isfinite()]
-    value = float(values.mean() / over.mean()) if float(over.mean()) else float("nan")
-    if not len(drawn) or value != value:
-        return Estimate(value, float("nan"), float("nan"))
-    low, high = torch.quantile(drawn, torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)).tolist()
-    return Estimate(value, low, high)
-
-
-def half_sample_interval(
-    statistic: Callable[[Tensor], float], count: int, *, generator: torch.Generator, resamples: int = 100
-) -> Estimate:
-    """`statistic` of all rows, with the interval of its values on random halves of the rows.
-
-    The spread of a statistic over halves drawn without replacement around its value on the whole equals, to first
-    order, the standard error of the whole.
-
-    Args:
-        statistic: maps row numbers, int64 (M,), to a number.
-        count: N, rows in all.
-        generator: CPU generator of the halves.
-        resamples: how many halves.
-    """
-    value = statistic(torch.arange(count))
-    halves = [statistic(torch.randperm(count, generator=generator)[: count // 2]) for _ in range(resamples)]
-    drawn = torch.tensor(halves, dtype=torch.float64)
-    drawn = drawn[drawn.isfinite()]
-    if len(drawn) < 2 or value != value:
-        return Estimate(value, float("nan"), float("nan"))
-    spread = 1.96 * float((drawn - drawn.mean()).square().mean().sqrt())
-    return Estimate(value, value - spread, value + spread)
 
 
 def polynomial_kernel(first: Tensor, second: Tensor) -> Tensor:
@@ -238,16 +176,6 @@ def between_class_share(styles: Tensor, labels: Tensor) -> float:
     size = member.sum(0)
     within = ((distance @ member) * member).sum(0) / (size * (size - 1))
     return float(1 - (within * size).sum() / count / total)
-
-
-def permutation_p_value(
-    statistic: Callable[[Tensor], float], labels: Tensor, *, generator: torch.Generator, permutations: int = 199
-) -> float:
-    """Share of shuffled label vectors (the given one counted in) whose statistic is at least as large."""
-    found = statistic(labels)
-    order = (torch.randperm(len(labels), generator=generator).to(labels.device) for _ in range(permutations))
-    larger = sum(statistic(labels[shuffled]) >= found for shuffled in order)
-    return (larger + 1) / (permutations + 1)
 
 
 def kolmogorov_distance(first: Tensor, second: Tensor) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gen_invariance.errors import CheckpointError
-from gen_invariance.translator.quality.measures import Estimate
+from gen_invariance.stats import Estimate
 
 QUALITY_FILE = "quality.json"
 """Where the verdict on a translator lies: beside its folder, or in the run folder that holds it."""
