@@ -2,7 +2,7 @@
 
     python scripts/bad_input.py [--out DIR]
 
-The cases are those of tests/augment/test_export_bad_input.py, which checks that the command ends with that exit code in
+The cases are those of tests/export/test_export_bad_input.py, which checks that the command ends with that exit code in
 one line, leaves the data alone, and writes what can be written. Each runs here through the command's entry point, in a
 folder of its own; the table has the words that differ from case to case, and the line that the command prints.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from gen_invariance.cli.main import run
 from gen_invariance.run import write_text
 
-CASES = Path(__file__).resolve().parent.parent / "tests" / "augment" / "test_export_bad_input.py"
+CASES = Path(__file__).resolve().parent.parent / "tests" / "export" / "test_export_bad_input.py"
 
 
 def load_cases() -> object:

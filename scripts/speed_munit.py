@@ -10,7 +10,7 @@ import torch
 from speed_variants import BATCH, SMALL, Variant, pictures, stored
 from torch import Tensor, nn
 
-from gen_invariance.augment.cache import KeptCodes, TranslationBank
+from gen_invariance.augment.cache import CodeCache, TranslationBank
 from gen_invariance.data.images import ImageData
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
@@ -134,14 +134,14 @@ def generating(device: torch.device) -> list[Variant]:
     ):
         same = name == "width 64"
         draw = nuisance.sample((half, 1, 28, 28), generator=named_generator(2))
-        kept = KeptCodes(nuisance, data.images)
+        kept = CodeCache(nuisance, data.images)
         kept.codes(torch.arange(256, device=device))
 
         def apply(nuisance: Nuisance = nuisance, draw: dict = draw) -> Tensor:
             with torch.no_grad():
                 return nuisance.apply(data.float_images(rows), draw)
 
-        def keep(kept: KeptCodes = kept, draw: dict = draw) -> Tensor:
+        def keep(kept: CodeCache = kept, draw: dict = draw) -> Tensor:
             return kept.translate(rows, draw)
 
         def difference(fast: Callable[[], Tensor], draw: dict = draw, same: bool = same) -> Callable | None:
@@ -166,12 +166,12 @@ def banked(name: str, nuisance: Nuisance, data: ImageData, *, reuse: int) -> Var
     """Half batches out of a bank of one translation an image, over a whole period and so with all of its redrawing."""
     half, period = BATCH // 2, reuse * len(data) // (BATCH // 2)
     bank = TranslationBank(nuisance, data.images, versions=1, period=period, block=32)
-    bank.advance(0)
+    bank.refresh(0)
     steps = itertools.count()
 
     def run() -> None:
         for step in itertools.islice(steps, period):
-            bank.advance(step)
+            bank.refresh(step)
             rows = torch.arange(step * half, (step + 1) * half, device=data.device) % len(data)
             bank.translate(rows, {"version": torch.zeros(half, dtype=torch.int64)})
 

@@ -55,13 +55,13 @@ def training_step(device: torch.device) -> list[Variant]:
         optimizer.step()
 
     def with_stage(stage: TailAugment, numbers: Tensor | None = None) -> None:
-        step(*stage(x, y, numbers=numbers))
+        step(*stage(x, y, indices=numbers))
 
     def staged(nuisance: Nuisance, *, remember: bool = False) -> Callable[[], None]:
         stage = TailAugment(nuisance, torch.full((CLASSES,), 0.5)).to(device)
         if not remember:
             return lambda: with_stage(stage)
-        stage.remember(data.images, data.labels)
+        stage.enable_cache(data.images, data.labels)
         return lambda: with_stage(stage, rows)
 
     small, large = munit_on(device, **SMALL), munit_on(device)
@@ -84,14 +84,14 @@ def training_step(device: torch.device) -> list[Variant]:
 def bank_step(device: torch.device, nuisance: Nuisance, step: Callable, data: ImageData, *, goal: str) -> Variant:
     """A bank of 2 versions of 1,024 images, each translation used about 8 times; 32 steps are an eighth of a period."""
     stage = TailAugment(nuisance, torch.full((CLASSES,), 0.5)).to(device)
-    stage.remember(data.images, data.labels, versions=2, period=2 * len(data) * 8 // (BATCH // 2))
+    stage.enable_cache(data.images, data.labels, versions=2, period=2 * len(data) * 8 // (BATCH // 2))
     steps, count = itertools.count(), 16
 
     def run() -> None:
         for number in itertools.islice(steps, count):
-            stage.advance(number)
+            stage.refresh_cache(number)
             rows = torch.randint(len(data), (BATCH,), device=device)
-            step(*stage(data.float_images(rows), data.labels[rows], numbers=rows))
+            step(*stage(data.float_images(rows), data.labels[rows], indices=rows))
 
     return Variant(
         "ours, munit_small, bank, each used 8 times, filling counted", "changed", run, units=count,

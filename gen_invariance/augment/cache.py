@@ -1,7 +1,7 @@
-"""Translations of images that come again and again: their codes kept, or their translations drawn ahead.
+"""Indexed caches: translations of a fixed set of images that come again and again, at less cost.
 
-Both stand in for a nuisance wherever images are known by their number in a fixed set and arrive unchanged. Keeping
-codes is exact; a bank uses each translation several times, which is another training (docs/performance.md says what it
+Both kinds stand in for a nuisance where images are known by their index in the set and arrive unchanged. Keeping codes
+is exact; a bank uses each translation several times, which is another training (docs/performance.md says what it
 changes).
 """
 
@@ -22,41 +22,59 @@ CODE_BYTES = 2**30
 """Memory that kept codes may take unless told otherwise."""
 
 
-class Numbered(Protocol):
-    """Translations of the images of a fixed set, by their numbers in it."""
+class IndexedCache(Protocol):
+    """Translations of the images of a fixed set, by their index in it."""
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """Draw once for each of `shape[0]` images."""
         ...
 
-    def translate(self, numbers: Tensor, draw: Draw) -> Tensor:
-        """Float images (M, C, H, W) in [0, 1] of the images `numbers`, int64 (M,), by `draw`."""
+    def translate(self, indices: Tensor, draw: Draw) -> Tensor:
+        """Float images (M, C, H, W) in [0, 1] of the images `indices`, int64 (M,), by `draw`."""
         ...
 
-    def advance(self, step: int) -> None:
-        """Be as `step` of a training needs it."""
+    def refresh(self, step: int) -> None:
+        """Bring the cache to the state that `step` of a training needs."""
         ...
 
 
-class _CodedChain:
+def build_cache(
+    nuisance: Nuisance, images: Tensor, frequency: Tensor, *, versions: int, period: int, seed: int, max_bytes: int
+) -> IndexedCache | None:
+    """A bank if there are `versions`, else kept codes; None if the nuisance has no codes to keep.
+
+    Images (N, C, H, W) come with `frequency`, float (N,), in any unit; 0 means never.
+    """
+    indices = (frequency > 0).nonzero().squeeze(1)
+    if versions:
+        uses = frequency[indices]
+        return TranslationBank(
+            nuisance, images, indices=indices, versions=versions, uses=uses, period=period, seed=seed
+        )
+    coded = as_coded(nuisance)
+    return None if coded is None else CodeCache(coded, images, indices=indices, max_bytes=max_bytes)
+
+
+class _CodedComposition:
     """A composition whose first part has codes: the other parts belong to its second half."""
 
-    def __init__(self, chain: Compose) -> None:
-        self.chain, self.sample = chain, chain.sample
-        self.first, self.encode = chain.nuisances[0], chain.nuisances[0].encode
+    def __init__(self, composition: Compose) -> None:
+        self.composition, self.sample = composition, composition.sample
+        self.first, self.encode = composition.nuisances[0], composition.nuisances[0].encode
 
     def render(self, codes: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
-        return self.chain.apply_from(1, self.first.render(codes, self.chain.draw_of(0, draw), size), draw)
+        images = self.first.render(codes, self.composition.draw_of(0, draw), size)
+        return self.composition.apply_from(1, images, draw)
 
 
-def coded(nuisance: Nuisance) -> Coded | None:
+def as_coded(nuisance: Nuisance) -> Coded | None:
     """`nuisance` in two halves, or None where it has no codes; a composition has them if its first part does."""
     if isinstance(nuisance, Compose):
-        return _CodedChain(nuisance) if isinstance(nuisance.nuisances[0], Coded) else None
+        return _CodedComposition(nuisance) if isinstance(nuisance.nuisances[0], Coded) else None
     return nuisance if isinstance(nuisance, Coded) else None
 
 
-class KeptCodes:
+class CodeCache:
     """Codes of images are made when first asked for, a block at a time, and kept; exact, up to float rounding.
 
     Which images are kept, and which are encoded together, does not depend on what was asked for before, so a resumed
@@ -65,7 +83,7 @@ class KeptCodes:
     Args:
         nuisance: its weights must not change from now on.
         images: uint8 (N, C, H, W), or float in [0, 1]; the set.
-        numbers: int64 (M,), the images worth keeping, first come first kept; None is all.
+        indices: int64 (M,), the images worth keeping, first come first kept; None is all.
         max_bytes: most that the codes may take, on the device of `images`.
         block: images encoded together.
     """
@@ -75,58 +93,58 @@ class KeptCodes:
         nuisance: Coded,
         images: Tensor,
         *,
-        numbers: Tensor | None = None,
+        indices: Tensor | None = None,
         max_bytes: int = CODE_BYTES,
         block: int = 64,
     ) -> None:
         self.nuisance, self.images, self.max_bytes, self.block = nuisance, images, max_bytes, block
-        self._numbers, self._place = _places(images, numbers)
+        self.indices, self._slots = _indices_and_slots(images, indices)
         self._codes: Tensor | None = None
-        self._made: Tensor | None = None  # which blocks are there
+        self._encoded: Tensor | None = None  # which blocks are there
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """The nuisance's own draw."""
         return self.nuisance.sample(shape, generator=generator)
 
     @torch.no_grad()
-    def translate(self, numbers: Tensor, draw: Draw) -> Tensor:
+    def translate(self, indices: Tensor, draw: Draw) -> Tensor:
         """As `nuisance.apply` of those images, in float32."""
-        codes = self.codes(numbers)
+        codes = self.codes(indices)
         return self.nuisance.render(codes, draw_to(draw, codes), tuple(self.images.shape[-2:])).float()
 
     @torch.no_grad()
-    def codes(self, numbers: Tensor) -> Tensor:
-        """Codes of the images `numbers`, int64 (M,), M > 0; made now where they are not kept."""
-        numbers = numbers.to(self.images.device)
+    def codes(self, indices: Tensor) -> Tensor:
+        """Codes of the images `indices`, int64 (M,), M > 0; made now where they are not kept."""
+        indices = indices.to(self.images.device)
         if self._codes is None:
-            self._make_room()
-        place = self._place[numbers]
-        kept = (place >= 0) & (place < len(self._codes))
-        self._make(place[kept])
+            self._allocate()
+        slots = self._slots[indices]
+        kept = (slots >= 0) & (slots < len(self._codes))
+        self._encode_blocks(slots[kept])
         others = (~kept).nonzero().squeeze(1)
         if not len(others):
-            return self._codes[place]
-        fresh = self.nuisance.encode(to_float(self.images[numbers[others]]))
-        codes = fresh.new_empty((len(numbers), *fresh.shape[1:]))
-        codes[kept], codes[others] = self._codes[place[kept]], fresh
+            return self._codes[slots]
+        fresh = self.nuisance.encode(to_float(self.images[indices[others]]))
+        codes = fresh.new_empty((len(indices), *fresh.shape[1:]))
+        codes[kept], codes[others] = self._codes[slots[kept]], fresh
         return codes
 
-    def advance(self, step: int) -> None:
+    def refresh(self, step: int) -> None:
         """Nothing to do: codes do not depend on the step."""
 
-    def _make_room(self) -> None:
+    def _allocate(self) -> None:
         one = self.nuisance.encode(to_float(self.images[:1]))
-        room = min(len(self._numbers), self.max_bytes // (one.numel() * one.element_size()))
+        room = min(len(self.indices), self.max_bytes // (one.numel() * one.element_size()))
         self._codes = one.new_empty((room, *one.shape[1:]))
-        self._made = torch.zeros(-(-room // self.block), dtype=torch.bool, device=one.device)
+        self._encoded = torch.zeros(-(-room // self.block), dtype=torch.bool, device=one.device)
 
-    def _make(self, place: Tensor) -> None:
-        """Encode the blocks that the codes at `place` lie in, where that has not been done."""
-        blocks = (place // self.block).unique()
-        for block in blocks[~self._made[blocks]].tolist():
+    def _encode_blocks(self, slots: Tensor) -> None:
+        """Encode the blocks that `slots` lie in, where that has not been done."""
+        blocks = (slots // self.block).unique()
+        for block in blocks[~self._encoded[blocks]].tolist():
             rows = slice(block * self.block, min((block + 1) * self.block, len(self._codes)))
-            self._codes[rows] = self.nuisance.encode(to_float(self.images[self._numbers[rows]]))
-            self._made[block] = True
+            self._codes[rows] = self.nuisance.encode(to_float(self.images[self.indices[rows]]))
+            self._encoded[block] = True
 
 
 class TranslationBank:
@@ -139,9 +157,9 @@ class TranslationBank:
     Args:
         nuisance: any.
         images: uint8 (N, C, H, W), the set.
-        numbers: int64 (M,), the images that may be asked for; None is all. Others raise `SettingsError`.
+        indices: int64 (M,), the images that may be asked for; None is all. Others raise `SettingsError`.
         versions: translations of an image on average; each has at least one.
-        uses: (M,), how often each of `numbers` is asked for, in any unit; None is alike.
+        uses: (M,), how often each of `indices` is asked for, in any unit; None is alike.
         period: steps after which every translation has been replaced once.
         seed: of the draws.
         block: translations renewed together.
@@ -155,7 +173,7 @@ class TranslationBank:
         nuisance: Nuisance,
         images: Tensor,
         *,
-        numbers: Tensor | None = None,
+        indices: Tensor | None = None,
         versions: int = 4,
         uses: Tensor | None = None,
         period: int = 1000,
@@ -167,8 +185,8 @@ class TranslationBank:
                 f"bank: versions, period and block must be at least 1, got {versions}, {period} and {block}"
             )
         self.nuisance, self.images, self.versions, self.period, self.seed = nuisance, images, versions, period, seed
-        self._numbers, self._place = _places(images, numbers)
-        self.counts = _shared_out(versions, len(self._numbers), uses).to(images.device)
+        self.indices, self._slots = _indices_and_slots(images, indices)
+        self.counts = _versions_by_image(versions, len(self.indices), uses).to(images.device)
         self._first = self.counts.cumsum(0) - self.counts
         self._owner = torch.repeat_interleave(torch.arange(len(self.counts), device=images.device), self.counts)
         self._bank = images.new_empty((len(self._owner), *images.shape[1:]))
@@ -180,59 +198,42 @@ class TranslationBank:
         """`version`: float32 (B,) in [0, 1), which of an image's translations, as a share of them."""
         return {"version": torch.rand(shape[0], generator=generator)}
 
-    def translate(self, numbers: Tensor, draw: Draw) -> Tensor:
-        """Those versions of those images, float32; a bank that was never advanced is filled now."""
+    def translate(self, indices: Tensor, draw: Draw) -> Tensor:
+        """Those versions of those images, float32; a bank that was never refreshed is filled now."""
         if self._generations and self._generations[0] < 0:
-            self.advance(0)
-        place = self._place[numbers.to(self._place.device)]
-        if bool((place < 0).any()):
-            raise SettingsError("bank: asked for an image it does not hold; give the numbers of the images it may need")
-        count = self.counts[place]
-        version = (draw["version"].to(place.device) * count).long().minimum(count - 1)
-        return to_float(self._bank[self._first[place] + version])
+            self.refresh(0)
+        slots = self._slots[indices.to(self._slots.device)]
+        if bool((slots < 0).any()):
+            raise SettingsError("bank: asked for an image it does not hold; give the indices of the images it may need")
+        count = self.counts[slots]
+        version = (draw["version"].to(slots.device) * count).long().minimum(count - 1)
+        return to_float(self._bank[self._first[slots] + version])
 
     @torch.no_grad()
-    def advance(self, step: int) -> None:
+    def refresh(self, step: int) -> None:
         """Redraw the blocks whose turn has come by `step`; the first call fills the bank."""
         for block, rows in enumerate(self._blocks):
             # Blocks take turns, so that each step renews about as many translations as the next.
             generation = (step + block * self.period // len(self._blocks)) // self.period
             if generation != self._generations[block]:
                 self._generations[block] = generation
-                self._renew(rows, named_generator(self.seed, "bank", block, generation))
+                self._redraw(rows, named_generator(self.seed, "bank", block, generation))
 
-    def _renew(self, part: slice, generator: torch.Generator) -> None:
+    def _redraw(self, rows: slice, generator: torch.Generator) -> None:
         # Translations of an image lie side by side, so an image's codes are made once for its share of the block.
-        owner, which = self._owner[part].unique_consecutive(return_inverse=True)
-        images = to_float(self.images[self._numbers[owner]])
-        halves, size = coded(self.nuisance), tuple(images.shape[-2:])
-        draw = self.nuisance.sample((len(which), *images.shape[1:]), generator=generator)
-        draw = draw_to(draw, images)
-        if halves is None:
-            moved = self.nuisance.apply(images[which], draw)
+        owners, owner_of_row = self._owner[rows].unique_consecutive(return_inverse=True)
+        images = to_float(self.images[self.indices[owners]])
+        draw = self.nuisance.sample((len(owner_of_row), *images.shape[1:]), generator=generator)
+        draw, coded = draw_to(draw, images), as_coded(self.nuisance)
+        if coded is None:
+            translated = self.nuisance.apply(images[owner_of_row], draw)
         else:
-            moved = halves.render(halves.encode(images)[which], draw, size)
-        self._bank[part] = to_uint8(moved)
-        self.drawn += len(which)
+            translated = coded.render(coded.encode(images)[owner_of_row], draw, tuple(images.shape[-2:]))
+        self._bank[rows] = to_uint8(translated)
+        self.drawn += len(owner_of_row)
 
 
-def known_by_number(
-    nuisance: Nuisance, images: Tensor, often: Tensor, *, versions: int, period: int, seed: int, max_bytes: int
-) -> Numbered | None:
-    """A bank if there are `versions`, else kept codes, of images that come `often`, float (N,), 0 for never.
-
-    Returns:
-        None if the nuisance has no codes and there is no bank to keep.
-    """
-    numbers = (often > 0).nonzero().squeeze(1)
-    if versions:
-        how = {"versions": versions, "uses": often[numbers], "period": period, "seed": seed}
-        return TranslationBank(nuisance, images, numbers=numbers, **how)
-    halves = coded(nuisance)
-    return None if halves is None else KeptCodes(halves, images, numbers=numbers, max_bytes=max_bytes)
-
-
-def _shared_out(versions: int, images: int, uses: Tensor | None) -> Tensor:
+def _versions_by_image(versions: int, images: int, uses: Tensor | None) -> Tensor:
     """`versions` for each of `images` on average, int64 (M,), in proportion to `uses`, at least one each."""
     if uses is None or not images:
         return torch.full((images,), versions)
@@ -241,9 +242,9 @@ def _shared_out(versions: int, images: int, uses: Tensor | None) -> Tensor:
     return (share * versions).round().long().clamp_min(1)
 
 
-def _places(images: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`numbers` on the device of `images`, and where in them each image is, int64 (N,), -1 for nowhere."""
-    numbers = (torch.arange(len(images)) if numbers is None else numbers).to(images.device)
-    place = torch.full((len(images),), -1, device=images.device)
-    place[numbers] = torch.arange(len(numbers), device=images.device)
-    return numbers, place
+def _indices_and_slots(images: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`indices` on the device of `images`, and where in them each image is, int64 (N,), -1 for nowhere."""
+    indices = (torch.arange(len(images)) if indices is None else indices).to(images.device)
+    slots = torch.full((len(images),), -1, device=images.device)
+    slots[indices] = torch.arange(len(indices), device=images.device)
+    return indices, slots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
 
 
-class HeldNuisance:
+class FrozenReference:
     """A nuisance that no module tree sees: in eval mode, its weights frozen, with a copy on each device in use.
 
     Args:
@@ -26,21 +27,22 @@ class HeldNuisance:
         for network in _networks(nuisance):
             network.eval().requires_grad_(False)
 
-    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+    def change(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a module's `.to`, `.half`, ... to the networks in the nuisance."""
         for network in _networks(self.nuisance):
-            network._apply(change)
+            network._apply(function)
         self._copies.clear()
 
     def on(self, device: torch.device) -> Nuisance:
         """The nuisance where the images are; a loop on several devices in one process gets a copy for each."""
-        if all(tensor.device == device for network in _networks(self.nuisance) for tensor in _tensors(network)):
+        tensors = (chain(network.parameters(), network.buffers()) for network in _networks(self.nuisance))
+        if all(tensor.device == device for tensor in chain.from_iterable(tensors)):
             return self.nuisance
         if device not in self._copies:
-            moved = copy.deepcopy(self.nuisance)
-            for network in _networks(moved):
+            copied = copy.deepcopy(self.nuisance)
+            for network in _networks(copied):
                 network.to(device)
-            self._copies[device] = moved
+            self._copies[device] = copied
         return self._copies[device]
 
 
@@ -57,20 +59,20 @@ class Stream:
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed, self._place = seed, (0, None)
-        self.own = torch.Generator().manual_seed(seed)
+        self.seed, self._rank_and_worker = seed, (0, None)
+        self._generator = torch.Generator().manual_seed(seed)
 
     def generator(self) -> torch.Generator:
         """The generator, by now of this rank and worker."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         worker = torch.utils.data.get_worker_info()
-        rank = torch.distributed.get_rank() if distributed else self._place[0]
-        place = (rank, None if worker is None else worker.seed)
-        if place != self._place:
-            self._place = place
+        rank = torch.distributed.get_rank() if distributed else self._rank_and_worker[0]
+        rank_and_worker = (rank, None if worker is None else worker.seed)
+        if rank_and_worker != self._rank_and_worker:
+            self._rank_and_worker = rank_and_worker
             words = (rank,) if worker is None else (rank, "worker", worker.seed)
-            self.own.set_state(named_generator(self.seed, "stage", *words).get_state())
-        return self.own
+            self._generator.set_state(named_generator(self.seed, "stage", *words).get_state())
+        return self._generator
 
 
 def _networks(nuisance: Any) -> Iterator[nn.Module]:
@@ -79,8 +81,3 @@ def _networks(nuisance: Any) -> Iterator[nn.Module]:
     else:  # a composition of nuisances keeps its parts under this name
         for part in getattr(nuisance, "nuisances", ()):
             yield from _networks(part)
-
-
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    yield from network.parameters()
-    yield from network.buffers()

@@ -1,13 +1,7 @@
-"""The stage: gives the nuisance to the tail part of a batch.
+"""`TailAugment`, the class-aware stage: it gives the nuisance to the tail part of a batch.
 
-Two faces over one function, `translate_rows`:
-
-    augment = TailAugment(translator, probability)      # class-aware: probability has one number for each class
-    images, labels = augment(images, labels)
-
-    pipeline = kornia.augmentation.AugmentationSequential(
-        kornia.augmentation.RandomHorizontalFlip(), KorniaNuisance(translator, p=0.5)
-    )                                                    # class-blind, replayable: pipeline(x, params=pipeline._params)
+augment = TailAugment(translator, probability)      # one probability for each class, see `policy`
+images, labels = augment(images, labels)
 """
 
 from __future__ import annotations
@@ -17,16 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from kornia.augmentation import IntensityAugmentationBase2D
-from kornia.augmentation.random_generator import RandomGeneratorBase
 from torch import Tensor, nn
 
-from gen_invariance.augment.batches import as_images, check_layout, check_range, row_probability
-from gen_invariance.augment.cache import CODE_BYTES, Numbered, known_by_number
+from gen_invariance.augment.cache import CODE_BYTES, IndexedCache, build_cache
 from gen_invariance.augment.policy import auto
-from gen_invariance.augment.reference import HeldNuisance, Stream
+from gen_invariance.augment.reference import FrozenReference, Stream
+from gen_invariance.data.images import to_float
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
+
+LAYOUTS = ("channels_first", "channels_last")
+_SLACK = 0.1  # bicubic resizing and added noise overshoot [0, 1] a little; normalised or 8-bit pixels by far more
 
 
 class Gate(NamedTuple):
@@ -42,33 +37,26 @@ class Gate(NamedTuple):
 
     def share(self, part: slice) -> Gate:
         """The gate of the rows that `part` picks out of the batch, as a process of several needs it."""
-        place = torch.zeros(len(self.rows), dtype=torch.int64)
-        place[self.rows] = torch.arange(int(self.rows.sum()))
-        return Gate(self.rows[part], select_rows(self.draw, place[part][self.rows[part]]))
+        index = torch.zeros(len(self.rows), dtype=torch.int64)
+        index[self.rows] = torch.arange(int(self.rows.sum()))
+        return Gate(self.rows[part], select_rows(self.draw, index[part][self.rows[part]]))
 
 
-def translate_rows(nuisance: Nuisance, images: Tensor, gate: Gate) -> Tensor:
-    """`images` (B, C, H, W) with the gated rows transformed; the network sees those rows and no others."""
-    rows = gate.rows.nonzero().squeeze(1).to(images.device)
-    if not len(rows):
+def replace_rows(images: Tensor, rows: Tensor, translate: Callable[[Tensor], Tensor]) -> Tensor:
+    """`images` (B, C, H, W), or a copy in the same memory format whose rows bool (B,) are those of `translate`.
+
+    Args:
+        images: any floating-point dtype.
+        rows: which ones.
+        translate: int64 (M,), M > 0, to images (M, C, H, W), which are computed in the nuisance's own precision:
+            autocast would round coordinates, and so move pixels.
+    """
+    indices = rows.nonzero().squeeze(1).to(images.device)
+    if not len(indices):
         return images
-    return _replaced(images, rows, _transformed(nuisance, images.index_select(0, rows), gate.draw))
-
-
-def _replaced(images: Tensor, rows: Tensor, new: Tensor) -> Tensor:
-    """A copy with other `rows`; unlike `images.index_copy` it keeps the memory format."""
-    return images.clone().index_copy_(0, rows, new)
-
-
-def _transformed(nuisance: Nuisance, images: Tensor, draw: Draw) -> Tensor:
-    return _autocast_off(images, nuisance.apply, images, draw)
-
-
-@torch.no_grad()
-def _autocast_off(images: Tensor, translate: Callable[..., Tensor], *given: Any) -> Tensor:
-    """Translate in the nuisance's own precision: autocast would round coordinates, and so move pixels."""
-    with torch.autocast(images.device.type, enabled=False):
-        return translate(*given)
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        translated = translate(indices)
+    return images.clone().index_copy_(0, indices, translated.to(images.dtype))
 
 
 class TailAugment(nn.Module):
@@ -88,6 +76,12 @@ class TailAugment(nn.Module):
     Raises:
         RangeError: a probability outside [0, 1] or NaN.
         SettingsError: an unknown layout.
+
+    >>> from gen_invariance.nuisance import Rotation
+    >>> augment = TailAugment(Rotation(90), torch.tensor([0.0, 1.0]))
+    >>> images, labels = augment(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 1, 0]))
+    >>> images.shape
+    torch.Size([4, 1, 8, 8])
     """
 
     def __init__(
@@ -97,13 +91,14 @@ class TailAugment(nn.Module):
         probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu")
         if probability.ndim != 1 or not bool(((probability >= 0) & (probability <= 1)).all()):
             raise RangeError("stage: probability must hold one number in [0, 1] for each class; a policy makes it")
-        check_layout(layout)
+        if layout not in LAYOUTS:
+            raise SettingsError(f"stage: layout must be {' or '.join(LAYOUTS)}, got {layout!r}")
         # Plain attributes: half precision would round the probabilities, and rows are chosen on the CPU.
         self.probability, self.layout = probability, layout
-        self._held, self._stream = HeldNuisance(nuisance), Stream(seed)
-        self._range_seen = False
-        self._make_numbered: Callable[[], Numbered | None] | None = None
-        self._numbered: Numbered | None = None
+        self._reference, self._stream = FrozenReference(nuisance), Stream(seed)
+        self._range_checked = False
+        self._build_cache: Callable[[], IndexedCache | None] | None = None
+        self._cache: IndexedCache | None = None
 
     @classmethod
     def from_pretrained(
@@ -133,7 +128,7 @@ class TailAugment(nn.Module):
     @property
     def nuisance(self) -> Nuisance:
         """The nuisance that is given to the gated rows."""
-        return self._held.nuisance
+        return self._reference.nuisance
 
     @property
     def generator(self) -> torch.Generator:
@@ -141,11 +136,13 @@ class TailAugment(nn.Module):
         return self._stream.generator()
 
     def _apply(self, fn: Any, recurse: bool = True) -> TailAugment:
-        self._held.move(fn)
-        self._numbered = None  # codes are of the network as it was
+        self._reference.change(fn)
+        self._cache = None  # codes are of the network as it was
         return super()._apply(fn, recurse)
 
-    def remember(
+    # ---- cache of a fixed set
+
+    def enable_cache(
         self,
         images: Tensor,
         labels: Tensor,
@@ -156,7 +153,7 @@ class TailAugment(nn.Module):
         seed: int = 0,
         max_bytes: int = CODE_BYTES,
     ) -> None:
-        """Know a fixed set by number: calls that give `numbers` need less of the nuisance's network from now on.
+        """Cache a fixed set by index: calls that give `indices` need less of the nuisance's network from now on.
 
         Without `versions` codes of images are kept, which is exact, where the nuisance has codes (MUNIT's content);
         other nuisances work as before. With `versions` all translations come from a `TranslationBank`.
@@ -171,26 +168,33 @@ class TailAugment(nn.Module):
             seed: of the bank's draws.
             max_bytes: most that kept codes may take.
         """
-        how = {"versions": versions, "period": period, "seed": seed, "max_bytes": max_bytes}
 
-        def make() -> Numbered | None:
-            often = self.probability[labels.cpu()] * (1 if uses is None else uses.cpu())
-            return known_by_number(self._held.on(images.device), images, often, **how)
+        def build() -> IndexedCache | None:
+            frequency = self.probability[labels.cpu()] * (1 if uses is None else uses.cpu())
+            nuisance = self._reference.on(images.device)
+            return build_cache(
+                nuisance, images, frequency, versions=versions, period=period, seed=seed, max_bytes=max_bytes
+            )
 
-        self._make_numbered, self._numbered = make, None
+        self._build_cache, self._cache = build, None
 
-    def forget(self) -> None:
-        """Let go of what `remember` keeps; calls work as if it had never been called."""
-        self._make_numbered = self._numbered = None
+    def disable_cache(self) -> None:
+        """Drop the cache; calls work as if `enable_cache` had never been called."""
+        self._build_cache = self._cache = None
 
-    def drawer(self, *, numbered: bool = False) -> Nuisance | Numbered:
-        """What draws for rows known by number, or for others; its `sample` takes the shape of the gated rows."""
-        return (self._known() if numbered else None) or self.nuisance
+    def refresh_cache(self, step: int) -> None:
+        """Bring the cache to the state that `step` of a training needs: a bank redraws its share."""
+        if self.cache is not None:
+            self.cache.refresh(step)
 
-    def _known(self) -> Numbered | None:
-        if self._numbered is None and self._make_numbered is not None:
-            self._numbered = self._make_numbered()
-        return self._numbered
+    @property
+    def cache(self) -> IndexedCache | None:
+        """The cache that `enable_cache` asked for, built at its first use; None where there is none."""
+        if self._cache is None and self._build_cache is not None:
+            self._cache = self._build_cache()
+        return self._cache
+
+    # ---- batches
 
     def sample(
         self,
@@ -198,7 +202,7 @@ class TailAugment(nn.Module):
         labels: Tensor,
         *,
         generator: torch.Generator | None = None,
-        numbered: bool = False,
+        indexed: bool = False,
     ) -> Gate:
         """Decide which rows of a batch get the nuisance, and draw it for them.
 
@@ -206,47 +210,35 @@ class TailAugment(nn.Module):
             shape: (B, C, H, W) of the images.
             labels: whole numbers (B,), or soft labels (B, K), see `forward`.
             generator: CPU generator; None uses the stage's own.
-            numbered: whether `apply` will be given `numbers`.
+            indexed: whether `apply_gate` will be given `indices`.
         """
         generator = generator if generator is not None else self.generator
-        rows = torch.rand(shape[0], generator=generator) < row_probability(labels, self.probability, count=shape[0])
-        drawer = self.drawer(numbered=numbered)
-        return Gate(rows, drawer.sample((int(rows.sum()), *shape[1:]), generator=generator))
+        rows = torch.rand(shape[0], generator=generator) < _row_probability(labels, self.probability, count=shape[0])
+        nuisance = (self.cache if indexed else None) or self.nuisance
+        return Gate(rows, nuisance.sample((int(rows.sum()), *shape[1:]), generator=generator))
 
-    def apply(
+    def apply_gate(
         self,
-        images: Tensor | Callable[[nn.Module], None],
-        labels: Tensor | None = None,
-        gate: Gate | None = None,
+        images: Tensor,
+        labels: Tensor,
+        gate: Gate,
         *,
         source: tuple[Tensor, Tensor] | None = None,
-        numbers: Tensor | None = None,
-    ) -> Any:
-        """Carry out a gate: `forward` without its randomness and its checks.
+        indices: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Carry out a gate: `forward` without its randomness and its checks; takes and returns the same tensors."""
+        cache = None if indices is None else self.cache
+        given = images if source is None else source[0]
 
-        `nn.Module.apply(function)`, which a model calls on all its parts, has the same name and works as well.
-        """
-        if labels is None or gate is None:
-            return super().apply(images)
-        rows = gate.rows.nonzero().squeeze(1).to(images.device)
-        if not len(rows):
-            return images, labels
-        known = self._known() if numbers is not None else None
-        if known is not None:
-            translated = _autocast_off(images, known.translate, numbers.to(rows.device)[rows], gate.draw)
-            translated = translated.to(images.dtype)
-        else:
-            given = images if source is None else source[0]
-            translated = _transformed(self._held.on(images.device), given.index_select(0, rows), gate.draw)
+        def translate(rows: Tensor) -> Tensor:
+            if cache is not None:
+                return cache.translate(indices.to(rows.device)[rows], gate.draw)
+            return self._reference.on(images.device).apply(given.index_select(0, rows), gate.draw)
+
         if source is not None:
+            rows = gate.rows.nonzero().squeeze(1).to(labels.device)
             labels = labels.index_copy(0, rows, source[1].index_select(0, rows))
-        return _replaced(images, rows, translated), labels
-
-    def advance(self, step: int) -> None:
-        """Let what `remember` set up be as `step` of a training needs it: a bank redraws its share."""
-        known = self._known()
-        if known is not None:
-            known.advance(step)
+        return replace_rows(images, gate.rows, translate), labels
 
     @torch.compiler.disable
     def forward(
@@ -256,7 +248,7 @@ class TailAugment(nn.Module):
         *,
         source: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
-        numbers: Tensor | None = None,
+        indices: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Augment one batch.
 
@@ -269,7 +261,7 @@ class TailAugment(nn.Module):
                 gated row is replaced by the translated row of the source *and its label*, and the gate looks at the
                 source's labels (Zhou et al. 2022). Rows that are not gated stay as they are.
             generator: CPU generator of this call's randomness; None uses the stage's own.
-            numbers: int64 (B,), rows of the set given to `remember` that the images (those of the source, where
+            indices: int64 (B,), which rows of the set given to `enable_cache` the images (those of the source, where
                 given) are, unchanged; None where they are not of that set or were augmented first.
 
         Returns:
@@ -280,26 +272,21 @@ class TailAugment(nn.Module):
             ShapeError: dtype, axes, labels or source do not fit.
             RangeError: a label that is no class; or, at the first call, pixels that were normalised or are 8-bit.
         """
-        images = as_images(images, layout=self.layout)
-        self._check_range_once(images)
-        how = {"generator": generator, "numbered": numbers is not None}
-        if source is None:
-            return self.apply(images, labels, self.sample(images.shape, labels, **how), numbers=numbers)
-        source = (as_images(source[0], layout=self.layout).to(images.dtype), source[1])
-        if source[0].shape != images.shape or (source[1].shape, source[1].dtype) != (labels.shape, labels.dtype):
-            raise ShapeError(
-                f"stage: source images {tuple(source[0].shape)} with {source[1].dtype} labels "
-                f"{tuple(source[1].shape)} must be like the batch's {tuple(images.shape)} with {labels.dtype} "
-                f"{tuple(labels.shape)}"
-            )
-        gate = self.sample(images.shape, source[1], **how)
-        return self.apply(images, labels, gate, source=source, numbers=numbers)
-
-    def _check_range_once(self, images: Tensor) -> None:
-        """The usual mistake, a stage behind Normalize, shows in the first batch; reading every batch would cost."""
-        if not self._range_seen:
-            check_range(images)
-            self._range_seen = bool(len(images))
+        images = _as_images(images, layout=self.layout)
+        if not self._range_checked:  # a stage behind Normalize shows in the first batch; reading every batch would cost
+            _check_range(images)
+            self._range_checked = bool(len(images))
+        if source is not None:
+            source = (_as_images(source[0], layout=self.layout).to(images.dtype), source[1])
+            if source[0].shape != images.shape or (source[1].shape, source[1].dtype) != (labels.shape, labels.dtype):
+                raise ShapeError(
+                    f"stage: source images {tuple(source[0].shape)} with {source[1].dtype} labels "
+                    f"{tuple(source[1].shape)} must be like the batch's {tuple(images.shape)} with {labels.dtype} "
+                    f"{tuple(labels.shape)}"
+                )
+        gate_labels = labels if source is None else source[1]
+        gate = self.sample(images.shape, gate_labels, generator=generator, indexed=indices is not None)
+        return self.apply_gate(images, labels, gate, source=source, indices=indices)
 
     def extra_repr(self) -> str:
         """Nuisance and the classes it is given to."""
@@ -307,90 +294,62 @@ class TailAugment(nn.Module):
         return f"{type(self.nuisance).__name__}, {given} of {len(self.probability)} classes"
 
 
-class _DrawGenerator(RandomGeneratorBase):
-    """Draws for kornia from an own CPU generator, so draws do not depend on device, dtype or global random state."""
+def _as_images(images: Tensor, *, layout: str) -> Tensor:
+    """`images` as floating point (B, C, H, W); 8-bit pixels are divided by 255, floating point keeps its dtype.
 
-    def __init__(self, nuisance: Nuisance, seed: int) -> None:
-        super().__init__()
-        self._held, self._stream = (nuisance,), Stream(seed)
-
-    @property
-    def generator(self) -> torch.Generator:
-        """The generator of this process, see `Stream`."""
-        return self._stream.generator()
-
-    def make_samplers(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Nothing to move: sampling stays on the CPU in float32."""
-
-    def forward(self, batch_shape: tuple[int, ...], same_on_batch: bool = False) -> dict[str, Tensor]:
-        """The nuisance's draw, one row for each image; one shared row where `same_on_batch`."""
-        count = batch_shape[0]
-        if not same_on_batch or count == 0:
-            return self._held[0].sample(batch_shape, generator=self.generator)
-        one = self._held[0].sample((1, *batch_shape[1:]), generator=self.generator)
-        return select_rows(one, torch.zeros(count, dtype=torch.int64))
-
-
-class KorniaNuisance(IntensityAugmentationBase2D):
-    """Any nuisance as a kornia augmentation: class-blind, replayable, and cheap at small `p`.
-
-    kornia hands `apply_transform` the whole batch and blends afterwards; here the network runs on the gated rows
-    only. Geometric nuisances move pixels but not boxes, masks or keypoints: use them for classification.
-
-    Args:
-        nuisance: hand-written or learned; kept out of `parameters()` and `state_dict()`.
-        p: probability of each row.
-        p_batch, same_on_batch, keepdim: as everywhere in kornia.
-        seed: of the generator of draws and gates; kornia's global random state is not touched.
+    A (B, C, H, W) tensor in torch's channels_last *memory format* is still (B, C, H, W), and stays in it.
     """
+    if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise ShapeError(
+            f"stage: expected images (B, C, H, W), floating point in [0, 1] or uint8, got {images.dtype} "
+            f"{tuple(images.shape)}; stack the images of a batch and convert them"
+        )
+    channel_axis, other_axis = (1, 3) if layout == "channels_first" else (3, 1)
+    if images.shape[channel_axis] not in (1, 3) and images.shape[other_axis] in (1, 3):
+        other = LAYOUTS[1 - LAYOUTS.index(layout)]
+        raise ShapeError(
+            f"stage: images {tuple(images.shape)} seem to lie {other}; build the stage with layout={other!r} or "
+            "permute them"
+        )
+    if layout == "channels_last":
+        images = images.permute(0, 3, 1, 2)
+    return to_float(images)
 
-    def __init__(
-        self,
-        nuisance: Nuisance,
-        *,
-        p: float = 0.5,
-        p_batch: float = 1.0,
-        same_on_batch: bool = False,
-        keepdim: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(p=p, p_batch=p_batch, same_on_batch=same_on_batch, keepdim=keepdim)
-        if not (0 <= p <= 1 and 0 <= p_batch <= 1):
-            raise SettingsError(f"KorniaNuisance: p and p_batch must lie in [0, 1], got {p} and {p_batch}")
-        self._held = HeldNuisance(nuisance)
-        self._param_generator = _DrawGenerator(nuisance, seed)
 
-    @property
-    def nuisance(self) -> Nuisance:
-        """The nuisance that is given to the gated rows."""
-        return self._held.nuisance
+def _check_range(images: Tensor) -> None:
+    """Raise `RangeError` unless the pixels lie about in [0, 1]; reads the tensor, so not for every step."""
+    if not images.numel():
+        return
+    low, high = (float(value) for value in images.detach().aminmax())
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise RangeError(
+            f"stage: pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}]; call the stage before Normalize, and "
+            "divide 8-bit pixels by 255"
+        )
 
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> KorniaNuisance:
-        self._held.move(fn)
-        return super()._apply(fn, *args, **kwargs)
 
-    def forward_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Gate and draw from the own generator; always the same count of numbers, whatever `p` is."""
-        generator, count = self._param_generator.generator, batch_shape[0]
-        call = torch.rand(1, generator=generator) < self.p_batch
-        rows = torch.rand(1 if self.same_on_batch else count, generator=generator) < self.p
-        draw = self._param_generator(batch_shape, self.same_on_batch)
-        return {
-            **draw,
-            "batch_prob": (call & rows).expand(count).float(),
-            "forward_input_shape": torch.tensor(batch_shape),
-        }
-
-    def apply_transform(
-        self,
-        input: Tensor,  # noqa: A002  (kornia's name)
-        params: dict[str, Tensor],
-        flags: dict[str, Any],
-        transform: Tensor | None = None,
-    ) -> Tensor:
-        """The batch with its gated rows transformed."""
-        rows = params["batch_prob"].to("cpu") > 0.5
-        kornias = ("batch_prob", "forward_input_shape", "data_keys")  # the last is added by AugmentationSequential
-        own = {name: value for name, value in params.items() if name not in kornias}
-        nuisance = self._held.on(input.device)
-        return translate_rows(nuisance, input, Gate(rows, select_rows(own, rows)))
+def _row_probability(labels: Tensor, probability: Tensor, *, count: int) -> Tensor:
+    """The probability of each of `count` rows, float32 (B,), on the CPU; of a soft label the mean over its classes."""
+    classes = len(probability)
+    if labels.is_floating_point():
+        if labels.shape != (count, classes):
+            raise ShapeError(
+                f"stage: soft labels must be ({count}, {classes}), one column for each class of the policy, got "
+                f"{tuple(labels.shape)}"
+            )
+        weights = labels.to("cpu", torch.float32)
+        if not bool((weights >= 0).all()):
+            raise RangeError("stage: a soft label is negative or NaN; give shares of classes")
+        return (weights @ probability).clamp(max=1)
+    if labels.shape != (count,) or labels.is_complex():
+        raise ShapeError(
+            f"stage: expected whole numbers ({count},) or soft labels ({count}, {classes}) as labels, got "
+            f"{labels.dtype} {tuple(labels.shape)}"
+        )
+    labels = labels.to("cpu", torch.int64)
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise RangeError(
+            f"stage: labels must lie in [0, {classes}), got [{int(labels.min())}, {int(labels.max())}]; "
+            "the policy needs the count of every class"
+        )
+    return probability[labels]

@@ -122,7 +122,7 @@ class Batches:
         if stage is not None:
             bank = {"versions": settings.stage_bank, "period": settings.stage_bank_epochs * self.per_epoch}
             bank["uses"] = self._uses() if settings.stage_bank else None
-            stage.remember((self.source or train).images, train.labels, seed=run.seed, **bank)
+            stage.enable_cache((self.source or train).images, train.labels, seed=run.seed, **bank)
 
     def _uses(self) -> Tensor:
         """How often the stage meets each image in an epoch it works in, float64 (N,)."""
@@ -168,7 +168,7 @@ class Batches:
         batch = Batch(images, labels, whole=len(rows))
         if self.stage is None or not self.settings.stage_is_on(step // self.per_epoch):
             return replace(batch, images=plain(images))
-        self.stage.advance(step)
+        self.stage.refresh_cache(step)
         balanced = self.settings.stage_source == "balanced"
         source_rows = self.balanced.indices(step) if balanced else rows
         gates = self._gates(shape, self.labels[source_rows.cpu()], generator)
@@ -187,22 +187,24 @@ class Batches:
 
     def _gates(self, shape: tuple[int, ...], labels: Tensor, generator: torch.Generator) -> list[Gate]:
         """`worst_of` gates that open for the same rows, each with a draw of its own."""
-        first = self.stage.sample(shape, labels, generator=generator, numbered=True)
-        more, drawer = range(self.settings.worst_of - 1), self.stage.drawer(numbered=True)
-        size = (int(first.rows.sum()), *shape[1:])
-        return [first, *(Gate(first.rows, drawer.sample(size, generator=generator)) for _ in more)]
+        first = self.stage.sample(shape, labels, generator=generator, indexed=True)
+        nuisance = self.stage.cache or self.stage.nuisance
+        size, more = (int(first.rows.sum()), *shape[1:]), range(self.settings.worst_of - 1)
+        return [first, *(Gate(first.rows, nuisance.sample(size, generator=generator)) for _ in more)]
 
     def _staged(
         self,
         batch: Batch,
         gates: list[Gate],
         source: tuple[Tensor, Tensor] | None,
-        numbers: Tensor,
+        indices: Tensor,
         hardest: Hardest | None,
         plain: Callable[[Tensor], Tensor],
     ) -> Batch:
         """`batch` after the stage and `plain`, with its gated rows without the former where consistency needs them."""
-        moved = [self.stage.apply(batch.images, batch.labels, gate, source=source, numbers=numbers) for gate in gates]
+        moved = [
+            self.stage.apply_gate(batch.images, batch.labels, gate, source=source, indices=indices) for gate in gates
+        ]
         moved = [(plain(candidate), labels) for candidate, labels in moved]
         images, labels = moved[0]
         rows = gates[0].rows.nonzero().squeeze(1).to(images.device)

@@ -121,7 +121,7 @@ def fit_classifier(
                     break
         bar.close()
         if stage is not None:
-            stage.forget()
+            stage.disable_cache()
         state.finish(train, stage, stage_source)
         return model.eval()
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen_invariance.augment.policy import build_policy
+from gen_invariance.augment.policy import policy
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import Classifier, build_classifier
 from gen_invariance.classifier.heads import measure_similarity
@@ -96,7 +96,7 @@ def build_stage(
         return None
     parts = [_stage_nuisance(name, settings, prepared, translator) for name in settings.parts]
     nuisance = parts[0] if len(parts) == 1 else Compose(parts)
-    return TailAugment(nuisance, build_policy(settings.policy, prepared.train.counts, **settings.policy_options))
+    return TailAugment(nuisance, policy(settings.policy, prepared.train.counts, **settings.policy_options))
 
 
 def stage_source(settings: StageSettings, prepared: Prepared) -> ImageData | None:

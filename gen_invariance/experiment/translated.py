@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gen_invariance.augment.policy import build_policy
+from gen_invariance.augment.policy import policy
 from gen_invariance.experiment.cell import StageSettings
 from gen_invariance.experiment.task import Prepared
 from gen_invariance.nuisance.compose import is_identity
@@ -35,7 +35,7 @@ def given_share(settings: StageSettings, prepared: Prepared) -> GivenShare:
     if all(name.strip() in idle for name in settings.nuisance.split("+")):
         return GivenShare(0.0, 0.0)
     counts = prepared.train.counts.cpu()
-    probability = build_policy(settings.policy, counts, **settings.policy_options).double()
+    probability = policy(settings.policy, counts, **settings.policy_options).double()
     rows = float((probability * counts).sum() / counts.sum().clamp(min=1))
     return GivenShare(rows, float(probability[counts > 0].mean()) if (counts > 0).any() else 0.0)
 

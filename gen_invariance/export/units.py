@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gen_invariance.augment.reference import HeldNuisance
+from gen_invariance.augment.reference import FrozenReference
 from gen_invariance.data.images import to_float, to_uint8
 from gen_invariance.errors import GenInvarianceError, RunError, first_line, is_out_of_memory
 from gen_invariance.export.formats.base import Entry, Form, Row, Stored
@@ -88,7 +88,7 @@ class Unit:
 
 def placed(job: Job) -> Job:
     """The job with its translator in eval mode on its device."""
-    return replace(job, nuisance=HeldNuisance(job.nuisance).on(torch.device(job.device)))
+    return replace(job, nuisance=FrozenReference(job.nuisance).on(torch.device(job.device)))
 
 
 Predict = Callable[[Tensor], Tensor]

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen_invariance.augment.cache import KeptCodes, coded
+from gen_invariance.augment.cache import CodeCache, as_coded
 from gen_invariance.data.images import to_float
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.measure.accuracy import Predict, logits_of, mean_by_class, refuse_nan
@@ -74,10 +74,10 @@ class Rounds:
         self.generator = named_generator(0, "measure") if generator is None else generator
         self.clean = [F.log_softmax(logits_of(predict, images, batch_size=batch_size), dim=1) for predict in predicts]
         self.sources, self.labels = images if originals is None else originals, labels.cpu()
-        halves = coded(nuisance) if draws > 1 else None
+        halves = as_coded(nuisance) if draws > 1 else None
         self.codes = None
         if halves is not None:
-            self.codes = KeptCodes(halves, self.sources, max_bytes=_CODE_BYTES, block=batch_size)
+            self.codes = CodeCache(halves, self.sources, max_bytes=_CODE_BYTES, block=batch_size)
         self.num_classes = self.clean[0].shape[1] if num_classes is None else num_classes
         _, self.count = mean_by_class(torch.zeros(len(images)), labels, self.num_classes)
         self._dealer = Dealer(len(images), generator=self.generator) if spread else None

@@ -1,9 +1,9 @@
-"""The folder of pictures that exports are made of, where a file has none of its own."""
+"""The nuisances that the stage is tried with."""
 
 import pytest
-from export_inputs import as_folder
+from stage_inputs import NUISANCES
 
 
-@pytest.fixture
-def photos(tmp_path):
-    return as_folder(tmp_path / "photos")
+@pytest.fixture(params=NUISANCES)
+def nuisance(request):
+    return NUISANCES[request.param]()

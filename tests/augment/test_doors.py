@@ -11,7 +11,7 @@ import torch.multiprocessing
 from torch import nn
 
 from gen_invariance import Compose, Identity, Lighting, MunitTranslator, Rotation, SpatialTranslator, TailAugment
-from gen_invariance.augment.stage import KorniaNuisance
+from gen_invariance.augment.kornia import KorniaNuisance
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.measure.predict import as_predict
@@ -256,12 +256,12 @@ def test_replicas_of_data_parallel_share_one_stream(batch):
 
 def test_images_on_another_device_find_a_copy_there():
     augment = TailAugment(munit(), ALWAYS)
-    there = augment._held.on(torch.device("meta"))
+    there = augment._reference.on(torch.device("meta"))
     assert next(there.parameters()).device.type == "meta"
-    assert augment._held.on(torch.device("meta")) is there
+    assert augment._reference.on(torch.device("meta")) is there
     assert next(augment.nuisance.parameters()).device.type == "cpu"
     kornia = KorniaNuisance(Compose([munit(), Rotation()]), p=1.0)
-    assert next(kornia._held.on(torch.device("meta")).nuisances[0].parameters()).device.type == "meta"
+    assert next(kornia._reference.on(torch.device("meta")).nuisances[0].parameters()).device.type == "meta"
 
 
 def _rank(rank, folder):

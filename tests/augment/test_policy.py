@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gen_invariance.augment.policy import auto, build_policy, edited, hard_cutoff, linear_ramp
+from gen_invariance.augment.policy import auto, hard_cutoff, linear_ramp, policy
 from gen_invariance.errors import SettingsError
 
 COUNTS = torch.tensor([500, 100, 60, 20, 5])
@@ -60,26 +60,15 @@ def test_auto_gives_nothing_where_there_is_no_tail(counts):
 
 
 def test_everywhere_means_every_class_with_images():
-    assert build_policy("everywhere", torch.tensor([0, 1, 9000]), probability=0.25).tolist() == [0, 0.25, 0.25]
+    assert policy("everywhere", torch.tensor([0, 1, 9000]), probability=0.25).tolist() == [0, 0.25, 0.25]
 
 
-def test_edited_changes_named_classes_and_no_others():
-    table = torch.tensor([0.1, 0.2, 0.3])
-    changed = edited(table, {"cat": 1, "ant": 0.0}, ("ant", "bee", "cat"))
-    torch.testing.assert_close(changed, torch.tensor([0.0, 0.2, 1.0]))
-    torch.testing.assert_close(table, torch.tensor([0.1, 0.2, 0.3]))
-    with pytest.raises(SettingsError, match="no class is called 'dog'; classes are ant, bee, cat"):
-        edited(table, {"dog": 1}, ("ant", "bee", "cat"))
-    with pytest.raises(SettingsError, match="bee must lie in"):
-        edited(table, {"bee": 1.5}, ("ant", "bee", "cat"))
-
-
-def test_build_policy_passes_its_options_on():
+def test_policy_passes_its_options_on():
     assert torch.equal(
-        build_policy("linear_ramp", COUNTS, threshold=50, maximum=0.3), linear_ramp(COUNTS, threshold=50, maximum=0.3)
+        policy("linear_ramp", COUNTS, threshold=50, maximum=0.3), linear_ramp(COUNTS, threshold=50, maximum=0.3)
     )
-    assert torch.equal(build_policy("hard_cutoff", COUNTS, cutoff=60), hard_cutoff(COUNTS, cutoff=60))
-    assert torch.equal(build_policy("auto", COUNTS), auto(COUNTS))
+    assert torch.equal(policy("hard_cutoff", COUNTS, cutoff=60), hard_cutoff(COUNTS, cutoff=60))
+    assert torch.equal(policy("auto", COUNTS), auto(COUNTS))
 
 
 @pytest.mark.parametrize(
@@ -100,4 +89,4 @@ def test_build_policy_passes_its_options_on():
 )
 def test_bad_policies_are_named(name, options, message):
     with pytest.raises(SettingsError, match=message):
-        build_policy(name, COUNTS, **options)
+        policy(name, COUNTS, **options)

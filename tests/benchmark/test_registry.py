@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from gen_invariance.augment.policy import build_policy
+from gen_invariance.augment.policy import policy
 from gen_invariance.benchmark.arms import METHOD_SETS, PAPER, arm_names, read_arm
 from gen_invariance.benchmark.comparing import list_lines, numbers_of, shard_of
 from gen_invariance.benchmark.methods import read_method
@@ -204,10 +204,10 @@ def test_whom_the_stage_gives_to_and_what_every_row_is_given():
     here = read_arm("ce_drs+redraw+trivialaugment@every_row", benchmark, CONFIGS).method
     assert (here.stage.nuisance, here.stage.policy) == ("translator", "linear_ramp")
     assert here.augmentation == "crop_flip+trivialaugment"
-    for where, policy in (("everywhere", "everywhere"), ("head", "head"), ("tail", "auto")):
+    for where, name in (("everywhere", "everywhere"), ("head", "head"), ("tail", "auto")):
         moved = read_arm(f"ce_drs+redraw@{where}", benchmark, CONFIGS).method
-        assert (moved.stage.policy, list(moved.stage.policy_options.values())) == (policy, [0.5])
-        table = build_policy(policy, torch.tensor([500, 50, 5]), **moved.stage.policy_options)
+        assert (moved.stage.policy, list(moved.stage.policy_options.values())) == (name, [0.5])
+        table = policy(name, torch.tensor([500, 50, 5]), **moved.stage.policy_options)
         assert ((table > 0).tolist()) == {"everywhere": [1, 1, 1], "head": [1, 0, 0], "tail": [0, 1, 1]}[where]
     every = read_arm("ce+rotation@every_row", benchmark, CONFIGS).method
     assert (every.augmentation, every.augmentation_options) == ("crop_flip+rotation", {"rotation": {"degrees": 7}})

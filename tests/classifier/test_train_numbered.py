@@ -79,12 +79,12 @@ def test_gated_rows_come_from_the_bank(tmp_path):
     how = settings(epochs=6, stage_bank=2, stage_bank_epochs=3)
     given = stage(Rotation(90))
     batches = Batches(data, how, Run(tmp_path, kind="train"), stage=given)
-    bank = given.drawer(numbered=True)
+    bank = given.cache
     translated = 0
     for step in range(4 * batches.per_epoch):
         batch, rows = batches.at(step), batches.rows.indices(step)
         for place, number in enumerate(rows.tolist()):
-            held = bank.counts[bank._place[number]] if data.labels[number] > 0 else 0
+            held = bank.counts[bank._slots[number]] if data.labels[number] > 0 else 0
             versions = [
                 bank.translate(torch.tensor([number]), {"version": torch.tensor([(v + 0.5) / held])})[0]
                 for v in range(held)
@@ -102,19 +102,19 @@ def test_the_bank_follows_the_rows_the_stage_meets(tmp_path):
     how = settings(epochs=200, stage_bank=9, stage_source="balanced")
     given = stage(Rotation(90))
     batches = Batches(digits(), how, Run(tmp_path, kind="train"), stage=given)
-    bank = given.drawer(numbered=True)
+    bank = given.cache
     met = torch.zeros(len(digits()))
     for step in range(how.epochs * batches.per_epoch):
         rows = batches.balanced.indices(step)
         met += torch.bincount(rows, given.probability[batches.labels[rows]], minlength=len(met))
-    expected = met[bank._numbers] / met[bank._numbers].mean() * 9
+    expected = met[bank.indices] / met[bank.indices].mean() * 9
     assert ((bank.counts - expected).abs() <= 0.5 + 0.15 * expected).all()
 
 
-def test_the_stage_forgets_when_training_is_done(tmp_path):
+def test_the_cache_is_dropped_when_training_is_done(tmp_path):
     given = stage()
     train(tmp_path, settings(epochs=1), stage=given)
-    assert given.drawer(numbered=True) is given.nuisance
+    assert given.cache is None
 
 
 def test_a_bank_without_a_stage_is_refused(tmp_path):

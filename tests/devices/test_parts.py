@@ -56,12 +56,12 @@ def test_a_loop_of_ones_own(device):
     for place in (torch.device("cpu"), device):
         data = gi.ImageData((pixels(30) * 255).to(torch.uint8), torch.arange(30) % 3, ("a", "b", "c")).to(place)
         stage = gi.TailAugment(translator(), torch.tensor([0.0, 0.5, 1.0]), seed=3).to(place)
-        stage.remember(data.images, data.labels)
+        stage.enable_cache(data.images, data.labels)
         weight = torch.zeros(3, 256, device=place, requires_grad=True)
         optimizer, loader = torch.optim.SGD([weight], lr=0.1), gi.ResidentLoader(data, batch_size=10, seed=2)
         for step in range(6):
             rows = loader.indices(step)
-            images, labels = stage(data.float_images(rows), data.labels[rows], numbers=rows)
+            images, labels = stage(data.float_images(rows), data.labels[rows], indices=rows)
             optimizer.zero_grad()
             F.cross_entropy(images.flatten(1) @ weight.T, labels).backward()
             optimizer.step()

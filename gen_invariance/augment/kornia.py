@@ -1,0 +1,117 @@
+"""`KorniaNuisance`, any nuisance as a kornia augmentation: class-blind, and replayable.
+
+pipeline = kornia.augmentation.AugmentationSequential(
+    kornia.augmentation.RandomHorizontalFlip(), KorniaNuisance(translator, p=0.5)
+)
+pipeline(images, params=pipeline._params)  # the same once more
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from kornia.augmentation import IntensityAugmentationBase2D
+from kornia.augmentation.random_generator import RandomGeneratorBase
+from torch import Tensor
+
+from gen_invariance.augment.reference import FrozenReference, Stream
+from gen_invariance.augment.stage import replace_rows
+from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance.protocol import Nuisance, select_rows
+
+_KORNIA_PARAMS = ("batch_prob", "forward_input_shape", "data_keys")  # the last is added by AugmentationSequential
+
+
+class _DrawGenerator(RandomGeneratorBase):
+    """Draws for kornia from an own CPU generator, so draws do not depend on device, dtype or global random state."""
+
+    def __init__(self, nuisance: Nuisance, seed: int) -> None:
+        super().__init__()
+        self._nuisance, self.stream = (nuisance,), Stream(seed)  # in a tuple, which a module does not look into
+
+    def make_samplers(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Nothing to move: sampling stays on the CPU in float32."""
+
+    def forward(self, batch_shape: tuple[int, ...], same_on_batch: bool = False) -> dict[str, Tensor]:
+        """The nuisance's draw, one row for each image; one shared row where `same_on_batch`."""
+        count, generator = batch_shape[0], self.stream.generator()
+        if not same_on_batch or count == 0:
+            return self._nuisance[0].sample(batch_shape, generator=generator)
+        one = self._nuisance[0].sample((1, *batch_shape[1:]), generator=generator)
+        return select_rows(one, torch.zeros(count, dtype=torch.int64))
+
+
+class KorniaNuisance(IntensityAugmentationBase2D):
+    """Any nuisance as a kornia augmentation: class-blind, replayable, and cheap at small `p`.
+
+    kornia hands `apply_transform` the whole batch and blends afterwards; here the network runs on the gated rows
+    only. Geometric nuisances move pixels but not boxes, masks or keypoints: use them for classification.
+
+    Args:
+        nuisance: hand-written or learned; kept out of `parameters()` and `state_dict()`.
+        p: probability of each row.
+        p_batch, same_on_batch, keepdim: as everywhere in kornia.
+        seed: of the generator of draws and gates; kornia's global random state is not touched.
+
+    Raises:
+        SettingsError: `p` or `p_batch` outside [0, 1].
+
+    >>> from gen_invariance.nuisance import Rotation
+    >>> KorniaNuisance(Rotation(90), p=1.0)(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(
+        self,
+        nuisance: Nuisance,
+        *,
+        p: float = 0.5,
+        p_batch: float = 1.0,
+        same_on_batch: bool = False,
+        keepdim: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(p=p, p_batch=p_batch, same_on_batch=same_on_batch, keepdim=keepdim)
+        if not (0 <= p <= 1 and 0 <= p_batch <= 1):
+            raise SettingsError(f"KorniaNuisance: p and p_batch must lie in [0, 1], got {p} and {p_batch}")
+        self._reference = FrozenReference(nuisance)
+        self._param_generator = _DrawGenerator(nuisance, seed)
+
+    @property
+    def nuisance(self) -> Nuisance:
+        """The nuisance that is given to the gated rows."""
+        return self._reference.nuisance
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> KorniaNuisance:
+        self._reference.change(fn)
+        return super()._apply(fn, *args, **kwargs)
+
+    def forward_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Gate and draw from the own generator; always the same count of numbers, whatever `p` is."""
+        generator, count = self._param_generator.stream.generator(), batch_shape[0]
+        call = torch.rand(1, generator=generator) < self.p_batch
+        rows = torch.rand(1 if self.same_on_batch else count, generator=generator) < self.p
+        draw = self._param_generator(batch_shape, self.same_on_batch)
+        return {
+            **draw,
+            "batch_prob": (call & rows).expand(count).float(),
+            "forward_input_shape": torch.tensor(batch_shape),
+        }
+
+    def apply_transform(
+        self,
+        input: Tensor,  # noqa: A002  (kornia's name)
+        params: dict[str, Tensor],
+        flags: dict[str, Any],
+        transform: Tensor | None = None,
+    ) -> Tensor:
+        """The batch with its gated rows transformed."""
+        gate = params["batch_prob"].to("cpu") > 0.5
+        draw = {name: value for name, value in params.items() if name not in _KORNIA_PARAMS}
+        draw = select_rows(draw, gate)
+
+        def translate(rows: Tensor) -> Tensor:
+            return self._reference.on(input.device).apply(input.index_select(0, rows), draw)
+
+        return replace_rows(input, gate, translate)
