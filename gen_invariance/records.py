@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from gen_invariance.errors import DataNotFoundError, SettingsError
-from gen_invariance.run import cannot_write, package_versions, source_commit, utf8_text, write_text
+from gen_invariance.files import cannot_write, utf8_text, write_text
+from gen_invariance.run import package_versions, source_commit
 
 FINISHED, FAILED = "finished", "failed"
 """Metrics of marker records: the last line of a cell, and a cell that ended with an error."""

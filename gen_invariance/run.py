@@ -9,7 +9,6 @@ checkpoint carries a checksum, so a damaged one is noticed and passed over.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -25,11 +24,19 @@ from typing import Any
 import torch
 
 from gen_invariance.errors import CheckpointError, GenInvarianceError, OutputError, SettingsError
+from gen_invariance.files import (
+    cannot_write,
+    load_checkpoint,
+    reads_back,
+    remove_leftovers,
+    save_checkpoint,
+    write_json,
+    write_text,
+)
 
 MISFITS = (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError)
 """What `load_state_dict` of models and optimisers raises for a state that is not theirs."""
 
-_MAGIC = b"gen_invariance checkpoint 1 "
 _PACKAGES = ("gen_invariance", "torch", "torchvision", "diffusers", "kornia", "accelerate", "numpy", "scikit-learn")
 
 
@@ -44,56 +51,6 @@ def named_generator(seed: int, *purpose: object) -> torch.Generator:
     digest = hashlib.sha256(words.encode(errors="surrogatepass")).digest()
     number = int.from_bytes(digest[:8], "little") >> 1
     return torch.Generator().manual_seed(number)
-
-
-@contextmanager
-def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place when the block ends without an error.
-
-    Raises:
-        OutputError: the folder is read-only, the disk is full, or the rename failed.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if isinstance(error, GenInvarianceError) or error.filename not in (None, str(temporary)):
-            raise  # about another file that the block touched
-        raise cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def cannot_write(path: Path | str, error: OSError) -> OutputError:
-    """The one-line error for a failed write to `path`."""
-    reason = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {reason}; free some space or choose a folder you may write to")
-
-
-def write_text(path: Path | str, text: str) -> None:
-    """Write `text` to `path`, whole or not at all; bytes of file names that are not UTF-8 appear escaped."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def utf8_text(text: str) -> str:
-    """`text` as any file format can hold it: lone surrogates, as which Python keeps bytes of file names that are not
-    UTF-8, are escaped.
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as indented JSON to `path`, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def source_commit() -> str | None:
@@ -125,18 +82,37 @@ def config_digest(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def is_first_process() -> bool:
+    """Whether this is the first, or only, process of a launcher such as `accelerate launch` or `torchrun`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Within the block the first of several processes runs alone; the others follow when it is done."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    from accelerate import PartialState
+
+    cpu = not torch.accelerator.is_available()  # accelerate would wait for one
+    with PartialState(cpu=cpu).main_process_first():
+        yield
+
+
 class Run:
-    """One run folder.
+    """One run folder, or a run in memory; `Run.open` opens one for the length of a block.
 
     Args:
-        path: the folder; created when missing.
+        path: the folder, created when missing. None keeps metrics in memory and saves no checkpoint.
         kind: what is run ("fit", "train", ...).
         seed: root of every generator.
         config: resolved settings, JSON-able. Settings that do not change the result (`resume`, `progress`,
             output paths, how often to save) do not belong in it.
-        resume: continue the run that is in the folder instead of refusing to touch it.
-        anyway: continue it under other settings too; `run.json` then keeps the former ones under "earlier". None
-            does not, and does not offer it in the error either.
+        resume: continue the run that is in the folder, or start one where there is none. Off refuses a folder that
+            holds a run.
+        allow_changed_settings: continue under other settings too; `run.json` then keeps the former ones under
+            "earlier". None does not, and the error does not offer it either.
 
     Raises:
         SettingsError: the folder holds a finished or half-done run and `resume` is off, a run of another kind,
@@ -146,24 +122,64 @@ class Run:
 
     def __init__(
         self,
-        path: Path | str,
+        path: Path | str | None,
         *,
         kind: str,
         seed: int = 0,
         config: Mapping[str, Any] | None = None,
-        resume: bool = False,
-        anyway: bool | None = None,
+        resume: bool | None = False,
+        allow_changed_settings: bool | None = None,
     ) -> None:
-        self.path, self.kind, self.seed = Path(path), kind, seed
+        self.path, self.kind, self.seed = None if path is None else Path(path), kind, seed
         self.config = json.loads(json.dumps(config or {}, default=str))
+        self._rows: list[dict[str, Any]] = []  # the metrics of a run in memory
+        if self.path is None:
+            return
         self._metrics = self.path / "metrics.jsonl"
         if (self.path / "run.json").exists():
-            self._check_same(resume=resume, anyway=anyway)
+            self._check_same(resume=resume is not False, allow_changed_settings=allow_changed_settings)
             remove_leftovers(self.path)
         else:
             self._create()
 
-    def _check_same(self, *, resume: bool, anyway: bool | None) -> None:
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        path: Path | str | None,
+        *,
+        kind: str,
+        seed: int = 0,
+        config: Mapping[str, Any] | None = None,
+        resume: bool | None = False,
+        allow_changed_settings: bool | None = None,
+    ) -> Iterator[Run]:
+        """Open a run for the length of a block; arguments and errors as for `Run`.
+
+        Of several processes the first makes the folder and the others join it. When bad input ends the block before
+        anything was computed, a folder that was new is removed again, so that the next try finds nothing in its way.
+
+        Example:
+            >>> with Run.open(None, kind="train", seed=1) as run:
+            ...     run.log(step=1, loss=0.5)
+            >>> run.metrics()
+            [{'step': 1, 'loss': 0.5}]
+        """
+        was_folder = path is not None and Path(path).is_dir()
+        was_run = path is not None and (Path(path) / "run.json").exists()
+        with first_process_first():
+            run = cls(
+                path, kind=kind, seed=seed, config=config, resume=resume is not False or not is_first_process(),
+                allow_changed_settings=allow_changed_settings,
+            )  # fmt: skip
+        try:
+            yield run
+        except GenInvarianceError as error:
+            if error.exit_code == 2 and path is not None and not was_run and is_first_process():
+                _remove_if_nothing_computed(run.path, keep_folder=was_folder)
+            raise
+
+    def _check_same(self, *, resume: bool, allow_changed_settings: bool | None) -> None:
         if not resume:
             raise SettingsError(
                 f"{self.path} already holds a run; add resume=true to continue it, or choose another folder"
@@ -177,8 +193,8 @@ class Run:
             raise SettingsError(f"{self.path} holds a '{old_kind}' run, not '{self.kind}'; choose another folder")
         settings = {**self.config, "seed": self.seed}
         changed = sorted(key for key in {*old_settings, *settings} if old_settings.get(key) != settings.get(key))
-        if changed and not anyway:
-            offered = "" if anyway is None else ", or add anyway=true"
+        if changed and not allow_changed_settings:
+            offered = "" if allow_changed_settings is None else ", or add allow_changed_settings=true"
             raise SettingsError(
                 f"cannot resume {self.path}: settings differ from the run's in {', '.join(changed)}; "
                 f"use the same settings or another folder{offered}"
@@ -221,6 +237,8 @@ class Run:
             CheckpointError: `run.json` is damaged.
             OutputError: read-only or full disk.
         """
+        if self.path is None:
+            return
         path = self.path / "run.json"
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
@@ -236,6 +254,9 @@ class Run:
     def log(self, **values: Any) -> None:
         """Append one JSON line to `metrics.jsonl`; numbers only, strings and lists of them."""
         line = json.dumps(values, default=float)
+        if self.path is None:
+            self._rows.append(json.loads(line))
+            return
         try:
             with open(self._metrics, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -244,6 +265,8 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged lines, oldest first; a half-written last line (a killed run) is left out."""
+        if self.path is None:
+            return list(self._rows)
         if not self._metrics.exists():
             return []
         rows = []
@@ -254,17 +277,20 @@ class Run:
                 continue
         return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step", 0), int | float)]
 
-    def save(self, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path:
+    def save(self, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path | None:
         """Write the checkpoint of `step`; once it reads back intact, remove all but the newest `keep`.
 
-        Checkpoints of later steps go as well: the run is at `step`, so those were passed over as damaged.
+        Checkpoints of later steps go as well: the run is at `step`, so those were passed over as damaged. A run in
+        memory writes nothing and returns None.
         """
+        if self.path is None:
+            return None
         path = self.path / "checkpoints" / f"step-{step:08d}.ckpt"
         save_checkpoint(path, {"kind": self.kind, "step": step, **state})
         present = self._checkpoints()
-        place = present.index(path)
-        superseded = [*present[:place], *present[place + keep :]]
-        if superseded and not _reads_back(path):
+        index = present.index(path)
+        superseded = [*present[:index], *present[index + keep :]]
+        if superseded and not reads_back(path):
             warnings.warn(f"{path} was written but reads back damaged; older ones stay, check the disk", stacklevel=2)
             return path
         for old in superseded:
@@ -276,6 +302,8 @@ class Run:
 
         Lines of `metrics.jsonl` from after that checkpoint are dropped, since they will be written again.
         """
+        if self.path is None:
+            return None
         for path in self._checkpoints():
             try:
                 state = load_checkpoint(path, kind=self.kind)
@@ -300,95 +328,18 @@ class Run:
             write_text(self._metrics, "".join(kept))
 
 
+def _remove_if_nothing_computed(folder: Path, *, keep_folder: bool) -> None:
+    """Remove the run in `folder` if all there is was written before anything was computed."""
+    present = {entry.name for entry in folder.iterdir()}
+    if not present <= {"run.json", "split.npz"}:
+        return
+    for name in present:
+        (folder / name).unlink()
+    if not keep_folder:
+        folder.rmdir()
+
+
 def _check_step(path: Path, state: Mapping[str, Any]) -> None:
     step = state.get("step")
     if type(step) is not int or step < 0:
         raise CheckpointError(f"checkpoint {path} does not say after which step it was written")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed processes left in `folder` and its folders; of several processes the first."""
-    if os.environ.get("RANK", "0") != "0" or not folder.is_dir():
-        return
-    for place in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
-        for path in place.glob(".*.tmp"):
-            owner = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
-            if owner and not _is_alive(int(owner[1])):
-                path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # somebody else's
-        return True
-    return True
-
-
-def save_checkpoint(path: Path | str, state: Mapping[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, and lists and dicts of them) with a checksum, atomically."""
-    buffer = io.BytesIO()
-    torch.save(_plain(state), buffer)
-    payload = buffer.getbuffer()
-    header = _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        file.write(header)
-        file.write(payload)
-
-
-def _plain(value: Any) -> Any:
-    """`value` in new containers and with interned texts.
-
-    Pickle writes an object that it has seen before as a reference, so equal states would give other bytes where one of
-    them came from a file.
-    """
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value] if isinstance(value, list) else tuple(map(_plain, value))
-    return sys.intern(value) if type(value) is str else value
-
-
-def load_checkpoint(path: Path | str, *, kind: str | None = None) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote, onto the CPU; nothing in the file is executed.
-
-    Raises:
-        CheckpointError: missing, truncated, damaged, of another program, or not of `kind`.
-    """
-    path = Path(path)
-    payload = _payload(path)
-    try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError(f"a {type(state).__name__} instead of a mapping")
-    except Exception as error:  # torch raises many kinds: foreign objects, or a format newer than this torch
-        raise CheckpointError(
-            f"checkpoint {path} holds more than tensors, numbers and text, or is of a newer torch; it is not opened"
-        ) from error
-    if kind is not None and state.get("kind") != kind:
-        raise CheckpointError(f"{path} is a checkpoint of kind {state.get('kind')!r}, not {kind!r}; choose another")
-    return state
-
-
-def _payload(path: Path) -> bytes:
-    """What follows the header, if its checksum is right."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}; check the path") from error
-    header, _, payload = content.partition(b"\n")
-    if not header.startswith(_MAGIC):
-        raise CheckpointError(f"{path} is not a checkpoint of gen_invariance; give a file that a run wrote")
-    if header[len(_MAGIC) :].decode("ascii", "replace") != hashlib.sha256(payload).hexdigest():
-        raise CheckpointError(f"checkpoint {path} is truncated or damaged (checksum differs); use an older one")
-    return payload
-
-
-def _reads_back(path: Path) -> bool:
-    try:
-        _payload(path)
-    except CheckpointError:
-        return False
-    return True

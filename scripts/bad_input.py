@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gen_invariance.cli.main import run
-from gen_invariance.run import write_text
+from gen_invariance.files import write_text
 
 CASES = Path(__file__).resolve().parent.parent / "tests" / "export" / "test_export_bad_input.py"
 

@@ -35,7 +35,8 @@ from PIL import Image
 
 from gen_invariance import MunitTranslator, SpatialTranslator
 from gen_invariance.data.readers.folder import read_image_folder
-from gen_invariance.run import package_versions, write_json, write_text
+from gen_invariance.files import write_json, write_text
+from gen_invariance.run import package_versions
 
 LARGEST_OVER_SMALLEST = 20
 SIDES = (24, 128)

@@ -25,9 +25,10 @@ from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.loader import ResidentLoader
+from gen_invariance.files import write_text
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.nuisance import Background, Rotation
-from gen_invariance.run import named_generator, write_text
+from gen_invariance.run import named_generator
 
 Work = Callable[[], object]
 

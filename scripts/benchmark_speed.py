@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from speed_paths import PATHS, Variant
 
+from gen_invariance.files import write_text
 from gen_invariance.records import provenance
-from gen_invariance.run import write_text
 
 COLUMNS = ("path", "variant", "kind", "ms", "ratio", "goal", "difference")
 

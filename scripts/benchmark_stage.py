@@ -22,8 +22,9 @@ from torch import Tensor
 
 from gen_invariance import MunitTranslator, Rotation, SpatialTranslator, TailAugment, load_source
 from gen_invariance.classifier.backbones import build_classifier
+from gen_invariance.files import write_json, write_text
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.run import package_versions, write_json, write_text
+from gen_invariance.run import package_versions
 from gen_invariance.translator.flow.model import FlowTranslator
 from gen_invariance.translator.redraw.model import RedrawTranslator
 from gen_invariance.translator.redraw.pose import PoseTranslator

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from gen_invariance.experiment.cell import Method, run_cell
 from gen_invariance.experiment.task import prepare
+from gen_invariance.files import write_text
 from gen_invariance.nuisance.protocol import Draw, Nuisance
-from gen_invariance.run import write_text
 from gen_invariance.stats import mean_interval, paired_difference
 from gen_invariance.translator.io import load_translator
 

@@ -36,9 +36,10 @@ from gen_invariance.data.split import split_indices
 from gen_invariance.experiment.cell import run_cell
 from gen_invariance.experiment.inspect import InspectSettings, head_classes, train_judge
 from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.files import write_text
 from gen_invariance.nuisance import Background
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.run import named_generator, write_text
+from gen_invariance.run import named_generator
 from gen_invariance.stats import mean_interval, paired_difference
 from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.munit.model import MunitTranslator

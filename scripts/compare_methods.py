@@ -21,10 +21,10 @@ from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.cli.help import config_folder
 from gen_invariance.experiment.cell import ClassifierSettings, Method, StageSettings
 from gen_invariance.experiment.task import Task
+from gen_invariance.files import write_text
 from gen_invariance.records import measured, write_csv
 from gen_invariance.report.summary import summarise
 from gen_invariance.report.tables import method_tables, to_markdown
-from gen_invariance.run import write_text
 
 METHODS = [
     "ce", "ce_drs", "ce_drw", "class_balanced", "square_root", "progressive", "effective_number", "focal", "ldam",

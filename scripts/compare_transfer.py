@@ -22,10 +22,10 @@ from gen_invariance.benchmark.transferring import (
     run_transfer,
 )
 from gen_invariance.data.readers.registry import load_source
+from gen_invariance.files import write_text
 from gen_invariance.records import measured, write_csv
 from gen_invariance.report.summary import summarise
 from gen_invariance.report.tables import method_tables, to_markdown
-from gen_invariance.run import write_text
 
 
 def effect_table(table: pd.DataFrame) -> str:

@@ -21,11 +21,12 @@ import torch
 from gen_invariance.benchmark.demo import DemoSettings
 from gen_invariance.experiment.cell import Method, StageSettings, cell_digest, run_cell
 from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.files import write_json, write_text
 from gen_invariance.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.report.gains import Scale, gain_tables
 from gen_invariance.report.runs import report_of
 from gen_invariance.report.tables import to_markdown
-from gen_invariance.run import Run, write_json, write_text
+from gen_invariance.run import Run
 from gen_invariance.translator.fit import FitSettings
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.registry import fit_by_name
@@ -86,8 +87,8 @@ def fitted(out: Path, name: str, kind: str, task: Task, seed: int) -> Path:
         started = perf_counter()
         changes = CHANGES.get(f"{name}-{kind}", CHANGES.get(kind, {}))
         config = {"task": task.identity(), "translator": kind, "fit": FITS[kind].identity(), **changes}
-        run = Run(folder, kind="fit", seed=seed, config=config, resume=(folder / "run.json").exists())
-        fit_by_name(kind, prepare(task, seed=seed).train, FITS[kind], run=run, progress=False, **changes)
+        with Run.open(folder, kind="fit", seed=seed, config=config, resume=True) as run:
+            fit_by_name(kind, prepare(task, seed=seed).train, FITS[kind], run=run, progress=False, **changes)
         write_json(folder / "seconds.json", {"seconds": perf_counter() - started})
     return folder
 

@@ -33,7 +33,7 @@ from fuzz_case import run_case
 from fuzz_families import EXPORT, FAMILIES, FIT, MUNIT, TRAIN, keys_of
 
 from gen_invariance.cli import main as cli
-from gen_invariance.run import write_text
+from gen_invariance.files import write_text
 
 
 def fixtures(base: Path) -> None:

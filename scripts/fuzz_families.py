@@ -18,8 +18,8 @@ from gen_invariance.contrib.pipeline import TranslationPipeline
 from gen_invariance.data.readers.arrays import read_idx, read_npz
 from gen_invariance.data.readers.folder import read_image_folder
 from gen_invariance.experiment.evaluate import open_run
+from gen_invariance.files import load_checkpoint
 from gen_invariance.records import finished_cells, load_records
-from gen_invariance.run import load_checkpoint
 from gen_invariance.translator.io import load_translator
 
 TINY = [*DIGITS, "progress=false"]

@@ -22,8 +22,9 @@ from compare_translators import FITS, TASKS
 
 from gen_invariance.experiment.inspect import Inspection, InspectSettings, inspect_translator
 from gen_invariance.experiment.task import Prepared, prepare
+from gen_invariance.files import write_text
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.run import named_generator, write_text
+from gen_invariance.run import named_generator
 from gen_invariance.stats import mean_interval
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.measures import kolmogorov_distance

@@ -30,10 +30,11 @@ from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.losses import build_loss
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.data.images import ImageData
+from gen_invariance.files import write_text
 from gen_invariance.measure.accuracy import measure_accuracy
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.nuisance import Rotation
-from gen_invariance.run import Run, named_generator, write_text
+from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.fit import FitSettings, fit_translator
 

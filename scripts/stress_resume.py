@@ -46,8 +46,8 @@ from safetensors.torch import load as load_safetensors
 
 from gen_invariance.cli import main as cli
 from gen_invariance.data.readers.registry import load_source
+from gen_invariance.files import load_checkpoint, write_text
 from gen_invariance.records import load_records
-from gen_invariance.run import load_checkpoint, write_text
 
 DIGITS = ["data=digits_rotation", "data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
 COMMANDS = {

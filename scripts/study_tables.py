@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gen_invariance.files import write_text
 from gen_invariance.records import Record, as_frame, load_records, measured, write_csv
 from gen_invariance.report.class_figures import ekld_against_class_size
 from gen_invariance.report.drawing import method_styles
@@ -23,7 +24,6 @@ from gen_invariance.report.gains import gain_tables
 from gen_invariance.report.size_effect import size_effect_table, size_effects
 from gen_invariance.report.summary import summarise
 from gen_invariance.report.tables import to_markdown
-from gen_invariance.run import write_text
 
 METRICS = ("balanced_accuracy", "many_accuracy", "few_accuracy", "few_ekld")
 KEPT = ["benchmark", "method", "order", "seed", "metric", "value", "config_digest", "commit"]

@@ -21,10 +21,11 @@ from gen_invariance.benchmark.grid import grid_cells, grid_records, run_grid
 from gen_invariance.benchmark.registry import Benchmark, read_benchmark
 from gen_invariance.cli.help import config_folder
 from gen_invariance.experiment.task import prepare
+from gen_invariance.files import write_text
 from gen_invariance.records import write_csv
 from gen_invariance.report.drawing import canvas, legend_above, png_bytes
 from gen_invariance.report.figures import save_png
-from gen_invariance.run import named_generator, write_text
+from gen_invariance.run import named_generator
 from gen_invariance.stats import mean_interval
 
 

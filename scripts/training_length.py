@@ -18,7 +18,7 @@ from gen_invariance.benchmark.comparing import numbers_of
 from gen_invariance.benchmark.grid import grid_cells, grid_records, run_grid
 from gen_invariance.benchmark.registry import read_benchmark
 from gen_invariance.cli.help import config_folder
-from gen_invariance.run import write_text
+from gen_invariance.files import write_text
 from gen_invariance.stats import mean_interval
 
 METRICS = ("balanced_accuracy", "many_accuracy", "few_accuracy")

@@ -20,6 +20,7 @@ ROOMS = (
     "stopping",
     "devices",
     "torchvision_guard",
+    "files",
     "run",
     "configs",
     "stats",

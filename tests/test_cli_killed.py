@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gen_invariance.cli.main import run
-from gen_invariance.run import load_checkpoint
+from gen_invariance.files import load_checkpoint
 
 DATA = ["data=digits_rotation", "data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
 PACE = ["fit.log_every=1", "fit.checkpoint_every=3", "fit.sample_every=4", "fit.batch_size=8"]

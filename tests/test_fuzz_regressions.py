@@ -20,9 +20,10 @@ from gen_invariance.data.readers.arrays import read_npz
 from gen_invariance.data.readers.folder import read_image_folder
 from gen_invariance.errors import CheckpointError, DataError, first_line
 from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.files import load_checkpoint, save_checkpoint
 from gen_invariance.nuisance import Rotation
 from gen_invariance.records import Record, RecordWriter, as_frame, finished_cells, load_records
-from gen_invariance.run import Run, load_checkpoint, named_generator, save_checkpoint
+from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.io import load_translator
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")

@@ -22,7 +22,8 @@ from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.cli.main import run as command
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, SettingsError
-from gen_invariance.run import Run, load_checkpoint, named_generator, save_checkpoint
+from gen_invariance.files import load_checkpoint, save_checkpoint
+from gen_invariance.run import Run, named_generator
 from gen_invariance.stopping import Terminated, signals_noted, sigterm_raises
 from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.fit import FitSettings, fit_translator
@@ -289,15 +290,15 @@ def test_a_checkpoint_that_is_no_mapping(tmp_path):
 
 def test_changed_settings_go_on_only_when_told_to(tmp_path):
     Run(tmp_path, kind="fit", config={"steps": 10})
-    with pytest.raises(SettingsError, match="or add anyway=true"):
-        Run(tmp_path, kind="fit", config={"steps": 20}, resume=True, anyway=False)
+    with pytest.raises(SettingsError, match="or add allow_changed_settings=true"):
+        Run(tmp_path, kind="fit", config={"steps": 20}, resume=True, allow_changed_settings=False)
     with pytest.raises(SettingsError, match="already holds a run"):
-        Run(tmp_path, kind="fit", config={"steps": 20}, anyway=True)
+        Run(tmp_path, kind="fit", config={"steps": 20}, allow_changed_settings=True)
     with pytest.raises(SettingsError, match="holds a 'fit' run"):
-        Run(tmp_path, kind="train", config={"steps": 20}, resume=True, anyway=True)
+        Run(tmp_path, kind="train", config={"steps": 20}, resume=True, allow_changed_settings=True)
     for steps, seed, changed in ((20, 0, "steps"), (20, 1, "seed"), (30, 1, "steps")):
         with pytest.warns(UserWarning, match=f"other settings: {changed}$"):
-            Run(tmp_path, kind="fit", seed=seed, config={"steps": steps}, resume=True, anyway=True)
+            Run(tmp_path, kind="fit", seed=seed, config={"steps": steps}, resume=True, allow_changed_settings=True)
     about = json.loads((tmp_path / "run.json").read_text())
     assert (about["config"], about["seed"]) == ({"steps": 30}, 1)
     assert [(old["config"]["steps"], old["seed"]) for old in about["earlier"]] == [(10, 0), (20, 0), (20, 1)]
@@ -310,8 +311,8 @@ def test_the_command_line_goes_on_anyway(tmp_path, capsys):
     fit = ["fit", *DATA, "fit.batch_size=4", "fit.checkpoint_every=2", out]
     assert command([*fit, "fit.steps=2"]) == 0
     assert command([*fit, "fit.steps=4", "resume=true"]) == 2
-    assert "anyway=true" in capsys.readouterr().err
-    assert command([*fit, "fit.steps=4", "resume=true", "anyway=true"]) == 0
+    assert "allow_changed_settings=true" in capsys.readouterr().err
+    assert command([*fit, "fit.steps=4", "resume=true", "allow_changed_settings=true"]) == 0
     assert "warning: " in capsys.readouterr().err
     names = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
     assert names == ["step-00000002.ckpt", "step-00000004.ckpt"]

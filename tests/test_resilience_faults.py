@@ -306,4 +306,5 @@ def test_one_of_two_processes_is_killed(verb, victim, tmp_path):
     ]
     assert "Traceback" not in error
     shorter = {"train": "training.epochs=1", "fit": "fit.steps=1"}[verb]
-    assert run([*COMMANDS[verb], shorter, "device=cpu", f"out={out}", "resume=true", "anyway=true"]) == 0
+    goes_on = ["resume=true", "allow_changed_settings=true"]
+    assert run([*COMMANDS[verb], shorter, "device=cpu", f"out={out}", *goes_on]) == 0

@@ -9,17 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gen_invariance.errors import CheckpointError, OutputError, SettingsError
-from gen_invariance.run import (
-    Run,
-    atomic_write,
-    config_digest,
-    load_checkpoint,
-    named_generator,
-    save_checkpoint,
-    write_json,
-    write_text,
-)
+from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError
+from gen_invariance.files import atomic_write, load_checkpoint, save_checkpoint, write_json, write_text
+from gen_invariance.run import Run, config_digest, named_generator
 
 # ---- named generators
 
@@ -291,3 +283,78 @@ def test_metrics_that_cannot_be_written(tmp_path):
     (run.path / "metrics.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"metrics\.jsonl"):
         run.log(step=1)
+
+
+# ---- runs opened for a block
+
+
+def open_and_fail(folder, error, work=lambda run: None, **options):
+    with Run.open(folder, kind="fit", **options) as run:
+        work(run)
+        raise error
+
+
+@pytest.mark.parametrize("resume", [True, None])
+def test_open_starts_a_run_and_goes_on_in_one_that_is_there(tmp_path, resume):
+    with Run.open(tmp_path / "run", kind="fit", resume=resume) as run:
+        run.save(3, {})
+    with Run.open(tmp_path / "run", kind="fit", resume=resume) as again:
+        assert again.load_latest()["step"] == 3
+    with pytest.raises(SettingsError, match="already holds a run"), Run.open(tmp_path / "run", kind="fit"):
+        pass
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_bad_input_before_anything_was_computed_leaves_no_folder(tmp_path, was_there):
+    folder = tmp_path / "run"
+    if was_there:
+        folder.mkdir()
+    with pytest.raises(SettingsError, match="bad"):
+        open_and_fail(folder, SettingsError("bad"), lambda run: (run.path / "split.npz").write_bytes(b""))
+    assert folder.is_dir() == was_there
+    assert not was_there or os.listdir(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "work"),
+    [
+        (RunError("diverged"), lambda run: None),
+        (SettingsError("bad"), lambda run: run.log(step=1)),
+        (SettingsError("bad"), lambda run: run.save(1, {})),
+        (KeyboardInterrupt(), lambda run: None),
+    ],
+)
+def test_a_run_that_computed_or_failed_otherwise_stays(tmp_path, error, work):
+    with pytest.raises(type(error)):
+        open_and_fail(tmp_path / "run", error, work)
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+def test_bad_input_leaves_a_former_run_alone(tmp_path):
+    Run(tmp_path / "run", kind="fit")
+    with pytest.raises(SettingsError, match="bad"):
+        open_and_fail(tmp_path / "run", SettingsError("bad"), resume=True)
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+def test_later_processes_join_the_run_and_do_not_remove_it(tmp_path, monkeypatch):
+    Run(tmp_path / "run", kind="fit")
+    monkeypatch.setenv("RANK", "1")
+    with Run.open(tmp_path / "run", kind="fit") as run:
+        assert run.path == tmp_path / "run"
+    with pytest.raises(SettingsError, match="bad"):
+        open_and_fail(tmp_path / "other", SettingsError("bad"))
+    assert (tmp_path / "other" / "run.json").is_file()
+
+
+def test_a_run_in_memory_keeps_metrics_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Run.open(None, kind="fit", seed=4, config={"steps": 1}) as run:
+        run.log(step=1, loss=torch.tensor(0.5))
+        run.note(found="nothing")
+        assert run.save(1, {}) is None
+        assert run.load_latest() is None
+    assert run.metrics() == [{"step": 1, "loss": 0.5}]
+    assert (run.path, run.config) == (None, {"steps": 1})
+    assert torch.equal(torch.rand(2, generator=run.generator("a")), torch.rand(2, generator=named_generator(4, "a")))
+    assert os.listdir(tmp_path) == []

@@ -15,12 +15,12 @@ from gen_invariance.benchmark.grid import GridCell, grid_cells, grid_records, le
 from gen_invariance.benchmark.registry import benchmark_names, every_variant, read_benchmark
 from gen_invariance.benchmark.workload import estimated_seconds
 from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.files import write_text
 from gen_invariance.records import finished_cells, measured
 from gen_invariance.report.gains import gain_tables
 from gen_invariance.report.page import write_report
 from gen_invariance.report.runs import figures_of
 from gen_invariance.report.size_effect import size_effect_table, size_effects
-from gen_invariance.run import write_text
 from gen_invariance.settings import typed
 
 ACTIONS = ("run", "list", "report")

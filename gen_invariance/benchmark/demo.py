@@ -33,9 +33,10 @@ from gen_invariance.experiment.cell import (
     run_cell,
 )
 from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.files import write_json
 from gen_invariance.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.report.metrics import progress_line
-from gen_invariance.run import Run, write_json
+from gen_invariance.run import Run
 
 BASELINE, LEARNED, ORACLE = "DRS", "DRS + learned, spatial", "DRS + true nuisance"
 _TAIL = {"cutoff": 44, "probability": 0.5}  # classes below 45 images, half of the rows
@@ -153,7 +154,7 @@ def run_demo(
 
     out, settings = Path(out), settings or DemoSettings()
     identity = {key: value for key, value in asdict(settings).items() if key != "processes"}
-    Run(out, kind="demo", config=identity, resume=(out / "run.json").exists())
+    Run(out, kind="demo", config=identity, resume=True)
     fits, cells = list(_missing_fits(out, settings)), list(_missing_cells(out, settings))
     say(
         f"{len(settings.methods())} methods x {settings.seeds} seeds on long-tailed digits; "
@@ -287,10 +288,10 @@ def _fit(folder: Path, settings: DemoSettings, job: _Job, task: Task, train: Ima
     loop = FitSettings(**how["loop"], sample_every=10**9, log_every=25)
     started = perf_counter()
     config = {"task": task.identity(), "translator": job.name, **how}
-    run = Run(folder, kind="fit", seed=job.seed, config=config, resume=(folder / "run.json").exists())
-    translator = fit_by_name(
-        job.name, train, loop, run=run, network=how["network"], objective=how["objective"], progress=False
-    )
+    with Run.open(folder, kind="fit", seed=job.seed, config=config, resume=True) as run:
+        translator = fit_by_name(
+            job.name, train, loop, run=run, network=how["network"], objective=how["objective"], progress=False
+        )
     seconds = perf_counter() - started
     write_json(folder / "seconds.json", {"seconds": seconds})
     learned = ""

@@ -25,10 +25,11 @@ from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
 from gen_invariance.experiment.cell import cell_digest, run_cell
 from gen_invariance.experiment.task import Prepared, Task, prepare
+from gen_invariance.files import write_json
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
 from gen_invariance.report.metrics import progress_line
-from gen_invariance.run import Run, config_digest, write_json
+from gen_invariance.run import Run, config_digest
 from gen_invariance.settings import settings_of
 
 
@@ -287,11 +288,11 @@ def _fit(folder: Path, job: _Job, prepared: Prepared) -> str:
     fit = job.fit
     loop = settings_of(FitSettings, {"flip": prepared.flip_safe, **fit.loop}, "fit")
     config = {"benchmark": job.benchmark.name, "fit": fit.identity()}
-    run = Run(folder, kind="fit", seed=job.order, config=config, resume=(folder / "run.json").exists())
     started = perf_counter()
-    fit_by_name(
-        fit.name, prepared.train, loop, run=run, network=fit.network, objective=fit.objective, progress=False
-    )  # fmt: skip
+    with Run.open(folder, kind="fit", seed=job.order, config=config, resume=True) as run:
+        fit_by_name(
+            fit.name, prepared.train, loop, run=run, network=fit.network, objective=fit.objective, progress=False
+        )
     seconds = perf_counter() - started
     write_json(folder / "seconds.json", {"seconds": seconds})
     return f"{job.benchmark.name}, order {job.order}: {fit.choice} fitted in {seconds:.0f} s"

@@ -141,9 +141,9 @@ def _fitted(comparison: Comparison, prepared: Prepared, folder: Path, *, seed: i
 
     loop = FitSettings(steps=comparison.fit_steps, batch_size=64, sample_every=10**9)
     config = {"task": comparison.task.identity(), "steps": comparison.fit_steps}
-    run = Run(folder, kind="fit", seed=seed, config=config, resume=(folder / "run.json").exists())
     objective = build_objective("spatial", channels=prepared.train.images.shape[1], seed=seed, network={})
-    return fit_translator(objective, prepared.train, loop, run=run, progress=False)
+    with Run.open(folder, kind="fit", seed=seed, config=config, resume=True) as run:
+        return fit_translator(objective, prepared.train, loop, run=run, progress=False)
 
 
 def in_order(frame: pd.DataFrame, methods: Iterable[Method]) -> pd.DataFrame:

@@ -195,9 +195,9 @@ def fitted(
     loss: nn.Module | None = None,
 ) -> Classifier:
     """`model` trained on `data` in the run folder `folder`; a run that was stopped there goes on."""
-    run = Run(folder, kind="transfer", seed=seed, config=settings.identity(), resume=(folder / "run.json").exists())
     loss = loss or build_loss("cross_entropy", counts=data.counts)
-    return fit_classifier(model, data, settings, loss=loss, run=run, plan=plan, progress=False)
+    with Run.open(folder, kind="transfer", seed=seed, config=settings.identity(), resume=True) as run:
+        return fit_classifier(model, data, settings, loss=loss, run=run, plan=plan, progress=False)
 
 
 def scratch_scores(

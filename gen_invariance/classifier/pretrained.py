@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import gen_invariance.torchvision_guard  # noqa: F401
 from gen_invariance.classifier.backbones import OWN_BACKBONES, Backbone, Classifier, Stages
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError
-from gen_invariance.run import load_checkpoint
+from gen_invariance.files import load_checkpoint
 
 _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -209,7 +209,7 @@ class _State:
             self.model.load_state_dict(state["model"] if self.corrected else state.get("trained", state["model"]))
             if not self.corrected:
                 self._restore_rest(state)
-            # With another batch size (`anyway`), an epoch that was begun has other steps.
+            # With another batch size (`allow_changed_settings`), an epoch that was begun has other steps.
             begun = min(int(state.get("steps_of_epoch", 0)), per_epoch - 1)
         except MISFITS as error:
             raise CheckpointError(

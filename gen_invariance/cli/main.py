@@ -200,7 +200,7 @@ _PLAIN: dict[str, Any] = {
     **dict.fromkeys(
         ("method", "baseline", "translator", "inspect out", "order nuisance", "augment classifier"), str | None
     ),
-    **dict.fromkeys(("resume", "anyway"), bool),
+    **dict.fromkeys(("resume", "allow_changed_settings"), bool),
     "progress": bool | None,
     "records": str | list[str],
     "references": list[str],

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from gen_invariance.errors import GenInvarianceError, SettingsError
+from gen_invariance.errors import SettingsError
 from gen_invariance.settings import settings_of, typed
 
 
@@ -55,50 +54,36 @@ def _prepared(config: Mapping[str, Any], *, seed: int, need_test: bool) -> Any:
 
 @contextmanager
 def _new_run(config: Mapping[str, Any], kind: str, identity: Mapping[str, Any], split: Any) -> Iterator[Any]:
-    """The run folder of `out`; a new one is taken away again when bad input is found before anything was computed."""
+    """The run folder of `out`, with the split in it."""
     from gen_invariance.data.split import save_split
-    from gen_invariance.run import Run
+    from gen_invariance.run import Run, is_first_process
 
-    folder = Path(config["out"])
-    was_there, was_run = folder.is_dir(), (folder / "run.json").exists()
-    with _first_process_first(config):
-        run = Run(
-            folder,
-            kind=kind,
-            seed=config["seed"],
-            config=identity,
-            resume=config["resume"] or not _is_first(),
-            anyway=config["anyway"],
-        )
-        if _is_first():
+    _join_processes(config)
+    with Run.open(
+        config["out"],
+        kind=kind,
+        seed=config["seed"],
+        config=identity,
+        resume=config["resume"],
+        allow_changed_settings=config["allow_changed_settings"],
+    ) as run:
+        if is_first_process():
             save_split(run.path / "split.npz", split)
-    try:
         yield run
-    except GenInvarianceError as error:
-        if (
-            error.exit_code == 2
-            and not was_run
-            and _is_first()
-            and {e.name for e in folder.iterdir()} <= {"run.json", "split.npz"}
-        ):
-            for name in ("run.json", "split.npz"):
-                (folder / name).unlink(missing_ok=True)
-            None if was_there else folder.rmdir()
-        raise
+
+
+def _join_processes(config: Mapping[str, Any]) -> None:
+    """Join the processes that were launched together, if there are several, on the device that `config` names."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from accelerate import PartialState
+
+        PartialState(cpu=_device(config["device"]).type == "cpu")
 
 
 def _is_first() -> bool:
-    """Whether this is the first, or only, process of a launcher such as `accelerate launch` or `torchrun`."""
-    return os.environ.get("RANK", "0") == "0"
+    from gen_invariance.run import is_first_process
 
-
-def _first_process_first(config: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Let the first process of several make the run folder before the others look at it."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return nullcontext()
-    from accelerate import PartialState
-
-    return PartialState(cpu=_device(config["device"]).type == "cpu").main_process_first()
+    return is_first_process()
 
 
 def _say(line: str) -> None:

@@ -26,8 +26,8 @@ from diffusers import DiffusionPipeline
 
 from gen_invariance.data.images import check_images, to_float
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError
+from gen_invariance.files import cannot_write, write_json, write_text
 from gen_invariance.nuisance.protocol import Draw, draw_to, select_rows
-from gen_invariance.run import cannot_write, write_json, write_text
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.verdict import QUALITY_FILE, quality_files, translator_folder
 

@@ -31,7 +31,8 @@ from gen_invariance.data.longtail import (
 from gen_invariance.data.readers.arrays import load_arrays
 from gen_invariance.data.readers.folder import shown
 from gen_invariance.errors import DataError, SettingsError
-from gen_invariance.run import atomic_write, named_generator
+from gen_invariance.files import atomic_write
+from gen_invariance.run import named_generator
 
 if TYPE_CHECKING:
     from gen_invariance.data.readers.registry import Source

@@ -164,17 +164,10 @@ def _learned(
         Run(folder, kind="fit", seed=config["seed"], config=identity, resume=True)  # the same settings
         return load_translator(folder)
     data = image_data(form, image_size=image_size).to(device)
-    was_run = (folder / "run.json").exists()
-    run = Run(folder, kind="fit", seed=config["seed"], config=identity, resume=config["resume"])
-    try:
-        with _named_as_set():
-            class_members(data, settings)  # says best which setting lets a class take part
-            fit_by_name(chosen["name"], data, settings, run=run, progress=progress, **options)
-    except SettingsError:
-        if not was_run and os.listdir(folder) == ["run.json"]:  # nothing was computed; the next try starts anew
-            (folder / "run.json").unlink()
-            folder.rmdir()
-        raise
+    opened = Run.open(folder, kind="fit", seed=config["seed"], config=identity, resume=config["resume"])
+    with opened as run, _named_as_set():
+        class_members(data, settings)  # says best which setting lets a class take part
+        fit_by_name(chosen["name"], data, settings, run=run, progress=progress, **options)
     return load_translator(folder)
 
 

@@ -284,8 +284,7 @@ def run_cell(
         about: fields of the records that are not those of the task: `benchmark`, `order`, `config_digest`.
     """
     started = time.perf_counter()
-    resume = (folder / "run.json").exists()
-    run = Run(folder, kind="train", seed=seed, config=cell_settings(task, method), resume=resume)
+    run = Run(folder, kind="train", seed=seed, config=cell_settings(task, method), resume=True)
     stage = build_stage(method.stage, prepared, translator=translator)
     base = build_augmentation(
         method.augmentation, flip=prepared.flip_safe, options=method.augmentation_options

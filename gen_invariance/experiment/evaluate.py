@@ -26,13 +26,14 @@ from gen_invariance.errors import (
 from gen_invariance.experiment.cell import ClassifierSettings, StageSettings, build_model, records_of
 from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.experiment.translated import given_share, stage_label
+from gen_invariance.files import write_json
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.compose import is_identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.records import RecordWriter, provenance, write_csv
-from gen_invariance.run import MISFITS, Run, config_digest, named_generator, write_json
+from gen_invariance.run import MISFITS, Run, config_digest, named_generator
 from gen_invariance.settings import settings_of
 
 if TYPE_CHECKING:

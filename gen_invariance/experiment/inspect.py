@@ -20,8 +20,9 @@ from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import CheckpointError, DataError, SettingsError
 from gen_invariance.experiment.cell import ClassifierSettings, StageSettings, build_model
 from gen_invariance.experiment.task import Prepared, Task
+from gen_invariance.files import write_json, write_text
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.run import Run, named_generator, package_versions, source_commit, write_json, write_text
+from gen_invariance.run import Run, named_generator, package_versions, source_commit
 from gen_invariance.stats import Estimate, bootstrap_ratio
 from gen_invariance.translator.quality.assess import Quality, assess, translations
 from gen_invariance.translator.quality.measures import kolmogorov_distance, resultant_length

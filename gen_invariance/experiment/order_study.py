@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError, ShapeError
+from gen_invariance.files import write_text
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.order import sets
@@ -27,7 +28,7 @@ from gen_invariance.order.sets import START, Subset
 from gen_invariance.order.table import collect
 from gen_invariance.report.diagram import write_diagram
 from gen_invariance.report.order_page import write_page
-from gen_invariance.run import Run, named_generator, write_text
+from gen_invariance.run import Run, first_process_first, is_first_process, named_generator
 
 CHOICES = ("list", "pairs", "size", "random", "head", "tail", "all")
 _ACCURACY_SOURCES = 60  # beyond this many sources, accuracy on each other's classes is not computed
@@ -246,11 +247,8 @@ def _join(device: str) -> PartialState:
 
 def _shared_run(folder: Path, seed: int, config: dict[str, Any], *, resume: bool) -> Run:
     """The main process opens the folder; the others join what it made."""
-    state = PartialState()
-    if state.is_main_process:
-        run = Run(folder, kind="order", seed=seed, config=config, resume=resume)
-    state.wait_for_everyone()
-    return run if state.is_main_process else Run(folder, kind="order", seed=seed, config=config, resume=True)
+    with first_process_first():
+        return Run(folder, kind="order", seed=seed, config=config, resume=resume or not is_first_process())
 
 
 def _targets(sources: tuple[Subset, ...], num_classes: int, head: str) -> tuple[Subset, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gen_invariance.errors import OutputError
 from gen_invariance.export.formats.base import Row
-from gen_invariance.run import atomic_write, utf8_text, write_text
+from gen_invariance.files import atomic_write, utf8_text, write_text
 
 COLUMNS: dict[str, str] = {
     "file": "string",  # in the output; empty when not written

@@ -14,7 +14,7 @@ from PIL import Image
 from gen_invariance.export.formats.base import Entry, Form
 from gen_invariance.export.manifest import read_manifest
 from gen_invariance.export.pictures import UnusablePictureError, decode
-from gen_invariance.run import write_text
+from gen_invariance.files import write_text
 
 _CLASSES, _SOURCES, _RESULTS, _SIDE = 12, 3, 6, 96
 

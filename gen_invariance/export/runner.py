@@ -32,8 +32,8 @@ from gen_invariance.export.preview import write_preview
 from gen_invariance.export.settings import ExportSettings, goals_of
 from gen_invariance.export.units import Job, Predict, Unit, token_of
 from gen_invariance.export.workers import Workers
+from gen_invariance.files import cannot_write, write_json
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.run import cannot_write, write_json
 
 if TYPE_CHECKING:
     from gen_invariance.export.ray import RayWorkers

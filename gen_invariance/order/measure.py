@@ -23,10 +23,11 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import positions_in_class
 from gen_invariance.data.readers.arrays import DAMAGED
 from gen_invariance.errors import SettingsError
+from gen_invariance.files import atomic_write
 from gen_invariance.order.backbone import FittedSource, SourceTrainer, in_batches
 from gen_invariance.order.separability import Features
 from gen_invariance.order.sets import START, Subset, subset_name
-from gen_invariance.run import atomic_write, named_generator
+from gen_invariance.run import named_generator
 
 FitBackbone = Callable[[Subset, int], Callable[[Tensor], Tensor]]
 """Maps (subset, seed) to a function from images (B, C, H, W) to features (B, D)."""

@@ -18,10 +18,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gen_invariance.files import atomic_write, write_text
 from gen_invariance.order.preorder import Preorder
 from gen_invariance.order.relation import SubsetOrder
 from gen_invariance.report.layout import Layout, lay_out
-from gen_invariance.run import atomic_write, write_text
 
 _INK, _SOFT, _FILL, _START = "#1b2a41", "#8a97a8", "#e8f1fa", "#fdeccf"
 _NUMBERED = 45  # with more lines than this only certain ones carry their number

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from gen_invariance.errors import DataError, ShapeError
+from gen_invariance.files import atomic_write
 from gen_invariance.report.class_figures import accuracy_by_class, class_size_bars, ekld_against_class_size
 from gen_invariance.report.drawing import (
     COLOURS,
@@ -35,7 +36,6 @@ from gen_invariance.report.drawing import (
     png_bytes,
     tiles,
 )
-from gen_invariance.run import atomic_write
 from gen_invariance.stats import mean_interval
 
 __all__ = [

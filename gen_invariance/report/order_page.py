@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from gen_invariance.files import write_text
 from gen_invariance.order.analysis import OrderStudy
 from gen_invariance.order.curriculum import Curriculum
 from gen_invariance.order.sets import START
 from gen_invariance.report.diagram import render
-from gen_invariance.run import package_versions, source_commit, write_text
+from gen_invariance.run import package_versions, source_commit
 
 
 def write_page(

@@ -14,11 +14,11 @@ import jinja2
 import pandas as pd
 
 from gen_invariance.errors import DataError
+from gen_invariance.files import atomic_write, remove_leftovers, write_text
 from gen_invariance.records import FAILED, Cell, finished_cells, measured, write_csv
 from gen_invariance.report.metrics import PUBLISHED, Published
 from gen_invariance.report.summary import repetitions, summarise
 from gen_invariance.report.tables import Table, class_tables, method_tables, to_latex, to_markdown
-from gen_invariance.run import atomic_write, remove_leftovers, write_text
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 

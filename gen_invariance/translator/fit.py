@@ -25,8 +25,9 @@ from tqdm.auto import tqdm
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.devices import accelerator_on
 from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError, first_line
+from gen_invariance.files import atomic_write, cannot_write
 from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
-from gen_invariance.run import MISFITS, Run, atomic_write, cannot_write
+from gen_invariance.run import MISFITS, Run
 from gen_invariance.stopping import signals_noted
 from gen_invariance.translator.bank import fill_bank
 from gen_invariance.translator.fit_settings import FitSettings, class_members

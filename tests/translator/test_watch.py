@@ -9,8 +9,9 @@ import torch
 from test_fit import Interrupted, Watch, digits, interrupt, objective, settings, weights
 
 from gen_invariance.errors import CheckpointError, DataError, SettingsError
+from gen_invariance.files import load_checkpoint
 from gen_invariance.nuisance import Identity, Rotation
-from gen_invariance.run import Run, load_checkpoint
+from gen_invariance.run import Run
 from gen_invariance.translator.fit import fit_translator
 from gen_invariance.translator.quality import monitor as watching
 from gen_invariance.translator.quality.monitor import judge_sets, quality_watch, score_of, split_members

@@ -14,7 +14,7 @@ from gen_invariance.data.readers.arrays import KeyOf, read_npz
 from gen_invariance.data.readers.folder import shown
 from gen_invariance.data.readers.registry import Source, cache_folder, resize_images
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
-from gen_invariance.run import atomic_write
+from gen_invariance.files import atomic_write
 
 _TIMEOUT = 30  # seconds without an answer
 

@@ -12,7 +12,7 @@ from gen_invariance.data.readers.folder import SUFFIXES, existing_folder, find_s
 from gen_invariance.errors import DataError
 from gen_invariance.export.formats.base import Entry, Finish, Row, Stored
 from gen_invariance.export.pictures import UnusablePictureError
-from gen_invariance.run import atomic_write
+from gen_invariance.files import atomic_write
 
 _WRITERS = 8
 _HUGGING_FACE = "dataset_info.json"

@@ -21,7 +21,7 @@ from gen_invariance.export.formats.base import Entry, Finish, Form, Row, Stored,
 from gen_invariance.export.formats.folder import FolderForm, read_regular
 from gen_invariance.export.formats.table import TableForm
 from gen_invariance.export.pictures import UnusablePictureError
-from gen_invariance.run import atomic_write, cannot_write
+from gen_invariance.files import atomic_write, cannot_write
 
 try:
     import datasets

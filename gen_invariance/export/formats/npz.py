@@ -12,7 +12,7 @@ import numpy as np
 from gen_invariance.data.readers.arrays import load_arrays, read_npz
 from gen_invariance.errors import DataError
 from gen_invariance.export.formats.base import Entry, Finish, Row, Stored
-from gen_invariance.run import atomic_write
+from gen_invariance.files import atomic_write
 
 _KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names", "test_class_names")
 

@@ -13,7 +13,7 @@ from gen_invariance.data.readers.folder import SUFFIXES, shown
 from gen_invariance.errors import DataError, DataNotFoundError
 from gen_invariance.export.formats.base import Entry, Finish, Row, Stored, in_order, unique_keys
 from gen_invariance.export.pictures import UnusablePictureError
-from gen_invariance.run import atomic_write
+from gen_invariance.files import atomic_write
 
 
 class ShardForm:

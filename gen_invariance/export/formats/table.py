@@ -13,7 +13,7 @@ from gen_invariance.data.readers.folder import shown
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 from gen_invariance.export.formats.base import Entry, Finish, Row, Stored, in_order, unique_keys
 from gen_invariance.export.formats.folder import key_of, place_files, read_regular
-from gen_invariance.run import atomic_write
+from gen_invariance.files import atomic_write
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
