@@ -49,7 +49,7 @@ def cells(number: int) -> Iterator[list[Any]]:
 def parts(records: list[list[Any]], out: Path) -> dict[str, tuple[float, float]]:
     """Wall-clock and CPU seconds of each part of making a report of the cells in `out`."""
     from gen_invariance.records import RecordWriter, finished_cells, load_records
-    from gen_invariance.report.page import write_report
+    from gen_invariance.report.report_page import write_report
     from gen_invariance.report.runs import figures_of
     from gen_invariance.report.size_effect import size_effects
     from gen_invariance.report.summary import summarise

@@ -18,7 +18,7 @@ from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.files import write_text
 from gen_invariance.records import finished_cells, measured
 from gen_invariance.report.gains import gain_tables
-from gen_invariance.report.page import write_report
+from gen_invariance.report.report_page import write_report
 from gen_invariance.report.runs import figures_of
 from gen_invariance.report.size_effect import size_effect_table, size_effects
 from gen_invariance.settings import typed

@@ -20,7 +20,7 @@ from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import CheckpointError, DataError, SettingsError
 from gen_invariance.experiment.cell import ClassifierSettings, StageSettings, build_model
 from gen_invariance.experiment.task import Prepared, Task
-from gen_invariance.files import write_json, write_text
+from gen_invariance.files import write_json
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, named_generator, package_versions, source_commit
 from gen_invariance.stats import Estimate, bootstrap_ratio
@@ -266,7 +266,7 @@ def write_inspection(
     found: Inspection, folder: Path | str, *, translator: Path | str, task: Task, settings: InspectSettings, seed: int
 ) -> Path:
     """Write `folder`/quality.json and `folder`/inspect.html; returns the page's path."""
-    from gen_invariance.report.inspect_page import page_of
+    from gen_invariance.report.inspect_page import write_inspect_page
 
     folder = Path(folder)
     about: dict[str, Any] = {
@@ -281,10 +281,9 @@ def write_inspection(
         "versions": package_versions(),
         "commit": source_commit(),
     }
-    page = page_of(found, about, name=str(translator))
-    write_text(folder / PAGE, page)
+    page = write_inspect_page(folder / PAGE, found, about, name=str(translator))
     write_json(folder / QUALITY_FILE, about)
-    return folder / PAGE
+    return page
 
 
 def _parameter_json(parameter: Parameter) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from gen_invariance.order.separability import HEADS
 from gen_invariance.order.sets import START, Subset
 from gen_invariance.order.table import collect
 from gen_invariance.report.diagram import write_diagram
-from gen_invariance.report.order_page import write_page
+from gen_invariance.report.order_page import write_order_page
 from gen_invariance.run import Run, first_process_first, is_first_process, named_generator
 
 CHOICES = ("list", "pairs", "size", "random", "head", "tail", "all")
@@ -299,4 +299,4 @@ def write_study(
     drawn = write_diagram(folder, study.order, title=title)["svg"].read_bytes()
     write_text(folder / "subsets.csv", study.table.to_csv(index=False))
     write_text(folder / "predictors.csv", study.predictors.to_csv(index=False))
-    return write_page(folder / "order.html", study, title=title, diagram=drawn, climbs=climbs, command=command)
+    return write_order_page(folder / "order.html", study, title=title, diagram=drawn, climbs=climbs, command=command)

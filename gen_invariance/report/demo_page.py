@@ -18,7 +18,8 @@ from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.report.class_figures import accuracy_by_class, class_size_bars, ekld_against_class_size
 from gen_invariance.report.drawing import method_styles
 from gen_invariance.report.figures import Widths, distribution_histogram, image_grid, widths_with_interval
-from gen_invariance.report.page import Figure, write_report
+from gen_invariance.report.pages import Picture
+from gen_invariance.report.report_page import write_report
 from gen_invariance.run import named_generator
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.spatial import CAPS, UNITS, SpatialTranslator
@@ -74,7 +75,7 @@ def _explanation(settings: DemoSettings) -> list[str]:
     ]
 
 
-def _grid(prepared: Prepared, spatial: Nuisance, munit: Nuisance) -> Figure:
+def _grid(prepared: Prepared, spatial: Nuisance, munit: Nuisance) -> Picture:
     """One image of each of the five smallest classes under four nuisances, a row each."""
     smallest = prepared.train.counts.argsort()[:5]
     rows = torch.stack([(prepared.train.labels == label).nonzero()[0, 0] for label in smallest])
@@ -91,7 +92,7 @@ def _grid(prepared: Prepared, spatial: Nuisance, munit: Nuisance) -> Figure:
             lines.append(torch.cat([image[None], _draws(nuisance, image, name)]))
             labels.append(f"{name}, digit {prepared.train.class_names[label]}")
     png = image_grid(lines, row_labels=labels, column_labels=["source"])
-    return Figure(
+    return Picture(
         title="Translated tail images",
         caption=f"Left: an image of a tail class. Right: {_DRAWS} draws of each nuisance for it (seed 0).",
         alt="Grid of digit images: each row shows one tail image and its translations by one nuisance.",
@@ -105,7 +106,7 @@ def _draws(nuisance: Nuisance, image: Tensor, name: str) -> Tensor:
     return nuisance.apply(repeated, draw)
 
 
-def _angles(prepared: Prepared, spatial: list[SpatialTranslator]) -> Figure:
+def _angles(prepared: Prepared, spatial: list[SpatialTranslator]) -> Picture:
     learned = np.concatenate(
         [
             translator.parameters_of(translator.sample((4000,), generator=named_generator(seed, "angles")))["rotation"]
@@ -114,7 +115,7 @@ def _angles(prepared: Prepared, spatial: list[SpatialTranslator]) -> Figure:
     )
     true = prepared.nuisance.sample((4000 * len(spatial),), generator=named_generator(0, "angles"))["degrees"]
     distance = _kolmogorov(learned, true.numpy())
-    return Figure(
+    return Picture(
         title="Learned and true angles",
         caption=f"Angles that the learned spatial nuisance draws (all seeds) over the true ones. Largest distance of "
         f"the two distribution functions: {distance:.3f}.",
@@ -130,7 +131,7 @@ def _kolmogorov(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-def _widths(spatial: dict[str, list[SpatialTranslator]]) -> Figure:
+def _widths(spatial: dict[str, list[SpatialTranslator]]) -> Picture:
     entries = []
     for name in spatial["rotated"][0].operations:
         values = {task: [fitted.widths()[name] for fitted in fits] for task, fits in spatial.items()}
@@ -144,7 +145,7 @@ def _widths(spatial: dict[str, list[SpatialTranslator]]) -> Figure:
                 control=values.get("upright"),
             )
         )
-    return Figure(
+    return Picture(
         title="What the spatial translator learned",
         caption="Half-width of each operation, a point a seed. The control is the same fit on digits that nobody "
         "turned: the width it finds there is the false width to expect from nothing.",
@@ -153,8 +154,8 @@ def _widths(spatial: dict[str, list[SpatialTranslator]]) -> Figure:
     )
 
 
-def _sizes(prepared: Prepared) -> Figure:
-    return Figure(
+def _sizes(prepared: Prepared) -> Picture:
+    return Picture(
         title="The long tail",
         caption="Training images of each class (seed 0; other seeds draw another order of the classes).",
         alt="Bars of training images for each digit, from 110 down to 5.",
@@ -162,7 +163,7 @@ def _sizes(prepared: Prepared) -> Figure:
     )
 
 
-def _by_class(frame: pd.DataFrame) -> list[Figure]:
+def _by_class(frame: pd.DataFrame) -> list[Picture]:
     styles = method_styles(frame["method"].unique())
     draw: list[tuple[str, str, str, Callable[..., bytes]]] = [
         (
@@ -178,7 +179,7 @@ def _by_class(frame: pd.DataFrame) -> list[Figure]:
             ekld_against_class_size,
         ),
     ]
-    return [Figure(title, caption, alt, function(frame, styles=styles)) for title, caption, alt, function in draw]
+    return [Picture(title, caption, alt, function(frame, styles=styles)) for title, caption, alt, function in draw]
 
 
 def _associations(frame: pd.DataFrame) -> list[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from gen_invariance.experiment.inspect import Inspection, Parameter
 from gen_invariance.report.figures import distribution_histogram, image_grid
-from gen_invariance.report.page import Figure
+from gen_invariance.report.pages import Picture, write_page
 from gen_invariance.translator.quality.assess import NEAR_COPY, Quality
 from gen_invariance.translator.quality.verdict import LEAST_JUDGE_GAIN, RULES
 
@@ -37,22 +36,18 @@ ROWS = (
 """Figures in the order of the page: key, heading, meaning."""
 
 
-def page_of(found: Inspection, about: Mapping[str, Any], *, name: str) -> str:
-    """The whole page as HTML text; every name is escaped.
+def write_inspect_page(out: Path, found: Inspection, about: Mapping[str, Any], *, name: str) -> Path:
+    """Write the page of an inspection to the file `out` and return its path.
 
     Args:
+        out: path of the page.
         found: what was measured.
         about: the JSON beside the page, for settings and versions.
         name: of the translator: the path that was given.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gen_invariance.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("inspect.html.j2").render(
+    return write_page(
+        "inspect.html.j2",
+        out,
         name=name,
         verdict=found.quality.verdict,
         tone={"use": "good", "do not use": "bad"}.get(found.quality.verdict.word, "middling"),
@@ -113,10 +108,10 @@ def _classes(found: Inspection) -> list[tuple[str, int, int, str, str]]:
     ]
 
 
-def _figures(found: Inspection) -> list[Figure]:
+def _figures(found: Inspection) -> list[Picture]:
     names = found.head.class_names
     figures = [
-        Figure(
+        Picture(
             title="Translations",
             caption="Left: an image of a head class that the judge has not seen. Right: eight translations of it.",
             alt="Grid of images: each row shows one image and eight translations of it.",
@@ -133,14 +128,14 @@ def _figures(found: Inspection) -> list[Figure]:
     return figures
 
 
-def _failures(found: Inspection) -> Figure:
+def _failures(found: Inspection) -> Picture:
     """Sources above their worst translations, the worst first."""
     quality, names = found.quality, found.head.class_names
     rows = found.held_out[quality.worst]
     labels = found.head.labels[rows.to(found.head.device)].tolist()
     pairs = zip(labels, quality.worst_judged.tolist(), strict=True)
     taken = "; ".join(f"{n}: {names[own]}, judged {names[judged]}" for n, (own, judged) in enumerate(pairs, start=1))
-    return Figure(
+    return Picture(
         title="Worst translations",
         caption="Images that the judge names right, and below each the translation of it that it gives the least "
         "chance to be of its class, the worst first. Where a person would not know the class either, the "
@@ -154,7 +149,7 @@ def _failures(found: Inspection) -> Figure:
     )
 
 
-def _histogram(parameter: Parameter) -> Figure:
+def _histogram(parameter: Parameter) -> Picture:
     notes = ["What the translator draws, over all images"]
     if parameter.distance is not None:
         distance, equal = parameter.distance
@@ -168,7 +163,7 @@ def _histogram(parameter: Parameter) -> Figure:
             f"(1 is frozen; angles all around the circle give about {around:.2f})"
         )
     text = "; ".join(notes) + "."
-    return Figure(
+    return Picture(
         title=f"Drawn {parameter.name}",
         caption=text,
         alt=f"Histogram of {parameter.name}. {text}",

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gen_invariance.files import write_text
 from gen_invariance.order.analysis import OrderStudy
 from gen_invariance.order.curriculum import Curriculum
 from gen_invariance.order.sets import START
 from gen_invariance.report.diagram import render
+from gen_invariance.report.pages import data_uri, write_page
 from gen_invariance.run import package_versions, source_commit
 
 
-def write_page(
+def write_order_page(
     path: Path,
     study: OrderStudy,
     *,
@@ -45,13 +43,9 @@ def write_page(
             for name, e in study.predicted_edges.items()
         ]
     )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    text = environment.get_template("order.html.j2").render(
+    return write_page(
+        "order.html.j2",
+        path,
         title=title,
         sources=sum(subset != START for subset in order.subsets),
         classes=len(order.class_names),
@@ -61,11 +55,11 @@ def write_page(
         budget=order.about.get("budget", "unknown"),
         level=f"{1 - order.about['alpha']:.0%}",
         notes=study.facts["notes"],
-        diagram=_data_uri(diagram, "image/svg+xml"),
+        diagram=data_uri(diagram, "image/svg+xml"),
         alt=f"Hasse diagram of {len(order)} class subsets; the same as text is in order.txt",
         findings=findings(study),
         subset_table=_table(study.table),
-        sweep=_data_uri(render(sweep_figure(study), "svg"), "image/svg+xml"),
+        sweep=data_uri(render(sweep_figure(study), "svg"), "image/svg+xml"),
         predictor_table=_table(study.predictors.drop(columns=["normalised_regret@1"], errors="ignore")),
         edge_table=_table(edges),
         climbs=climbs,
@@ -74,8 +68,6 @@ def write_page(
         versions=sorted(package_versions().items()),
         commit=source_commit() or "unknown",
     )
-    write_text(path, text)
-    return path
 
 
 def findings(study: OrderStudy) -> list[str]:
@@ -192,7 +184,3 @@ def _number(value: Any) -> str:
 
 def _sort_key(value: Any) -> str:
     return str(value) if isinstance(value, int | float | np.number) and math.isfinite(value) else ""
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

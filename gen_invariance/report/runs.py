@@ -23,7 +23,7 @@ from gen_invariance.report.labels import differing, distinct, flat, labels_of
 from gen_invariance.run import config_digest
 
 if TYPE_CHECKING:
-    from gen_invariance.report.page import Figure
+    from gen_invariance.report.pages import Picture
 
 _AGAINST = " against "
 _FIGURE = ["benchmark", "method", "seed", "order", "metric", "class_index", "class_name", "group"]
@@ -79,7 +79,7 @@ def report_of(
         SettingsError: a baseline or reference that is none of them.
         DataError: records of a grid that must not be put together; see `write_report`.
     """
-    from gen_invariance.report.page import write_report
+    from gen_invariance.report.report_page import write_report
 
     if not folders:
         raise DataNotFoundError("records=[] names no folder; give one or more that measure wrote")
@@ -280,11 +280,11 @@ def _methods(source: Source) -> list[str]:
     return [source.label] if source.label is not None else list(measured(source.frame)["method"].unique())
 
 
-def figures_of(frame: pd.DataFrame) -> list[Figure]:
+def figures_of(frame: pd.DataFrame) -> list[Picture]:
     """Accuracy and invariance by class size, for each benchmark of `frame` that has figures by class."""
     from gen_invariance.report.class_figures import accuracy_by_class, ekld_against_class_size
     from gen_invariance.report.drawing import method_styles
-    from gen_invariance.report.page import Figure
+    from gen_invariance.report.pages import Picture
 
     figures = []
     styles = method_styles(frame["method"].unique())
@@ -296,5 +296,5 @@ def figures_of(frame: pd.DataFrame) -> list[Figure]:
             if rows[rows["metric"] == metric]["value"].notna().any():
                 name = f"{shows}: {benchmark}"
                 alt = f"{shows} of each method on {benchmark}."
-                figures.append(Figure(name, f"{shows}, all seeds.", alt, draw(rows, styles=styles)))
+                figures.append(Picture(name, f"{shows}, all seeds.", alt, draw(rows, styles=styles)))
     return figures

@@ -4,7 +4,7 @@ import pytest
 
 from gen_invariance.records import Record, as_frame
 from gen_invariance.report.gains import Scale, gain_tables
-from gen_invariance.report.page import write_report
+from gen_invariance.report.report_page import write_report
 from gen_invariance.report.tables import to_markdown
 
 GENERIC, RAND = "ce_drs+trivialaugment@every_row", "ce_drs+randaugment@every_row"

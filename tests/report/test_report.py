@@ -15,7 +15,8 @@ import pytest
 from gen_invariance.errors import DataError, OutputError, SettingsError
 from gen_invariance.records import Record, RecordWriter, as_frame, load_records
 from gen_invariance.report.metrics import PUBLISHED
-from gen_invariance.report.page import Figure, write_report
+from gen_invariance.report.pages import Picture
+from gen_invariance.report.report_page import write_report
 from gen_invariance.report.summary import summarise
 from gen_invariance.report.tables import class_tables, method_tables, to_latex, to_markdown
 
@@ -33,7 +34,7 @@ def png(width=4, height=3):
 
 
 def figure(title="Accuracy by class", **changes):
-    return Figure(**{"title": title, "caption": "Falls.", "alt": "A falling line.", "png": png(), **changes})
+    return Picture(**{"title": title, "caption": "Falls.", "alt": "A falling line.", "png": png(), **changes})
 
 
 def records(values, *, metric="balanced_accuracy", benchmark="digits", **changes):

@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import re
-import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from gen_invariance.errors import DataError
 from gen_invariance.files import atomic_write, remove_leftovers, write_text
 from gen_invariance.records import FAILED, Cell, finished_cells, measured, write_csv
 from gen_invariance.report.metrics import PUBLISHED, Published
+from gen_invariance.report.pages import Picture, write_page
 from gen_invariance.report.summary import repetitions, summarise
 from gen_invariance.report.tables import Table, class_tables, method_tables, to_latex, to_markdown
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture of the report.
-
-    Attributes:
-        title: heading.
-        caption: what is seen and how to read it.
-        alt: the picture in words, for people who do not see it.
-        png: the file's bytes.
-
-    Raises:
-        DataError: not a PNG, or no alternative text.
-    """
-
-    title: str
-    caption: str
-    alt: str
-    png: bytes
-
-    def __post_init__(self) -> None:
-        if not self.png.startswith(_PNG) or len(self.png) < 24:
-            raise DataError(f"figure {self.title!r} is not a PNG; give the bytes of one")
-        if not self.alt.strip():
-            raise DataError(f"figure {self.title!r} has no alternative text; say in words what it shows")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return struct.unpack(">II", self.png[16:24])
-
-    @property
-    def data_uri(self) -> str:
-        """The picture as an address that needs no file."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 def write_report(
@@ -64,7 +23,7 @@ def write_report(
     *,
     title: str,
     frame: pd.DataFrame,
-    figures: Sequence[Figure] = (),
+    figures: Sequence[Picture] = (),
     notes: Sequence[str] = (),
     command: str = "",
     baseline: str | None = None,
@@ -107,7 +66,18 @@ def write_report(
         raise DataError("a report needs at least one record, got none; run the benchmark first")
     summary = summarise(frame, baseline=baseline, level=level)
     tables = method_tables(frame, summary, baseline=baseline, level=level, references=references, published=published)
-    page = _template().render(
+    for name, figure in zip(_file_names(figures), figures, strict=True):
+        with atomic_write(folder / "figures" / name) as temporary:
+            temporary.write_bytes(figure.png)
+    write_csv(frame, folder / "records.csv")
+    write_csv(summary, folder / "summary.csv")
+    write_text(folder / "table.md", to_markdown(tables))
+    write_text(folder / "table.tex", to_latex(tables))
+    if gains:
+        write_text(folder / "gains.md", to_markdown(gains))
+    return write_page(
+        "report.html.j2",
+        folder / "report.html",
         title=title,
         notes=notes,
         tables=tables,
@@ -122,31 +92,8 @@ def write_report(
         level=f"{level:.0%}",
     )
 
-    for name, figure in zip(_file_names(figures), figures, strict=True):
-        with atomic_write(folder / "figures" / name) as temporary:
-            temporary.write_bytes(figure.png)
-    write_csv(frame, folder / "records.csv")
-    write_csv(summary, folder / "summary.csv")
-    write_text(folder / "table.md", to_markdown(tables))
-    write_text(folder / "table.tex", to_latex(tables))
-    if gains:
-        write_text(folder / "gains.md", to_markdown(gains))
-    write_text(folder / "report.html", page)
-    return folder / "report.html"
 
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gen_invariance.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
-
-
-def _file_names(figures: Sequence[Figure]) -> list[str]:
+def _file_names(figures: Sequence[Picture]) -> list[str]:
     """A file name for each figure: its place and the plain letters of its title."""
     slugs = [re.sub(r"[^a-z0-9]+", "-", figure.title.lower()).strip("-")[:60] or "figure" for figure in figures]
     return [f"{number:02d}-{slug}.png" for number, slug in enumerate(slugs, start=1)]
