@@ -85,7 +85,7 @@ def measure(steps: int, out: Path, look: Callable[[int], None]) -> None:
     predict = looked_at(network().eval(), steps, look)
     for _ in range(rounds):
         draws = max(1, steps // rounds // 32 - 2)  # 64 images in batches of 2 are 32 calls, as are those of accuracy
-        measure_accuracy(predict, images, batch_size=2)
+        measure_accuracy(predict, images.images, images.labels, batch_size=2)
         measure_invariance(
             predict, images.images, images.labels, Rotation(30), num_classes=3, draws=draws, batch_size=2,
             generator=named_generator(0, "long"),

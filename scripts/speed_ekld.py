@@ -122,13 +122,10 @@ def errors_of_difference(models: list[nn.Module], data: ImageData, nuisance: Nui
     """How precise the difference of two classifiers is: from two measurements of 100 draws, and under equal draws."""
     apart = []
     for place, each in enumerate(models):
-        with as_predict(each, fold=True) as ask:
-            rounds = Rounds(
-                [ask], data.images, data.labels, nuisance, originals=None, num_classes=None, draws=100,
-                batch_size=512, generator=named_generator(6, place),
-            )  # fmt: skip
+        with as_predict(each, fuse=True) as ask:
+            rounds = Rounds([ask], data.images, data.labels, nuisance)
             with torch.no_grad():
-                rounds.run(100)
+                rounds.run(100, generator=named_generator(6, place))
         apart.append(rounds)
     one, two = (rounds.divergence[0] for rounds in apart)
     separate = (apart[0].standard_error(one) ** 2 + apart[0].standard_error(two) ** 2).sqrt()

@@ -24,7 +24,7 @@ from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
 from gen_invariance.experiment.cell import resolve_plan
-from gen_invariance.measure.accuracy import AccuracyScores, mean_by_class, measure_accuracy
+from gen_invariance.measure.accuracy import AccuracyScores, measure_accuracy, score_predictions
 from gen_invariance.measure.transfer import best_baseline, transfer_effect
 from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
 from gen_invariance.run import Run, config_digest, named_generator
@@ -150,7 +150,7 @@ class _Seed:
         model = new_classifier(target, seed=self.seed, start=self.backbone)
         plan = resolve_plan(self.comparison.plans()[arm], model, target)
         model = fitted(model, target, settings, folder, seed=self.seed, plan=plan)
-        return measure_accuracy(model, self.test), plan.reason
+        return _score(model, self.test), plan.reason
 
     def _joint(self, target: ImageData, folder: Path) -> AccuracyScores:
         """Source and target together, classes drawn evenly, each task under its own part of the head."""
@@ -167,7 +167,7 @@ class _Seed:
             new_classifier(both, seed=self.seed, start=self.backbone), both, settings, folder, seed=self.seed,
             plan=self.comparison.plans()["joint"], loss=TaskLoss(both.counts, task_of=task_of),
         )  # fmt: skip
-        return measure_accuracy(lambda images: model(images)[:, self.source.num_classes :], self.test)
+        return _score(lambda images: model(images)[:, self.source.num_classes :], self.test)
 
 
 def new_classifier(data: ImageData, *, seed: int, start: Classifier | None = None) -> Classifier:
@@ -205,7 +205,11 @@ def scratch_scores(
 ) -> AccuracyScores:
     """Scores on `test` of the small classifier trained on `data` alone."""
     model = fitted(new_classifier(data, seed=seed), data, comparison.training(len(data)), folder, seed=seed)
-    return measure_accuracy(model, test)
+    return _score(model, test)
+
+
+def _score(model: Callable[[Tensor], Tensor], test: ImageData) -> AccuracyScores:
+    return measure_accuracy(model, test.images, test.labels, num_classes=test.num_classes)
 
 
 def take(data: ImageData, classes: Tensor, images: int, *, seed: int) -> ImageData:
@@ -231,9 +235,7 @@ def features_of(model: Classifier, data: ImageData) -> Tensor:
 def head_scores(head: str, features: Tensor, labels: Tensor, test_features: Tensor, test: ImageData) -> AccuracyScores:
     """Accuracy on `test` of the head of `heads.HEADS` fitted on stored features."""
     fitted = fit_head(head, features, labels)
-    right = fitted.classes[fitted.scores(test_features).argmax(1)] == test.labels
-    accuracy, count = mean_by_class(right, test.labels, test.num_classes)
-    return AccuracyScores(accuracy, count, float(right.double().mean()))
+    return score_predictions(fitted.classes[fitted.scores(test_features).argmax(1)], test.labels, test.num_classes)
 
 
 def run_pretrained(

@@ -297,7 +297,9 @@ def run_cell(
         stage_source=stage_source(method.stage, prepared), progress=False,
     )  # fmt: skip
     train_seconds = time.perf_counter() - started
-    accuracy = measure_accuracy(model, prepared.test)
+    accuracy = measure_accuracy(
+        model, prepared.test.images, prepared.test.labels, num_classes=prepared.test.num_classes
+    )
     rows = _some_of_each(prepared.test, invariance_images)
     images, labels = prepared.test.images[rows], prepared.test.labels[rows]
 

@@ -170,7 +170,9 @@ def measure_run(
         )
 
     def measure(batch_size: int) -> tuple[AccuracyScores, InvarianceScores | None]:
-        accuracy = measure_accuracy(model, data, batch_size=batch_size)
+        accuracy = measure_accuracy(
+            model, data.images, data.labels, num_classes=data.num_classes, batch_size=batch_size
+        )
         if is_identity(chosen.nuisance):
             return accuracy, None
         invariance = measure_invariance(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gen_invariance.data.images import ImageData, to_float
 from gen_invariance.errors import RangeError, ShapeError
-
-Predict = Callable[[Tensor], Tensor]
-"""Images float (B, C, H, W) in [0, 1] to logits (B, K); a model in eval mode, for instance."""
+from gen_invariance.measure.predict import as_predict, predict_logits
 
 
 @dataclass(frozen=True)
@@ -36,45 +34,47 @@ class AccuracyScores:
 
     def group_means(self, groups: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean class accuracy of each group of classes, bool (K,); NaN for an empty group."""
-        return {name: mean_over(self.accuracy[chosen.cpu()]) for name, chosen in groups.items()}
+        return {name: mean_over(self.accuracy[classes.cpu()]) for name, classes in groups.items()}
+
+
+def measure_accuracy(
+    model: Callable[[Tensor], Any],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int | None = None,
+    batch_size: int = 512,
+) -> AccuracyScores:
+    """Accuracy of `model` by class.
+
+    Args:
+        model: any torch model (measured in eval mode, on its own device) or callable, images to logits.
+        images: float (N, C, H, W) in [0, 1], or uint8.
+        labels: int64 (N,).
+        num_classes: K; None takes the number of logits.
+        batch_size: images at a time.
+
+    Raises:
+        ShapeError: no images, or labels that do not fit them.
+        RangeError: a label that is no class, or a model that answers NaN.
+    """
+    if labels.shape != images.shape[:1]:
+        raise ShapeError(f"measure: {len(images)} images but labels of shape {tuple(labels.shape)}")
+    with as_predict(model) as predict:
+        logits = predict_logits(predict, images, batch_size=batch_size)
+    return score_predictions(logits.argmax(1), labels, num_classes or logits.shape[1])
+
+
+def score_predictions(predicted: Tensor, labels: Tensor, num_classes: int) -> AccuracyScores:
+    """Accuracy of the classes `predicted`, int64 (N,), for `labels`, int64 (N,)."""
+    right = predicted.cpu() == labels.cpu()
+    accuracy, count = mean_by_class(right, labels, num_classes)
+    return AccuracyScores(accuracy, count, float(right.double().mean()))
 
 
 def mean_over(values: Tensor) -> float:
     """Mean of the entries of `values` that are not NaN; NaN if there are none."""
     return float(values.nanmean()) if len(values) else float("nan")
-
-
-@torch.no_grad()
-def logits_of(predict: Predict, images: Tensor, *, batch_size: int = 512) -> Tensor:
-    """Logits float32 (N, K), on the device of `images`, computed `batch_size` images at a time.
-
-    Args:
-        predict: images to logits.
-        images: float (N, C, H, W) in [0, 1], or uint8.
-        batch_size: images at a time; bounds the memory and changes nothing else (up to float rounding).
-
-    Raises:
-        ShapeError: there are no images, or `predict` does not return one row of logits for each image.
-        RangeError: a logit is NaN.
-    """
-    if not len(images):
-        raise ShapeError("nothing to predict: the set holds no images")
-    parts = [predict(to_float(chunk)).float() for chunk in images.split(batch_size)]
-    logits = torch.cat(parts)
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ShapeError(f"predict must return logits (B, K), got {tuple(logits.shape)} for {len(images)} images")
-    return refuse_nan(logits)
-
-
-def refuse_nan(logits: Tensor) -> Tensor:
-    """`logits` (B, K), or `RangeError` if one is NaN: rows of NaN all look alike and would pass as invariant."""
-    broken = int(logits.isnan().any(1).sum())
-    if broken:
-        raise RangeError(
-            f"the model answers NaN for {broken} of {len(logits)} images; it diverged in training, or its input is "
-            "broken"
-        )
-    return logits
 
 
 def mean_by_class(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -91,16 +91,3 @@ def mean_by_class(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Ten
     count = torch.bincount(labels, minlength=num_classes)
     total = torch.bincount(labels, weights=values.double().cpu(), minlength=num_classes)
     return total / count, count  # 0 / 0 is the NaN that an empty class gets
-
-
-def measure_accuracy(predict: Predict, data: ImageData, *, batch_size: int = 512) -> AccuracyScores:
-    """Accuracy of `predict` on `data`.
-
-    Args:
-        predict: images to logits; put the model in eval mode first.
-        data: test images.
-        batch_size: images at a time.
-    """
-    right = logits_of(predict, data.images, batch_size=batch_size).argmax(1) == data.labels
-    accuracy, count = mean_by_class(right, data.labels, data.num_classes)
-    return AccuracyScores(accuracy, count, float(right.double().mean()))

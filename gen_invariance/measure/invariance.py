@@ -18,10 +18,8 @@ from torch import Tensor
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.measure.predict import as_predict
-from gen_invariance.measure.rounds import Rounds, kl_divergence
+from gen_invariance.measure.rounds import Rounds
 from gen_invariance.nuisance.protocol import Nuisance
-
-__all__ = ["InvarianceDifference", "InvarianceScores", "compare_invariance", "kl_divergence", "measure_invariance"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class InvarianceScores:
 
 @torch.no_grad()
 def measure_invariance(
-    predict: Callable[[Tensor], Any],
+    model: Callable[[Tensor], Any],
     images: Tensor,
     labels: Tensor,
     nuisance: Nuisance,
@@ -56,7 +54,7 @@ def measure_invariance(
     num_classes: int | None = None,
     draws: int = 20,
     standard_error: float | None = None,
-    spread: bool | None = None,
+    stratified: bool | None = None,
     batch_size: int = 512,
     generator: torch.Generator | None = None,
 ) -> InvarianceScores:
@@ -67,7 +65,7 @@ def measure_invariance(
     equal generators meet the same draws; their difference is more precise than either (`compare_invariance`).
 
     Args:
-        predict: any torch model (measured in eval mode, on its own device) or callable, images to logits.
+        model: any torch model (measured in eval mode, on its own device) or callable, images to logits.
         images: float (N, C, H, W) in [0, 1], or uint8.
         labels: int64 (N,).
         nuisance: the transformations to be invariant to.
@@ -76,8 +74,8 @@ def measure_invariance(
         draws: rounds; the reference protocol takes 100.
         standard_error: nats; a class goes through no further rounds once its standard error is at most this, or once
             more draws could hardly lower it since its images differ so much (see `rounds`). None goes through all.
-        spread: deal each round's draws out so that an image's own are spread over the nuisance's range, and fewer do
-            (see `dealing`). None does so where `standard_error` is given.
+        stratified: spread an image's own draws over the nuisance's range, so that fewer of them do (see `stratified`).
+            None does so where `standard_error` is given.
         batch_size: images at a time.
         generator: CPU generator of the draws; None takes the same new one at each call.
 
@@ -91,12 +89,19 @@ def measure_invariance(
     """
     if standard_error is not None and not standard_error >= 0:
         raise SettingsError(f"measure: standard_error must be 0 or more nats, got {standard_error}")
-    with as_predict(predict, fold=True) as ask:
+    if stratified is None:
+        stratified = standard_error is not None
+    with as_predict(model, fuse=True) as predict:
         rounds = Rounds(
-            [ask], images, labels, nuisance, originals=originals, num_classes=num_classes, draws=draws,
-            batch_size=batch_size, generator=generator, spread=standard_error is not None if spread is None else spread,
-        )  # fmt: skip
-        rounds.run(draws, until=standard_error)
+            [predict],
+            images,
+            labels,
+            nuisance,
+            originals=originals,
+            num_classes=num_classes,
+            batch_size=batch_size,
+        )
+        rounds.run(draws, standard_error=standard_error, stratified=stratified, generator=generator)
     return InvarianceScores(
         ekld=rounds.mean(rounds.divergence[0]),
         agreement=rounds.mean(rounds.same[0]),
@@ -136,7 +141,7 @@ def compare_invariance(
     originals: Tensor | None = None,
     num_classes: int | None = None,
     draws: int = 20,
-    spread: bool = True,
+    stratified: bool = True,
     batch_size: int = 512,
     generator: torch.Generator | None = None,
 ) -> InvarianceDifference:
@@ -147,12 +152,17 @@ def compare_invariance(
 
     Args, Raises: as `measure_invariance`.
     """
-    with as_predict(first, fold=True) as one, as_predict(second, fold=True) as two:
+    with as_predict(first, fuse=True) as one, as_predict(second, fuse=True) as two:
         rounds = Rounds(
-            [one, two], images, labels, nuisance, originals=originals, num_classes=num_classes, draws=draws,
-            batch_size=batch_size, generator=generator, spread=spread,
-        )  # fmt: skip
-        rounds.run(draws)
+            [one, two],
+            images,
+            labels,
+            nuisance,
+            originals=originals,
+            num_classes=num_classes,
+            batch_size=batch_size,
+        )
+        rounds.run(draws, stratified=stratified, generator=generator)
     a, b = rounds.divergence
     return InvarianceDifference(
         rounds.mean(a - b), rounds.standard_error(a - b), rounds.mean(a), rounds.mean(b), rounds.count

@@ -14,7 +14,7 @@ from torch import Tensor
 import gen_invariance.torchvision_guard  # noqa: F401  (torchmetrics leads to torchvision)
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.measure.accuracy import mean_by_class, mean_over
-from gen_invariance.measure.invariance import kl_divergence
+from gen_invariance.measure.rounds import kl_divergence
 
 from torchmetrics import Metric  # isort: skip  (after the guard)
 

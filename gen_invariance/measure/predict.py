@@ -1,4 +1,4 @@
-"""Any torch model or callable as a `Predict`: its device, dtype, mode and way of answering are seen to here."""
+"""Logits of any torch model or callable; its device, dtype, mode and kind of output are handled here."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gen_invariance.errors import ShapeError
-from gen_invariance.measure.accuracy import Predict
-from gen_invariance.measure.fusion import folded
+from gen_invariance.data.images import to_float
+from gen_invariance.errors import RangeError, ShapeError
+from gen_invariance.measure.fusion import fuse_batch_norms
+
+Predict = Callable[[Tensor], Tensor]
+"""Images float (B, C, H, W) in [0, 1] to logits (B, K)."""
 
 _CPU_PIXELS, _FEWEST_IMAGES = 25_000, 8
 """What goes through a network at once on a CPU: the activations of more leave its caches (docs/performance.md)."""
 
 
 @contextmanager
-def as_predict(model: Callable[[Tensor], Any], *, fold: bool = False) -> Iterator[Predict]:
+def as_predict(model: Callable[[Tensor], Any], *, fuse: bool = False) -> Iterator[Predict]:
     """`model` as images to logits, while the block lasts.
 
-    A module is put in eval mode and gets back the mode of each of its parts afterwards. Images go to its device and
-    floating-point dtype, and logits come back to the images' device. Answers may be logits or an object that holds
+    A module is put in eval mode, and the mode of each of its parts is restored afterwards. Images go to its device and
+    floating-point dtype, and logits come back to the images' device. A model may return logits or an object that holds
     `.logits` (as those of the transformers library do).
 
     Args:
         model: a module or any other callable.
-        fold: ask a copy of a module whose batch norms are folded (`folding`): for many questions to one network.
+        fuse: predict by a copy of a module whose batch norms are fused (`fusion`), which pays for many images.
 
     Raises:
-        ShapeError: the answer holds no logits (B, K).
+        ShapeError: the model returns no logits (B, K).
     """
     if not isinstance(model, nn.Module):
         yield lambda images: _logits(model(images), len(images))
@@ -38,13 +41,13 @@ def as_predict(model: Callable[[Tensor], Any], *, fold: bool = False) -> Iterato
     modes = {part: part.training for part in model.modules()}
     example = next((value for value in model.parameters() if value.is_floating_point()), None)
     model.eval()
-    asked: list[nn.Module] = [] if fold else [model]
+    fused: list[nn.Module] = [] if fuse else [model]
 
     def predict(images: Tensor) -> Tensor:
         given = images if example is None else images.to(example)
-        if not asked:
-            asked.append(folded(model, given[:16]))
-        answers = [_logits(asked[0](part), len(part)) for part in given.split(_at_once(given))]
+        if not fused:
+            fused.append(fuse_batch_norms(model, given[:16]))
+        answers = [_logits(fused[0](part), len(part)) for part in given.split(_images_at_once(given))]
         return torch.cat(answers).to(images.device)
 
     try:
@@ -54,8 +57,8 @@ def as_predict(model: Callable[[Tensor], Any], *, fold: bool = False) -> Iterato
             part.training = training
 
 
-def _at_once(images: Tensor) -> int:
-    """How many of `images` (B, C, H, W) are asked about together; their answers do not depend on it."""
+def _images_at_once(images: Tensor) -> int:
+    """How many of `images` (B, C, H, W) go through a network together; their logits do not depend on it."""
     if images.device.type != "cpu":
         return max(1, len(images))
     return max(_FEWEST_IMAGES, _CPU_PIXELS // max(1, images.shape[-1] * images.shape[-2]))
@@ -69,3 +72,33 @@ def _logits(answer: Any, count: int) -> Tensor:
             f"the model must return logits (B, K), or an object with .logits, got {got} for {count} images"
         )
     return torch.as_tensor(logits)
+
+
+@torch.no_grad()
+def predict_logits(predict: Predict, images: Tensor, *, batch_size: int = 512) -> Tensor:
+    """Logits float32 (N, K), on the device of `images`, computed `batch_size` images at a time.
+
+    Args:
+        predict: images to logits, see `as_predict`.
+        images: float (N, C, H, W) in [0, 1], or uint8.
+        batch_size: images at a time; bounds the memory and changes nothing else (up to float rounding).
+
+    Raises:
+        ShapeError: there are no images.
+        RangeError: a logit is NaN.
+    """
+    if not len(images):
+        raise ShapeError("nothing to predict: the set holds no images")
+    parts = [predict(to_float(chunk)).float() for chunk in images.split(batch_size)]
+    return refuse_nan(torch.cat(parts))
+
+
+def refuse_nan(logits: Tensor) -> Tensor:
+    """`logits` (B, K), or `RangeError` if one is NaN: rows of NaN all look alike and would pass as invariant."""
+    broken = int(logits.isnan().any(1).sum())
+    if broken:
+        raise RangeError(
+            f"the model answers NaN for {broken} of {len(logits)} images; it diverged in training, or its input is "
+            "broken"
+        )
+    return logits

@@ -1,4 +1,4 @@
-"""Rounds of draws for invariance: one transformation of each image a round, sums by image, and when to stop.
+"""Rounds of draws for invariance: each round transforms every image once, sums are kept by image.
 
 The standard error of a class's eKLD has two parts: its images differ, and the draws of an image differ,
 
@@ -6,11 +6,11 @@ The standard error of a class's eKLD has two parts: its images differ, and the d
 
 More draws lower only the second part. A class is done when SE is as small as wanted, or when the draws' part is at
 most `DRAWS_SHARE` of SE^2, so that even endless draws would lower SE by no more than about 5 %. A class that may stop
-at a lucky moment is read slightly too low and too precise; `FEWEST` rounds for every class keep that small.
+at a lucky moment is read slightly too low and too precise; at least `FEWEST` rounds for every class keep that small.
 
-Draws that are dealt out (`dealing`) vary less than independent ones, so `within / draws` says too much about them. What
-they do is seen in the halves of an image's rounds, odd and even: were they independent, a quarter of the square of
-their difference would be the draws' part, and as one makes up for the other it is less.
+Stratified draws (`stratified`) vary less than independent ones, so `within / draws` is too large for them. Their effect
+is measured by the halves of an image's rounds, odd and even. If the halves were independent, a quarter of the square of
+their difference would be the draws' part; with stratified draws one half compensates the other, and it is less.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from torch import Tensor
 from gen_invariance.augment.cache import CodeCache, as_coded
 from gen_invariance.data.images import to_float
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.measure.accuracy import Predict, logits_of, mean_by_class, refuse_nan
-from gen_invariance.measure.stratified import Dealer
-from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+from gen_invariance.measure.accuracy import mean_by_class
+from gen_invariance.measure.predict import Predict, predict_logits, refuse_nan
+from gen_invariance.measure.stratified import StratifiedDraws
+from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
 from gen_invariance.run import named_generator
 
 FEWEST = 4
@@ -39,12 +40,11 @@ _CODE_BYTES = 2**29
 
 
 class Rounds:
-    """Sums by image over rounds of draws, for one or more models that meet the same transformed images.
+    """Sums by image over rounds of draws, for one or more models that see the same transformed images.
 
     Args:
         predicts: images to logits.
-        images, labels, nuisance, originals, num_classes, draws, batch_size, generator: see `measure_invariance`.
-        spread: deal draws out, so that each image's own are spread; see `dealing`.
+        images, labels, nuisance, originals, num_classes, batch_size: see `measure_invariance`.
 
     Attributes:
         count: int64 (K,), images of each class, on the CPU.
@@ -57,30 +57,23 @@ class Rounds:
         labels: Tensor,
         nuisance: Nuisance,
         *,
-        originals: Tensor | None,
-        num_classes: int | None,
-        draws: int,
-        batch_size: int,
-        generator: torch.Generator | None,
-        spread: bool = False,
+        originals: Tensor | None = None,
+        num_classes: int | None = None,
+        batch_size: int = 512,
     ) -> None:
-        if draws < 1:
-            raise SettingsError(f"measure: draws must be at least 1, got {draws}")
         if labels.shape != images.shape[:1]:
             raise ShapeError(f"measure: {len(images)} images but labels of shape {tuple(labels.shape)}")
         if originals is not None and originals.shape != images.shape:
             raise ShapeError(f"measure: images {tuple(images.shape)} but originals {tuple(originals.shape)}")
         self.predicts, self.nuisance, self.batch_size = predicts, nuisance, batch_size
-        self.generator = named_generator(0, "measure") if generator is None else generator
-        self.clean = [F.log_softmax(logits_of(predict, images, batch_size=batch_size), dim=1) for predict in predicts]
+        self.clean = [
+            F.log_softmax(predict_logits(predict, images, batch_size=batch_size), dim=1) for predict in predicts
+        ]
         self.sources, self.labels = images if originals is None else originals, labels.cpu()
-        halves = as_coded(nuisance) if draws > 1 else None
-        self.codes = None
-        if halves is not None:
-            self.codes = CodeCache(halves, self.sources, max_bytes=_CODE_BYTES, block=batch_size)
         self.num_classes = self.clean[0].shape[1] if num_classes is None else num_classes
         _, self.count = mean_by_class(torch.zeros(len(images)), labels, self.num_classes)
-        self._dealer = Dealer(len(images), generator=self.generator) if spread else None
+        self._codes: CodeCache | None = None
+        self._stratified: StratifiedDraws | None = None
         # Divergence, its square, equal answers, and divergence of odd rounds less that of even ones.
         self._sums = torch.zeros(4, len(predicts), len(images), dtype=torch.float64, device=images.device)
         self._rounds = torch.zeros(len(images), dtype=torch.int64)
@@ -105,62 +98,76 @@ class Rounds:
         return mean_by_class(values, self.labels, self.num_classes)[0]
 
     def standard_error(self, values: Tensor) -> Tensor:
-        """Of that mean, over images, float64 (K,); NaN for fewer than two images."""
+        """Standard error of that mean, over images, float64 (K,); NaN for fewer than two images."""
         mean, square = self.mean(values), self.mean(values**2)
         variance = (square - mean**2).clamp(min=0) * self.count / (self.count - 1).clamp(min=0)
         return (variance / self.count).sqrt()
 
-    def run(self, draws: int, *, until: float | None = None) -> None:
-        """Up to `draws` rounds; with `until` each class stops when it is done, the others go on."""
+    def run(
+        self,
+        draws: int,
+        *,
+        standard_error: float | None = None,
+        stratified: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Up to `draws` rounds; with `standard_error` each class stops when it is done. Call once."""
+        if draws < 1:
+            raise SettingsError(f"measure: draws must be at least 1, got {draws}")
+        generator = named_generator(0, "measure") if generator is None else generator
+        coded = as_coded(self.nuisance) if draws > 1 else None
+        if coded is not None:
+            self._codes = CodeCache(coded, self.sources, max_bytes=_CODE_BYTES, block=self.batch_size)
+        if stratified:
+            self._stratified = StratifiedDraws(len(self.labels), generator=generator)
         active = torch.arange(len(self.labels))
         for number in range(1, draws + 1):
-            self._round(active, sign=1 if number % 2 else -1)
-            whole = self._dealer is None or number % 2 == 0  # as many odd rounds as even ones
-            if until is not None and number >= FEWEST and whole:
-                active = active[~self._done(until)[self.labels[active]]]
+            # Drawn for all, so that what a class meets does not depend on which others have stopped.
+            draw = self.nuisance.sample(self.sources.shape, generator=generator)
+            if self._stratified is not None:
+                draw = self._stratified.assign(draw)
+            for rows in active.split(self.batch_size):
+                self._add(rows, select_rows(draw, rows), sign=1 if number % 2 else -1)
+            self._rounds[active] += 1
+            halves_are_equal = not stratified or number % 2 == 0
+            if standard_error is not None and number >= FEWEST and halves_are_equal:
+                active = active[~self._done(standard_error)[self.labels[active]]]
                 if not len(active):
                     return
 
-    def _done(self, until: float) -> Tensor:
+    def _add(self, rows: Tensor, draw: Draw, *, sign: int) -> None:
+        """Add a round's divergences of the images `rows`, int64 (M,), under their `draw`."""
+        here = rows.to(self.sources.device)
+        if self._codes is not None:
+            moved = self._codes.translate(here, draw)
+        else:
+            chunk = to_float(self.sources.index_select(0, here))
+            moved = self.nuisance.apply(chunk, draw_to(draw, chunk))
+        for model, predict in enumerate(self.predicts):
+            answer = F.log_softmax(refuse_nan(predict(moved).float()), dim=1)
+            clean = self.clean[model][here]
+            divergence = kl_divergence(clean, answer)
+            same = (clean.argmax(1) == answer.argmax(1)).double()
+            self._sums[:, model, here] += torch.stack([divergence, divergence**2, same, sign * divergence])
+
+    def _done(self, standard_error: float) -> Tensor:
         """Classes that need no more rounds, bool (K,)."""
         done = torch.ones(self.num_classes, dtype=torch.bool)
-        for place in range(len(self.predicts)):
-            error = self.standard_error(self.divergence[place])
-            done &= (error <= until) | (self._of_draws(place) <= DRAWS_SHARE * error**2)
+        for model in range(len(self.predicts)):
+            error = self.standard_error(self.divergence[model])
+            done &= (error <= standard_error) | (self._draws_part(model) <= DRAWS_SHARE * error**2)
         return done
 
-    def _of_draws(self, place: int) -> Tensor:
+    def _draws_part(self, model: int) -> Tensor:
         """The draws' part of the squared standard error of each class, float64 (K,)."""
         rounds = self._rounds.to(self._sums.device)
-        within = (self._sums[1, place] / rounds - self.divergence[place] ** 2).clamp(min=0) / (rounds - 1)
+        within = (self._sums[1, model] / rounds - self.divergence[model] ** 2).clamp(min=0) / (rounds - 1)
         part = self.mean(within)
-        if self._dealer is not None:
-            halves = self.mean((self._sums[3, place] / rounds) ** 2)
-            # One difference an image is little to know a variance by; a standard error of it is added.
+        if self._stratified is not None:
+            halves = self.mean((self._sums[3, model] / rounds) ** 2)
+            # One difference an image says little of a variance; a standard error of it is added.
             part = part.minimum(halves * (1 + (2 / self.count).sqrt()))
         return part / self.count
-
-    def _round(self, active: Tensor, *, sign: int) -> None:
-        """One draw for each of the `active` images, int64 (M,)."""
-        # Drawn for all, so that what a class meets does not depend on which others have stopped.
-        draw = self.nuisance.sample(self.sources.shape, generator=self.generator)
-        if self._dealer is not None:
-            draw = self._dealer.deal(draw)
-        for rows in active.split(self.batch_size):
-            here = rows.to(self.sources.device)
-            own = select_rows(draw, rows)
-            if self.codes is not None:
-                moved = self.codes.translate(here, own)
-            else:
-                chunk = to_float(self.sources.index_select(0, here))
-                moved = self.nuisance.apply(chunk, draw_to(own, chunk))
-            for place, predict in enumerate(self.predicts):
-                answer = F.log_softmax(refuse_nan(predict(moved).float()), dim=1)
-                clean = self.clean[place][here]
-                divergence = kl_divergence(clean, answer)
-                kept = (clean.argmax(1) == answer.argmax(1)).double()
-                self._sums[:, place, here] += torch.stack([divergence, divergence**2, kept, sign * divergence])
-        self._rounds[active] += 1
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

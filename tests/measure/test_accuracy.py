@@ -8,7 +8,8 @@ from oracles import slow_accuracy
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import RangeError, ShapeError
-from gen_invariance.measure.accuracy import AccuracyScores, logits_of, mean_by_class, mean_over, measure_accuracy
+from gen_invariance.measure.accuracy import AccuracyScores, mean_by_class, mean_over, measure_accuracy
+from gen_invariance.measure.predict import predict_logits
 
 
 def some_data(count=100, classes=5, empty=3):
@@ -27,7 +28,7 @@ def linear(classes=5):
 @pytest.mark.parametrize("batch_size", [1, 7, 100, 1000])
 def test_accuracy_equals_the_loop(batch_size):
     data, predict = some_data(), linear()
-    scores = measure_accuracy(predict, data, batch_size=batch_size)
+    scores = measure_accuracy(predict, data.images, data.labels, batch_size=batch_size)
     expected, count = slow_accuracy(predict(data.float_images()), data.labels, 5)
     assert scores.accuracy.tolist() == pytest.approx(expected, nan_ok=True)
     assert scores.count.tolist() == count
@@ -42,8 +43,8 @@ def test_perfect_and_hopeless():
     data = some_data(empty=4)
     one_hot = torch.nn.functional.one_hot(data.labels, 5).float()
     answers = iter([one_hot, -one_hot])
-    assert measure_accuracy(lambda _: next(answers), data).accuracy.nanmean() == 1
-    assert measure_accuracy(lambda _: next(answers), data).micro == 0
+    assert measure_accuracy(lambda _: next(answers), data.images, data.labels).accuracy.nanmean() == 1
+    assert measure_accuracy(lambda _: next(answers), data.images, data.labels).micro == 0
 
 
 def test_group_means_leave_empty_classes_out():
@@ -60,13 +61,13 @@ def test_group_means_leave_empty_classes_out():
 
 def test_uint8_and_float_images_give_the_same_logits():
     data = some_data()
-    torch.testing.assert_close(logits_of(linear(), data.images), logits_of(linear(), data.float_images()))
+    torch.testing.assert_close(predict_logits(linear(), data.images), predict_logits(linear(), data.float_images()))
 
 
 def test_images_are_not_changed_and_no_graph_is_kept():
     data, weight = some_data(), torch.randn(36, 5, requires_grad=True)
     before = data.images.clone()
-    logits = logits_of(lambda images: images.mul_(2).flatten(1) @ weight, data.images)
+    logits = predict_logits(lambda images: images.mul_(2).flatten(1) @ weight, data.images)
     assert not logits.requires_grad
     assert torch.equal(data.images, before)
 
@@ -93,20 +94,39 @@ def test_labels_outside_the_classes(label):
     ],
 )
 def test_predictions_of_another_shape(predict, message):
+    data = some_data()
     with pytest.raises(ShapeError, match=message):
-        measure_accuracy(predict, some_data())
+        measure_accuracy(predict, data.images, data.labels)
 
 
 def test_no_images():
     with pytest.raises(ShapeError, match="no images"):
-        measure_accuracy(linear(), some_data().subset(torch.zeros(0, dtype=torch.int64)))
+        measure_accuracy(linear(), torch.zeros(0, 1, 6, 6), torch.zeros(0, dtype=torch.int64))
+
+
+def test_labels_that_do_not_fit():
+    data = some_data()
+    with pytest.raises(ShapeError, match="100 images but labels"):
+        measure_accuracy(linear(), data.images, data.labels[:99])
+    with pytest.raises(RangeError, match="labels must lie"):
+        measure_accuracy(linear(), data.images, data.labels, num_classes=2)
+
+
+def test_a_module_is_measured_in_eval_mode_and_its_mode_restored():
+    data, model = some_data(), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(36, 5))
+    scores = measure_accuracy(model.double(), data.images, data.labels)
+    assert model.training
+    expected = measure_accuracy(model.eval(), data.float_images().double(), data.labels)
+    torch.testing.assert_close(scores.accuracy, expected.accuracy, equal_nan=True)
 
 
 def test_nan_logits_are_an_error_and_not_an_accuracy():
     """argmax of a row of NaN is class 0, so a diverged model would score 100 % on it."""
 
+    data = some_data()
+
     def diverged(images):
         return linear()(images) + torch.where(images.mean((1, 2, 3)) > 0.5, float("nan"), 0.0)[:, None]
 
     with pytest.raises(RangeError, match="NaN"):
-        measure_accuracy(diverged, some_data())
+        measure_accuracy(diverged, data.images, data.labels)

@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
-from gen_invariance.measure.invariance import kl_divergence, measure_invariance
+from gen_invariance.measure.invariance import measure_invariance
+from gen_invariance.measure.rounds import kl_divergence
 from gen_invariance.nuisance import Background, Compose, Identity, Lighting, Rotation, Thickness
 from gen_invariance.run import named_generator
 from gen_invariance.translator.munit.model import MunitTranslator

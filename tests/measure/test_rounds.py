@@ -1,4 +1,4 @@
-"""Stopping early, comparing two models under the same draws, and folding batch norms: none may change a figure."""
+"""Stopping early, comparing two models under the same draws, and fusing batch norms: none may change a figure."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from torch import nn
 
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.errors import SettingsError
-from gen_invariance.measure.fusion import folded
+from gen_invariance.measure.fusion import fuse_batch_norms
 from gen_invariance.measure.invariance import compare_invariance, measure_invariance
 from gen_invariance.measure.predict import as_predict
 from gen_invariance.measure.rounds import DRAWS_SHARE, FEWEST
@@ -52,7 +52,7 @@ def test_a_class_that_stops_after_k_rounds_has_the_figures_of_k_draws(digits, ne
     assert len(set(scores.draws_by_class.tolist())) > 2, "classes must stop at different rounds"
     for label, used in enumerate(scores.draws_by_class.tolist()):
         plain = measure_invariance(
-            network, *digits, Rotation(40), draws=used, spread=True, generator=named_generator(1)
+            network, *digits, Rotation(40), draws=used, stratified=True, generator=named_generator(1)
         )
         for name in ("ekld", "agreement", "standard_error"):
             expected = float(getattr(plain, name)[label])
@@ -82,31 +82,32 @@ def divergence(x, shift):
     return float(p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log())
 
 
-def dealt(on, start, number):
+def assigned(on, start, number):
     """The round's draws by hand: the image that comes first gets the smallest."""
     order = sorted(range(len(on)), key=lambda place: (start[place] + (number - 1) * (5**0.5 - 1) / 2) % 1)
     found = dict(zip(order, sorted(on), strict=True))
     return [found[place] for place in range(len(on))]
 
 
-@pytest.mark.parametrize("spread", [False, True])
-def test_when_a_class_stops_by_hand(spread):
+@pytest.mark.parametrize("stratified", [False, True])
+def test_when_a_class_stops_by_hand(stratified):
     """Two coin flips a class, in plain Python; class 0 has alike images, class 1 images that differ more than draws."""
     alike, unlike = [0.1] * 6, [0.0, 6.0, 0.0, 6.0, 6.0, 0.0]
     images = torch.tensor([*alike, *unlike]).view(-1, 1, 1, 1)
     labels = torch.tensor([0] * 6 + [1] * 6)
     found = measure_invariance(
-        logistic, images, labels, Flip(2.0), draws=200, standard_error=0.0, spread=spread, generator=named_generator(2)
-    )
+        logistic, images, labels, Flip(2.0), draws=200, standard_error=0.0, stratified=stratified,
+        generator=named_generator(2),
+    )  # fmt: skip
     generator, values, stopped = named_generator(2), [[] for _ in range(12)], {}
-    start = torch.rand(12, dtype=torch.float64, generator=generator).tolist() if spread else []
+    start = torch.rand(12, dtype=torch.float64, generator=generator).tolist() if stratified else []
     for number in range(1, 201):
         on = Flip(2.0).sample(images.shape, generator=generator)["on"].tolist()
-        on = dealt(on, start, number) if spread else on
+        on = assigned(on, start, number) if stratified else on
         for place in range(12):
             values[place].append(divergence(float(images[place]), 2.0 * float(on[place])))
         for label in (0, 1):
-            if label in stopped or number < FEWEST or (spread and number % 2):
+            if label in stopped or number < FEWEST or (stratified and number % 2):
                 continue
             own = values[6 * label : 6 * label + 6]
             means = [sum(v) / number for v in own]
@@ -114,7 +115,7 @@ def test_when_a_class_stops_by_hand(spread):
             squared_error = sum((m - centre) ** 2 for m in means) / 5 / 6
             within = [sum((x - m) ** 2 for x in v) / (number - 1) for v, m in zip(own, means, strict=True)]
             part = sum(within) / 6 / number
-            if spread:
+            if stratified:
                 halves = [(sum(v[0::2]) - sum(v[1::2])) / number for v in own]
                 part = min(part, sum(half**2 for half in halves) / 6 * (1 + (2 / 6) ** 0.5))
             if part / 6 <= DRAWS_SHARE * squared_error or squared_error == 0:
@@ -165,7 +166,7 @@ def test_codes_are_kept_over_the_rounds(digits, network):
 def test_a_comparison_is_the_difference_of_two_measurements(digits):
     one, two = trained(seed=0), trained(seed=1)
     found = compare_invariance(one, two, *digits, Rotation(30), draws=4, generator=named_generator(3))
-    how = {"draws": 4, "spread": True}
+    how = {"draws": 4, "stratified": True}
     apart = [measure_invariance(m, *digits, Rotation(30), generator=named_generator(3), **how) for m in (one, two)]
     torch.testing.assert_close(found.first, apart[0].ekld, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(found.second, apart[1].ekld, rtol=1e-6, atol=1e-9)
@@ -178,7 +179,7 @@ def test_its_standard_error_is_that_of_the_pairs():
     images = torch.linspace(0, 3, 30).view(-1, 1, 1, 1)
     labels = torch.zeros(30, dtype=torch.int64)
     sharper = compare_invariance(
-        logistic, lambda x: 1.1 * logistic(x), images, labels, Flip(1.0), draws=3, spread=False,
+        logistic, lambda x: 1.1 * logistic(x), images, labels, Flip(1.0), draws=3, stratified=False,
         generator=named_generator(4),
     )  # fmt: skip
     generator, pairs = named_generator(4), [0.0] * 30
@@ -193,17 +194,17 @@ def test_its_standard_error_is_that_of_the_pairs():
     assert float(sharper.standard_error[0]) < 0.5 * float(apart.standard_error[0]) * math.sqrt(2)
 
 
-# ---- folding
+# ---- fusion of batch norms
 
 
 @pytest.mark.parametrize("name", ["small_conv", "resnet20"])
-def test_folding_keeps_the_answers_and_the_model(name):
+def test_fusion_keeps_the_answers_and_the_model(name):
     model, images = trained(name), torch.rand(9, 1, 16, 16, generator=named_generator(5))
     before, expected = copy.deepcopy(model.state_dict()), model(images)
-    shorter = folded(model, images)
-    assert shorter is not model
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in shorter.modules())
-    torch.testing.assert_close(shorter(images), expected, atol=1e-4, rtol=1e-4)
+    fused = fuse_batch_norms(model, images)
+    assert fused is not model
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
+    torch.testing.assert_close(fused(images), expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(model(images), expected)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert model.backbone[0][0].weight.is_contiguous()
@@ -233,20 +234,20 @@ class Branching(nn.Module):
         return y.mean((2, 3))
 
 
-def test_what_cannot_be_folded_is_asked_as_it_is():
+def test_what_cannot_be_fused_is_used_as_it_is():
     images = torch.rand(5, 1, 8, 8, generator=named_generator(6))
     misleading, bare = Misleading().eval(), nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten()).eval()
-    assert folded(misleading, images) is misleading
-    assert folded(bare, images) is bare
+    assert fuse_batch_norms(misleading, images) is misleading
+    assert fuse_batch_norms(bare, images) is bare
     branching = Branching().eval()
     branching.part[1].running_var.fill_(4.0)
-    shorter = folded(branching, images)
-    assert shorter is not branching
-    assert not any(isinstance(part, nn.BatchNorm2d) for part in shorter.modules())
-    torch.testing.assert_close(shorter(images), branching(images))
+    fused = fuse_batch_norms(branching, images)
+    assert fused is not branching
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
+    torch.testing.assert_close(fused(images), branching(images))
 
 
-def test_measuring_folds_and_gives_the_same_figures(digits, network):
+def test_measuring_fuses_and_gives_the_same_figures(digits, network):
     def asked(images):  # a callable is asked as it is
         with torch.no_grad():
             return network(images)

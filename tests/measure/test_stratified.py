@@ -1,4 +1,4 @@
-"""Dealt draws: the same draws, each still one of the nuisance's, an image's own spread, and so sharper figures."""
+"""Stratified draws: the same draws, each still one of the nuisance's, an image's own spread, sharper figures."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen_invariance.measure.invariance import measure_invariance
-from gen_invariance.measure.stratified import Dealer
+from gen_invariance.measure.stratified import StratifiedDraws
 from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
 from gen_invariance.run import named_generator
 
@@ -24,26 +24,27 @@ class Shift:
 
 
 def places(rounds, seed=0, count=COUNT):
-    """What each image is dealt, (rounds, N)."""
+    """What each image is assigned, (rounds, N)."""
     generator = named_generator(seed)
-    dealer = Dealer(count, generator=generator)
-    return torch.stack([dealer.deal(Shift().sample((count,), generator=generator))["shift"] for _ in range(rounds)])
+    stratified = StratifiedDraws(count, generator=generator)
+    drawn = [Shift().sample((count,), generator=generator) for _ in range(rounds)]
+    return torch.stack([stratified.assign(draw)["shift"] for draw in drawn])
 
 
 @given(st.integers(1, 30), st.integers(0, 10**6))
-def test_a_round_deals_out_the_draws_it_was_given(count, seed):
+def test_a_round_assigns_the_draws_it_was_given(count, seed):
     nuisance = Compose([Lighting(), Rotation()])
     draw = nuisance.sample((count, 1, 8, 8), generator=named_generator(seed))
-    dealt = Dealer(count, generator=named_generator(seed, "deal")).deal(draw)
-    assert dealt.keys() == draw.keys()
-    rows = [torch.cat([value.reshape(count, -1).double() for value in each.values()], 1) for each in (draw, dealt)]
+    assigned = StratifiedDraws(count, generator=named_generator(seed, "start")).assign(draw)
+    assert assigned.keys() == draw.keys()
+    rows = [torch.cat([value.reshape(count, -1).double() for value in each.values()], 1) for each in (draw, assigned)]
     ordered = [sorted(map(tuple, row.tolist())) for row in rows]
     assert ordered[0] == ordered[1], "rows stay together"
 
 
-def test_nothing_drawn_is_nothing_dealt():
+def test_nothing_drawn_is_nothing_assigned():
     draw = Identity().sample((5, 1, 4, 4), generator=named_generator(0))
-    assert Dealer(5, generator=named_generator(1)).deal(draw).keys() == draw.keys()
+    assert StratifiedDraws(5, generator=named_generator(1)).assign(draw).keys() == draw.keys()
 
 
 def test_every_draw_of_every_image_is_still_uniform():
@@ -78,19 +79,19 @@ def test_figures_are_as_expected_and_sharper():
     q = torch.sigmoid(4 * shift)
     truth = float(torch.trapezoid(0.5 * (0.5 / q).log() + 0.5 * (0.5 / (1 - q)).log(), shift))
     errors = {}
-    for spread in (False, True):
+    for stratified in (False, True):
         found = [
             measure_invariance(
-                predict, images, labels, Shift(), draws=8, spread=spread, generator=named_generator(seed)
+                predict, images, labels, Shift(), draws=8, stratified=stratified, generator=named_generator(seed)
             )
             for seed in range(20)
         ]
         means = torch.stack([scores.ekld[0] for scores in found])
         assert abs(float(means.mean()) - truth) < 5 * float(means.std()) / 20**0.5
-        errors[spread] = float(torch.stack([scores.standard_error[0] for scores in found]).mean())
+        errors[stratified] = float(torch.stack([scores.standard_error[0] for scores in found]).mean())
     assert errors[True] < 0.45 * errors[False], "five times as many independent draws"
 
 
-def test_equal_generators_deal_equally():
+def test_equal_generators_assign_equally():
     assert torch.equal(places(5, seed=3), places(5, seed=3))
     assert not torch.equal(places(5, seed=3), places(5, seed=4))
