@@ -126,7 +126,8 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     Raises:
         SettingsError: it is not, or it is a number that is not finite.
     """
-    adapter = TypeAdapter(hint, config=_CONFIG)
+    # A dataclass brings a configuration of its own; pydantic refuses a second one.
+    adapter = TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else _CONFIG)
     try:
         return adapter.validate_json(_to_json(value, where)) if _is_plain(value) else adapter.validate_python(value)
     except pydantic.ValidationError as error:
