@@ -18,7 +18,10 @@ from gen_invariance.translator.io import load_translator
 ARCHIVE = Path(__file__).parent / "fixtures" / "runs_58c00f3" / "runs.tar.xz"
 DATA = ["data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
 FIT = ["fit.steps=4", "fit.batch_size=8", "fit.checkpoint_every=2", "fit.sample_every=4"]
-SPATIAL = ["fit", "data=digits_rotation", *DATA, "translator=spatial", *FIT, "translator.objective.discriminator_width=4"]
+SPATIAL = [
+    *("fit", "data=digits_rotation", *DATA, *FIT),
+    *("translator=spatial", "translator.objective.discriminator_width=4"),
+]
 TRAIN = [
     *("train", "data=digits_rotation", *DATA, "classifier.weights=start.safetensors", "training.epochs=2"),
     *("training.warmup=0", "training.batch_size=32", "training.checkpoint_every=1"),
@@ -33,8 +36,9 @@ GRID = [
     *("measure_options.draws=1", "measure_options.invariance_images=10", "data_options.largest=40"),
 ]
 ORDER = [
-    *("order", "data.test_images=4", "order.choose=list", "order.subsets=[[0,1,2]]", "order.seeds=[0]", "order.draws=1"),
-    *("order.source.epochs=2", "order.source.images_per_class=10", "order.analysis.resamples=100", "order.pool=5"),
+    *("order", "data.test_images=4", "order.choose=list", "order.subsets=[[0,1,2]]", "order.seeds=[0]"),
+    *("order.draws=1", "order.source.epochs=2", "order.source.images_per_class=10"),
+    *("order.analysis.resamples=100", "order.pool=5"),
 ]
 AUGMENT = [
     *("augment", "data=npz", "data.path=some.npz", "data.image_size=16", "data.rest_is_test=false", "target=median"),
@@ -76,7 +80,8 @@ def test_translators_load_and_translate(runs, kind):
 
 def test_a_finished_run_has_nothing_left_to_do(runs, capsys, monkeypatch):
     """The same commands with resume=true leave the weights as they are."""
-    before = {path: path.read_bytes() for path in (*runs.glob("*/checkpoints/*"), *runs.glob("fit-spatial/translator/*"))}
+    files = [*runs.glob("*/checkpoints/*"), *runs.glob("fit-spatial/translator/*")]
+    before = {path: path.read_bytes() for path in files}
     assert len(before) == 7
     printed([*SPATIAL, "out=fit-spatial", "resume=true"], capsys)
     printed([*TRAIN, "transfer=frozen", "out=train-plain", "resume=true"], capsys)
