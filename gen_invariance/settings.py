@@ -206,7 +206,7 @@ def _settings_error(
         fields = hint.__pydantic_fields__
         field = fields.get(part)
         hint = Annotated[field.annotation, *field.metadata] if field and field.metadata else field and field.annotation
-        name = f"{name}.{part}"
+        name = f"{name}.{part}".lstrip(".")
         value = value.get(part, detail["input"]) if isinstance(value, Mapping) else detail["input"]
     if detail["type"] in ("missing", "missing_argument"):
         return SettingsError(f"{name} must be given")
