@@ -80,14 +80,15 @@ def command(words):
 def check_others(words):
     """A command of another program: do the scripts, options and extras that it names exist?"""
     words = words[1:] if words[0] == "python" else words
-    words = words[1:] if words[:1] == ["-m"] else words
+    if words[0] == "-m":
+        words = [words[1], *words[2:]] if words[1] == "pip" else [f"{words[1].replace('.', '/')}.py", *words[2:]]
     if words[0] == "pip":
         assert words[1] == "install"
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert set(re.findall(r"[\w-]+", "".join(re.findall(r"\[(.*)\]", words[-1])))) <= set(extras)
         return
     script = ROOT / words[0]
-    assert words[0].startswith("scripts/")
+    assert words[0].startswith(("scripts/", "benchmarks/", "studies/", "tests/stress/"))
     text = script.read_text(encoding="utf-8")
     for option in re.findall(r"^--[\w-]+", "\n".join(words), flags=re.MULTILINE):
         assert option in text
@@ -216,6 +217,7 @@ def test_every_page_of_the_tables_above_exists():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_files_that_are_named_exist(page):
-    named = re.findall(r"(?<![\w/.-])((?:scripts|examples|tests|configs)/[\w./-]*\w)", page.read_text(encoding="utf-8"))
+    folders = "scripts|benchmarks|studies|examples|tests|configs"
+    named = re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\w)", page.read_text(encoding="utf-8"))
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing

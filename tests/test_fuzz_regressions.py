@@ -1,4 +1,4 @@
-"""What `scripts/fuzz.py` found, each as small as it gets: all of these once ended in a traceback, a hang or worse."""
+"""What `tests/stress/fuzz.py` found, as small as it gets: all once ended in a traceback, a hang or worse."""
 
 import io
 import json
@@ -222,16 +222,13 @@ def test_images_that_are_no_files_do_not_block(make, tmp_path):
 
 # ---- every hostile name at once, through every output
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def hostile():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import fuzz_inputs
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    from tests.stress import fuzz_inputs
+
     return [name for name in fuzz_inputs.NAMES if name not in ("train", "test") and not name.startswith(".")]
 
 
@@ -295,11 +292,11 @@ def test_hostile_class_names_through_a_report(hostile, runs, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "words"),
-    [("stress_resume", ["kills=4", "only=fit,augment"]), ("fuzz", ["cases=60", "seed=7"]), ("long_run", ["steps=320"])],
+    [("resume", ["kills=4", "only=fit,augment"]), ("fuzz", ["cases=60", "seed=7"]), ("long_run", ["steps=320"])],
 )
 def test_a_short_form_of_each_program(program, words, tmp_path):
-    line = [sys.executable, str(SCRIPTS / f"{program}.py"), *words, f"out={tmp_path / 'out'}"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=900, check=False)
+    line = [sys.executable, "-m", f"tests.stress.{program}", *words, f"out={tmp_path / 'out'}"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.count("\n") >= 3

@@ -1,4 +1,4 @@
-"""What `scripts/fuzz.py` found in saved translators, finished exports and tables: most once ended in a traceback."""
+"""What `tests/stress/fuzz.py` found in translators, exports and tables: most once ended in a traceback."""
 
 import json
 

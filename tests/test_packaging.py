@@ -60,7 +60,7 @@ def test_wheel_holds_configs_templates_and_licence(wheel):
     assert {name for name in package if "__pycache__" not in name} <= names
     assert any(name.endswith(".html.j2") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
+    assert not [name for name in names if name.startswith(("tests/", "scripts/", "benchmarks/", "studies/"))]
 
 
 def test_help_and_settings(installed):

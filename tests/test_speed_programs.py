@@ -1,21 +1,11 @@
 """The programs that measure speed: ratios are within a round, and quality decides when a fit is as good."""
 
 import json
-from pathlib import Path
 
-import pytest
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+from benchmarks import fitting, speed
 
 
-@pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return pytest.importorskip
-
-
-def test_ratios_are_taken_within_a_round_to_the_variant_that_is_named(program):
-    speed = program("benchmark_speed")
+def test_ratios_are_taken_within_a_round_to_the_variant_that_is_named():
     variants = [
         speed.Variant("recipe", "plain"),
         speed.Variant("ours", "same"),
@@ -28,16 +18,14 @@ def test_ratios_are_taken_within_a_round_to_the_variant_that_is_named(program):
     assert [row["ms"] for row in rows] == [4000.0, 2000.0, 3000.0]
 
 
-def test_the_first_round_warms_up_and_units_are_divided_by(program):
-    speed = program("benchmark_speed")
+def test_the_first_round_warms_up_and_units_are_divided_by():
     taken = iter([100.0, 6.0, 9.0])
     device = speed.torch.device("cpu")
     variant = speed.Variant("ours", "same", seconds=lambda: next(taken), units=3)
     assert speed.measure([variant], rounds=2, device=device) == [[2.0, 3.0]]
 
 
-def test_a_fit_counts_from_where_all_figures_are_as_good_as_the_recipes_last(program, tmp_path):
-    fitting = program("compare_fitting")
+def test_a_fit_counts_from_where_all_figures_are_as_good_as_the_recipes_last(tmp_path):
     good = {"accuracy_kept": 0.9, "kernel_distance": 0.1, "coverage": 0.9, "diversity": 0.5}
     looks = [
         {"arm": "truth", **good, "diversity": 0.4},

@@ -12,6 +12,7 @@ from gen_invariance.records import Record, as_frame
 from gen_invariance.report.gains import gain_tables
 from gen_invariance.report.size_effect import size_effect_table, size_effects
 from gen_invariance.report.tables import to_markdown
+from studies import tables
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -30,26 +31,20 @@ def numbers(text):
     return [float(number) for number in re.findall(r"[-+]?\d+(?:\.\d+)?", text.replace("−", "-"))]
 
 
-@pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return pytest.importorskip("study_tables")
-
-
 @pytest.mark.parametrize(("study", "rows"), [("letters16", 54), ("signs", 6)])
-def test_the_tables_of_the_studies_are_worked_out_from_their_records(study, rows, program):
-    frame = program.from_csv(RESULTS / study / "records.csv")
+def test_the_tables_of_the_studies_are_worked_out_from_their_records(study, rows):
+    frame = tables.from_csv(RESULTS / study / "records.csv")
     page = (DOCS / "benchmarks.md").read_text()
-    lines = program.short_table(frame).splitlines()
+    lines = tables.short_table(frame).splitlines()
     assert len(lines) - 2 >= rows
     assert all(line in page for line in lines)
-    assert to_markdown(gain_tables(frame, metrics=program.METRICS)) == (RESULTS / study / "gains.md").read_text()
+    assert to_markdown(gain_tables(frame, metrics=tables.METRICS)) == (RESULTS / study / "gains.md").read_text()
     assert frame.groupby(["benchmark", "method"])["order"].nunique().max() == 5
 
 
 @pytest.mark.parametrize(("study", "arms"), [("letters16", README_ARMS), ("signs", SIGNS_ARMS)])
-def test_the_tables_of_the_first_page_are_those_of_the_study(study, arms, program):
-    lines = program.side_by_side(program.from_csv(RESULTS / study / "records.csv"), arms).splitlines()[2:]
+def test_the_tables_of_the_first_page_are_those_of_the_study(study, arms):
+    lines = tables.side_by_side(tables.from_csv(RESULTS / study / "records.csv"), arms).splitlines()[2:]
     shown = (ROOT / "README.md").read_text()
     assert len(lines) == {"letters16": 6, "signs": 1}[study]
     for line in lines:

@@ -1,6 +1,6 @@
 """Every kind of bad file, folder and argument through the real command: one line, its exit code, nothing lost.
 
-`scripts/bad_input.py` prints what the command says to each of them (docs/results/augment/bad-input.md).
+`tests/stress/bad_input.py` prints what the command says to each of them (docs/results/augment/bad-input.md).
 """
 
 import gzip

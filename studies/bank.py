@@ -1,8 +1,8 @@
 """A bank of translations against drawing them at every step, at equal everything else: does reuse cost accuracy?
 
-    python scripts/compare_bank.py out=runs/bank seeds=5      # about 15 minutes of one CPU core
+    python -m studies.bank out=runs/bank seeds=5      # about 15 minutes of one CPU core
 
-Long-tailed digits under rotation and on backgrounds, the fitted translators of `compare_translators.py`; each training
+Long-tailed digits under rotation and on backgrounds, the fitted translators of `studies.translators`; each training
 with a bank has the seed, the weights to start from, the rows and the gates of the one without. Finished cells are
 skipped. Writes OUT/cells.jsonl and OUT/table.md: paired differences, mean and 95 % Student interval over seeds.
 """
@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from compare_translators import DRAWS, TASKS, fitted, methods
 from torch import Tensor
 
 from gen_invariance.experiment.cell import Method, run_cell
@@ -25,6 +24,7 @@ from gen_invariance.files import write_text
 from gen_invariance.nuisance.protocol import Draw, Nuisance
 from gen_invariance.stats import mean_interval, paired_difference
 from gen_invariance.translator.io import load_translator
+from studies.translators import DRAWS, TASKS, fitted, methods
 
 BANKS = {"on the fly": (0, 10), "4 versions, 20 epochs": (4, 20), "2 versions, 40 epochs": (2, 40)}
 """Translations of each image in the bank, and epochs after which all have been replaced."""

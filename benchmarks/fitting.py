@@ -1,15 +1,15 @@
 """Quality against processor time: MUNIT fitted as the recipe does it, and as the package does.
 
-    python scripts/compare_fitting.py out=runs/fitting seeds=3        # about 20 minutes of one CPU core a seed
-    python scripts/compare_fitting.py out=runs/fitting seconds=60 only=recipe,small-style
-    python scripts/compare_fitting.py out=runs/fitting summary=true   # the table again
+    python -m benchmarks.fitting out=runs/fitting seeds=3        # about 20 minutes of one CPU core a seed
+    python -m benchmarks.fitting out=runs/fitting seconds=60 only=recipe,small-style
+    python -m benchmarks.fitting out=runs/fitting summary=true   # the table again
 
 All see the same long-tailed digits on backgrounds; one judge, trained on other images, looks at all with the figures
 of `gen-invariance inspect`, and at the true nuisance on the images as they were. Writes a JSON line for each look to
 OUT/fitting.jsonl and prints when each arm first was as good as the recipe is at its end: identity kept and coverage no
 lower, kernel distance no higher, diversity no farther from that of the true nuisance. Then a step of each is timed, the
 arms taking turns in one process; times to equal figures are steps times that. At last each arm's translator is given to
-a classifier's tail classes, as `compare_translators.py` does. Finished arms are not run again.
+a classifier's tail classes, as `studies.translators` does. Finished arms are not run again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from compare_translators import DRAWS, methods
-from plain_recipe import PlainImages, PlainMunit
 from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
+from benchmarks.plain_recipe import PlainImages, PlainMunit
 from gen_invariance.benchmark.demo import DemoSettings
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
@@ -44,6 +43,7 @@ from gen_invariance.stats import mean_interval, paired_difference
 from gen_invariance.translator.build import build_objective
 from gen_invariance.translator.munit.model import MunitTranslator
 from gen_invariance.translator.quality.assess import assess
+from studies.translators import DRAWS, methods
 
 ARMS = {
     "recipe": None,  # width 64, two domains, batch 1

@@ -1,6 +1,6 @@
 """What a study keeps of a grid, and the tables that its page shows.
 
-    python scripts/study_tables.py out=runs/letters results=docs/results/benchmark/letters16
+    python -m studies.tables out=runs/letters results=docs/results/benchmark/letters16
 
 Writes `records.csv` (figures of every cell), `classes.csv` (eKLD by class), `gains.md` (all figures, paired
 differences, shares), `class_size.md` and, for each benchmark, a picture of eKLD against class size; prints the short

@@ -1,7 +1,7 @@
 """A plain training loop, beside which the package's own plain training has to stand: no stage, no class of the package.
 
-    python scripts/plain_loop.py benchmark=gtsrb200_lt orders=0-4 data_root=DATA steps=1575
-    python scripts/plain_loop.py benchmark=gtsrb200_lt orders=0-4 data_root=DATA steps=1575 records=runs/signs
+    python -m studies.plain_loop benchmark=gtsrb200_lt orders=0-4 data_root=DATA steps=1575
+    python -m studies.plain_loop benchmark=gtsrb200_lt orders=0-4 data_root=DATA steps=1575 records=runs/signs
 
 Trains on the benchmark's own cut of each order: three pooled convolutions and one more, SGD with momentum over a
 cosine, rows drawn from instance to class-balanced, images shifted by up to two pixels. Prints balanced accuracy, and

@@ -1,7 +1,7 @@
 """100,000 steps of each loop at toy size: do memory and the number of files stay flat?
 
-    python scripts/long_run.py out=runs/long                      # about half an hour of one CPU core
-    python scripts/long_run.py only=fit,stage steps=20000 out=runs/long
+    python -m tests.stress.long_run out=runs/long                      # about half an hour of one CPU core
+    python -m tests.stress.long_run only=fit,stage steps=20000 out=runs/long
 
 Loops: `fit` (a spatial translator), `train` (a classifier with the stage), `stage` (the stage alone, as in somebody
 else's loop), `measure` (accuracy and eKLD, a batch a step). Each runs in a process of its own, which notes its memory

@@ -1,9 +1,9 @@
 """Hostile input at scale: no traceback, no hang, no memory over 2 GB, nothing written outside of the output folder.
 
-    python scripts/fuzz.py cases=10000 out=runs/fuzz                 # about half an hour of one CPU core
-    python scripts/fuzz.py cases=500 only=images,npz seed=1 out=runs/fuzz
-    python scripts/fuzz.py case=1234 out=runs/fuzz                   # that case again, its output shown
-    python scripts/fuzz.py again=true cases=10000 out=runs/fuzz      # those that failed again, after a fix; then go on
+    python -m tests.stress.fuzz cases=10000 out=runs/fuzz                 # about half an hour of one CPU core
+    python -m tests.stress.fuzz cases=500 only=images,npz seed=1 out=runs/fuzz
+    python -m tests.stress.fuzz case=1234 out=runs/fuzz                   # that case again, its output shown
+    python -m tests.stress.fuzz again=true cases=10000 out=runs/fuzz   # those that failed again, then go on
 
 Each case is made from its number (`fuzz_inputs`), and read by the command line, `gen_invariance.cli.main.run`, or by a
 public reader, in a fork of this process with limits on memory and time. A case passes if the command succeeds, or is
@@ -26,14 +26,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from stress_resume import import_all, make_folder  # first: it sets the environment
+from tests.stress.resume import import_all, make_folder  # first: it sets the environment
 
 # isort: split
-from fuzz_case import run_case
-from fuzz_families import EXPORT, FAMILIES, FIT, MUNIT, TRAIN, keys_of
-
 from gen_invariance.cli import main as cli
 from gen_invariance.files import write_text
+from tests.stress.fuzz_case import run_case
+from tests.stress.fuzz_families import EXPORT, FAMILIES, FIT, MUNIT, TRAIN, keys_of
 
 
 def fixtures(base: Path) -> None:

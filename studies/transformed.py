@@ -1,6 +1,6 @@
 """Does invariance pass from the classes whose training images meet the nuisance to those whose do not?
 
-    python scripts/study_transformed.py --benchmark digits_rot_lt --orders 0-2 --out runs/transformed
+    python -m studies.transformed --benchmark digits_rot_lt --orders 0-2 --out runs/transformed
 
 Two experiments of one grid. "number": of K classes, k drawn at random (each set within the next) meet the nuisance in
 training; eKLD of those k classes and of the others, against k. "single": only the class of one rank in size meets it;

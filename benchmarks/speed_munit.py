@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-import plain_recipe as recipe
 import torch
-from speed_variants import BATCH, SMALL, Variant, pictures, stored
 from torch import Tensor, nn
 
+from benchmarks import plain_recipe as recipe
+from benchmarks.speed_variants import BATCH, SMALL, Variant, pictures, stored
 from gen_invariance.augment.cache import CodeCache, TranslationBank
 from gen_invariance.data.images import ImageData
 from gen_invariance.nuisance.protocol import Nuisance

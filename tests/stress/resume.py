@@ -1,7 +1,7 @@
 """Kill each long command at random moments, let it finish, and compare what it wrote with an uninterrupted run.
 
-    python scripts/stress_resume.py kills=50 out=runs/stress      # all commands, about 20 minutes of one CPU core
-    python scripts/stress_resume.py kills=50 only=fit,train seed=1 out=runs/stress
+    python -m tests.stress.resume kills=50 out=runs/stress      # all commands, about 20 minutes of one CPU core
+    python -m tests.stress.resume kills=50 only=fit,train seed=1 out=runs/stress
 
 A command is killed again and again in one folder, each time started with resume=true, until it ends by itself; then
 every file is compared with that of a run nobody disturbed, byte for byte (records and cells without times, commands and

@@ -1,6 +1,6 @@
 """What `gen-invariance augment` says to bad settings, inputs, output folders and files, as a table.
 
-    python scripts/bad_input.py [--out DIR]
+    python -m tests.stress.bad_input [--out DIR]
 
 The cases are those of tests/export/test_export_bad_input.py, which checks that the command ends with that exit code in
 one line, leaves the data alone, and writes what can be written. Each runs here through the command's entry point, in a
@@ -20,7 +20,7 @@ from pathlib import Path
 from gen_invariance.cli.main import run
 from gen_invariance.files import write_text
 
-CASES = Path(__file__).resolve().parent.parent / "tests" / "export" / "test_export_bad_input.py"
+CASES = Path(__file__).resolve().parent.parent / "export" / "test_export_bad_input.py"
 
 
 def load_cases() -> object:
@@ -79,7 +79,7 @@ def main() -> None:
     show, warnings.showwarning = warnings.showwarning, warnings.showwarning  # the command line sets its own
     found = list(rows(load_cases()))
     warnings.showwarning = show
-    head = ["    python scripts/bad_input.py --out docs/results/augment", ""]
+    head = ["    python -m tests.stress.bad_input --out docs/results/augment", ""]
     head += [f"{len(found)} kinds of bad input to `gen-invariance augment`.", ""]
     text = "\n".join([*head, "| what | kind | exit code | line |", "|---|---|---|---|", *found, ""])
     print(text)

@@ -1,6 +1,6 @@
 """What each option of the training loop adds to a step, as a ratio to plain cross-entropy; options take turns.
 
-python scripts/benchmark_classifier.py [--device cuda] [--backbone resnet32 --size 32 --batch 128]
+python -m benchmarks.classifier [--device cuda] [--backbone resnet32 --size 32 --batch 128]
 """
 
 import argparse

@@ -18,12 +18,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import fuzz_inputs as make
-from fuzz_families import Door
-
 from gen_invariance.cli import main as cli
-from gen_invariance.cli.main import verbs
+from gen_invariance.cli import verbs
 from gen_invariance.errors import GenInvarianceError
+from tests.stress import fuzz_inputs as make
+from tests.stress.fuzz_families import Door
 
 CPU_SECONDS, CLOCK_SECONDS, GIGABYTES = 10, 90, 2.0
 

@@ -1,6 +1,6 @@
 """What `gen-invariance augment` costs at size: a folder of real images of mixed sizes and modes, end to end.
 
-    python scripts/benchmark_augment.py --data cifar10.npz --images 20000 [--processes 1] [--kills 20] [--out DIR]
+    python -m benchmarks.augment --data cifar10.npz --images 20000 [--processes 1] [--kills 20] [--out DIR]
 
 The images of `--data` (an .npz with train_images and train_labels, or an image folder) are drawn long-tailed, scaled
 to random sizes from 24 to 128 pixels, and written as JPEG and PNG in grey, colour, palette, transparent, 16-bit and
@@ -266,7 +266,7 @@ def main() -> None:
             done, ended = kill_and_resume(words, work / "killed", options.kills, unit_count(options, costs["all"]))
             at = ", ".join(map(str, done))
             compared(f"killed {len(done)} times (units recorded by then: {at}) and resumed", work / "killed", ended)
-    headline = "python scripts/benchmark_augment.py " + " ".join(sys.argv[1:]).replace(
+    headline = "python -m benchmarks.augment " + " ".join(sys.argv[1:]).replace(
         str(options.data), options.data.name
     )
     name = f"{options.translator}-{options.images}-{options.processes}"

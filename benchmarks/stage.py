@@ -1,6 +1,6 @@
 """What the stage costs in a training step: a step with it over a bare step, interleaved, for each nuisance.
 
-    python scripts/benchmark_stage.py [--device cuda] [--batch 128] [--size 32] [--share 0.25] [--steps 30] [--out DIR]
+    python -m benchmarks.stage [--device cuda] [--batch 128] [--size 32] [--share 0.25] [--steps 30] [--out DIR]
 
 Prints and writes minimum, median and maximum of the ratio. Both steps of a pair run back to back, in turns the one and
 the other first, so what else the machine does falls on both. On a CPU the ratio is of processor time (of all threads),
@@ -111,7 +111,7 @@ def main() -> None:
         optimizer.step()
 
     what = "processor time" if device.type == "cpu" else "wall time"
-    command = " ".join(["python scripts/benchmark_stage.py", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks.stage", *sys.argv[1:]])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     lines = [
         f"    {command}",

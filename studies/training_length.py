@@ -1,6 +1,6 @@
 """Accuracy of an arm against the length of its training: where the plateau is that a benchmark's figures are taken at.
 
-    python scripts/training_length.py benchmark=gtsrb200_lt epochs=30,60,120 orders=10-12 data_root=DATA out=runs/length
+    python -m studies.training_length benchmark=gtsrb200_lt epochs=30,60,120 orders=10-12 data_root=DATA out=runs/length
 
 Prints a Markdown table: balanced, many-shot and few-shot accuracy (mean and 95 % interval over orders) and seconds of
 one core for each length. Use orders that nothing else is measured on. Stopped and started again, it goes on.

@@ -1,4 +1,4 @@
-"""Hostile inputs for `scripts/fuzz.py`: each maker writes one into a folder and returns the command lines that read it.
+"""Hostile inputs for `fuzz`: each maker writes one into a folder and returns the command lines that read it.
 
 Everything is drawn from the `random.Random` that is passed in, so a case can be made again from its number.
 """

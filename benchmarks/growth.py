@@ -1,7 +1,7 @@
 """How time and memory grow: with the batch, the side of the images, the classes, the images and the draws.
 
-    python scripts/benchmark_growth.py out=docs/results/speed/growth        # some minutes on one core
-    python scripts/benchmark_growth.py only=classes,draws
+    python -m benchmarks.growth out=docs/results/speed/growth        # some minutes on one core
+    python -m benchmarks.growth only=classes,draws
 
 Each point is a process of its own; time is its processor time for one unit of work (median of 3), memory what its peak
 grew by over the start of the work. Writes `growth.jsonl` and `growth.md`.
@@ -150,7 +150,7 @@ def main(given: dict[str, str]) -> None:
         if "only" in given and name not in given["only"].split(","):
             continue
         for value in values:
-            command = [sys.executable, __file__, f"point={name}:{value}"]
+            command = [sys.executable, "-m", "benchmarks.growth", f"point={name}:{value}"]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)

@@ -1,6 +1,6 @@
 """How long 10,000 records take to be written, read, summarised and rendered as a report with pictures.
 
-    python scripts/benchmark_report.py [--records 10000] [--out FOLDER]
+    python -m benchmarks.report [--records 10000] [--out FOLDER]
 
 Records are made up: five methods on two benchmarks of 49 classes, as many class orders as it takes. Prints CPU and
 wall-clock seconds of each part and whether all but writing stays below ten seconds of one core.

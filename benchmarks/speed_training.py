@@ -7,14 +7,14 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import plain_recipe as recipe
 import torch
 import torch.nn.functional as F
-from speed_munit import munit_on
-from speed_variants import BATCH, CLASSES, SMALL, Variant, stored
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks import plain_recipe as recipe
+from benchmarks.speed_munit import munit_on
+from benchmarks.speed_variants import BATCH, CLASSES, SMALL, Variant, stored
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.data.images import ImageData

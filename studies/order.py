@@ -1,7 +1,7 @@
 """The two studies of docs/subset_order.md: which class subsets of CIFAR-10, or of digits, generalise to which?
 
-    python scripts/study_order.py digits --out runs/order-digits
-    python scripts/study_order.py cifar10 cifar10.npz --out runs/order-cifar10
+    python -m studies.order digits --out runs/order-digits
+    python -m studies.order cifar10 cifar10.npz --out runs/order-cifar10
 
 The .npz holds train_images, train_labels, test_images, test_labels and class_names of CIFAR-10; 500 training and
 400 test images of each class are used. Stopped and started again, a study goes on with what is missing. The figures
@@ -92,12 +92,12 @@ def main() -> None:
     began = time.perf_counter()
     try:
         train, test, settings = digits() if given.study == "digits" else cifar10(given.data, seeds=given.seeds)
-        command = f"python scripts/study_order.py {given.study}"
+        command = f"python -m studies.order {given.study}"
         study = run_order(
             train, test, given.out, settings, nuisance=Rotation(30), resume=True, progress=True, command=command
         )
     except GenInvarianceError as error:
-        raise SystemExit(f"study_order: {error}") from error
+        raise SystemExit(f"studies.order: {error}") from error
     print("\n".join(findings(study)))
     print(study.table.to_string(), study.predictors.to_string(), sep="\n\n")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

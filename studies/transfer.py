@@ -1,6 +1,6 @@
 """Transfer modes: letters to letters never seen, and ImageNet features to a few hundred colour images.
 
-    python scripts/compare_transfer.py emnist_letters.npz cifar10_lt10.npz --out docs/results/transfer
+    python -m studies.transfer emnist_letters.npz cifar10_lt10.npz --out docs/results/transfer
 
 A small network is trained on 16 classes of letters and moved to the other 10 in every mode; three target sizes,
 three seeds, each with its own classes. Then heads on the packaged EfficientNet-Lite0. About 10 minutes on one core;

@@ -8,9 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import fuzz_inputs as make
 import torch
-from stress_resume import DIGITS
 
 from gen_invariance.cli import main as cli
 from gen_invariance.cli.help import config_folder
@@ -21,6 +19,8 @@ from gen_invariance.experiment.evaluate import open_run
 from gen_invariance.files import load_checkpoint
 from gen_invariance.records import finished_cells, load_records
 from gen_invariance.translator.io import load_translator
+from tests.stress import fuzz_inputs as make
+from tests.stress.resume import DIGITS
 
 TINY = [*DIGITS, "progress=false"]
 FIT = [

@@ -1,6 +1,6 @@
 """Time and memory of the subset order at size: cached features in, relation and diagram out.
 
-    python scripts/benchmark_order.py [--subsets 200] [--classes 100] [--seeds 5]
+    python -m benchmarks.order [--subsets 200] [--classes 100] [--seeds 5]
 
 Aim: 200 subsets, 100 classes, 5 seeds in under 60 s and 4 GB on two cores. Making the random features is not
 counted. Wall time, processor time (of all threads) and the peak memory of the process are printed; on a machine that

@@ -1,6 +1,6 @@
 """Check the subset order where the truth is known: wrong certain edges, and how much is decided, by seeds.
 
-    python scripts/simulate_order.py [--runs 1000] [--hits 20]
+    python -m studies.simulate_order [--runs 1000] [--hits 20]
 
 Part 1: 12 subsets, 20 pairs, true separability within 0.1 of the threshold, seed deviation 0.02, 95 % level.
 Part 2: the whole way from single answers of a shared test set (7 classes, 21 pairs, 400 test samples a class), with

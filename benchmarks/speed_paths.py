@@ -1,4 +1,4 @@
-"""The hot paths that `benchmark_speed.py` measures: for each the plain recipe and what the package has for it."""
+"""The hot paths that `benchmarks.speed` measures: for each the plain recipe and what the package has for it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from speed_ekld import ekld_forward, ekld_precision
-from speed_munit import generating, munit_per_image, munit_same
-from speed_training import loading, nuisances, training_step
-from speed_variants import Variant
+
+from benchmarks.speed_ekld import ekld_forward, ekld_precision
+from benchmarks.speed_munit import generating, munit_per_image, munit_same
+from benchmarks.speed_training import loading, nuisances, training_step
+from benchmarks.speed_variants import Variant
 
 
 def starting(device: torch.device) -> list[Variant]:

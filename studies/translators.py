@@ -1,7 +1,7 @@
 """Translators against generic augmentation and the oracle, on long-tailed digits under several nuisances.
 
-    python scripts/compare_translators.py out=runs/translators            # about 90 minutes on one CPU core
-    python scripts/compare_translators.py out=runs/translators seeds=5 only=rotation45,mix methods="DRS,DRS + redraw"
+    python -m studies.translators out=runs/translators            # about 90 minutes on one CPU core
+    python -m studies.translators out=runs/translators seeds=5 only=rotation45,mix methods="DRS,DRS + redraw"
 
 Cells that are finished are skipped, so a stopped comparison goes on. Prints the table; writes records, table.md,
 summary.csv and report.html below `out`.

@@ -1,7 +1,7 @@
-"""What the fitted translators of compare_translators.py are like: identity kept, match, recovery, cost.
+"""What the fitted translators of studies.translators are like: identity kept, match, recovery, cost.
 
-    python scripts/inspect_translators.py out=runs/translators            # after compare_translators.py, same `out`
-    python scripts/inspect_translators.py out=runs/translators seeds=3 kinds=redraw,spatial
+    python -m studies.inspect_translators out=runs/translators            # after studies.translators, same `out`
+    python -m studies.inspect_translators out=runs/translators seeds=3 kinds=redraw,spatial
 
 Looks at every fit below `out`/fits with the measures of `gen-invariance inspect`, and writes `out`/quality.jsonl (a
 line for each fit; those that are there are skipped) and `out`/quality.md, which it prints. Only training images are
@@ -18,7 +18,6 @@ from time import process_time
 
 import pandas as pd
 import torch
-from compare_translators import FITS, TASKS
 
 from gen_invariance.experiment.inspect import Inspection, InspectSettings, inspect_translator
 from gen_invariance.experiment.task import Prepared, prepare
@@ -28,6 +27,7 @@ from gen_invariance.run import named_generator
 from gen_invariance.stats import mean_interval
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.measures import kolmogorov_distance
+from studies.translators import FITS, TASKS
 
 FIGURES = ("accuracy_kept", "precision", "coverage", "diversity")
 

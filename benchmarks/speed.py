@@ -1,8 +1,8 @@
 """The package against a plain reading of the published recipe, hot path by hot path.
 
-    python scripts/benchmark_speed.py out=docs/results/speed/cpu            # under 15 minutes on one core
-    python scripts/benchmark_speed.py only=ekld_forward,loading rounds=9 out=runs/speed
-    python scripts/benchmark_speed.py device=cuda out=docs/results/speed/cuda
+    python -m benchmarks.speed out=docs/results/speed/cpu            # under 15 minutes on one core
+    python -m benchmarks.speed only=ekld_forward,loading rounds=9 out=runs/speed
+    python -m benchmarks.speed device=cuda out=docs/results/speed/cuda
 
 On a CPU it is processor time of one thread, on a GPU wall time with the queue emptied before and after. The variants of
 a path take turns, in reverse order every other round, and ratios are taken within a round. `kind` says what a ratio may
@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from speed_paths import PATHS, Variant
 
+from benchmarks.speed_paths import PATHS, Variant
 from gen_invariance.files import write_text
 from gen_invariance.records import provenance
 
@@ -124,7 +124,7 @@ def main(given: dict[str, str]) -> None:
     facts = {"device": name, "torch": torch.__version__, "commit": provenance().get("commit")}
     out, rows = Path(given.get("out", "runs/speed")), []
     out.mkdir(parents=True, exist_ok=True)
-    command = " ".join(["python scripts/benchmark_speed.py", *(f"{key}={value}" for key, value in given.items())])
+    command = " ".join(["python -m benchmarks.speed", *(f"{key}={value}" for key, value in given.items())])
     for path in chosen:
         started = time.process_time()
         variants = PATHS[path](device)

@@ -1,7 +1,7 @@
 """Long-tail methods on EMNIST letters, each with and without the stage: table, summary and records.
 
-    python scripts/compare_methods.py emnist_letters.npz --out docs/results/methods --work runs/methods
-    python scripts/compare_methods.py emnist_letters.npz --set all --methods ce ce_drs ldam_drw --out ...
+    python -m studies.methods emnist_letters.npz --out docs/results/methods --work runs/methods
+    python -m studies.methods emnist_letters.npz --set all --methods ce ce_drs ldam_drw --out ...
 
 The set "ten": ten letters at 14x14, cut to 110 ... 5 images a class, turned by any angle; 60 epochs. The set "all": 26
 letters, 200 ... 4 images, turned by up to 90 degrees; 20 epochs. Five seeds each. Every row of every method is cropped
