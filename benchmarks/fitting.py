@@ -32,7 +32,7 @@ from gen_invariance.benchmark.demo import DemoSettings
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.data.split import split_indices
-from gen_invariance.experiment.cell import run_cell
+from gen_invariance.experiment.cell import CellInputs, MeasureSettings, run_cell
 from gen_invariance.experiment.inspect import InspectSettings, head_classes, train_judge
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.files import write_text
@@ -186,9 +186,9 @@ def train_with(task: Task, seed: int, nuisance: Nuisance) -> dict[str, float]:
     method = next(method for method in methods() if method.name == "DRS + MUNIT")
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(task, seed=seed)
-        records = run_cell(
-            task, prepared, method, seed=seed, folder=Path(folder) / "run", translator=nuisance, draws=DRAWS
-        )
+        inputs = CellInputs(prepared, translator=nuisance)
+        measure = MeasureSettings(draws=DRAWS, invariance_images=None)
+        records = run_cell(task, method, inputs, seed=seed, folder=Path(folder) / "run", measure=measure)
     found = {record.metric: record.value for record in records if record.class_index is None}
     return {metric: found[metric] for metric in TRAINED}
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gen_invariance.experiment.cell import Method, run_cell
+from gen_invariance.experiment.cell import CellInputs, MeasureSettings, Method, run_cell
 from gen_invariance.experiment.task import prepare
 from gen_invariance.files import write_text
 from gen_invariance.nuisance.protocol import Draw, Nuisance
@@ -70,10 +70,11 @@ def main(out: Path, seeds: int) -> None:
                     continue
                 words = "".join(letter if letter.isalnum() else "-" for letter in f"{name}-{kind}-{bank}-{seed}")
                 translator = Counted(load_translator(folder))
+                inputs = CellInputs(prepare(TASKS[name], seed=seed), translator=translator)
+                measure = MeasureSettings(draws=DRAWS, invariance_images=None)
                 records = run_cell(
-                    TASKS[name], prepare(TASKS[name], seed=seed), method, seed=seed, folder=out / "cells" / words,
-                    translator=translator, draws=DRAWS,
-                )  # fmt: skip
+                    TASKS[name], method, inputs, seed=seed, folder=out / "cells" / words, measure=measure
+                )
                 found = {record.metric: record.value for record in records if record.class_index is None}
                 cell |= {"translated": translator.images, **{metric: found[metric] for metric in SHOWN}}
                 with path.open("a", encoding="utf-8") as file:

@@ -19,7 +19,8 @@ import torch
 from gen_invariance.benchmark.methods import Comparison, in_order, run_comparison, stage_table, with_stage
 from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.cli.help import config_folder
-from gen_invariance.experiment.cell import ClassifierSettings, Method, StageSettings
+from gen_invariance.experiment.build import ClassifierSettings, StageSettings
+from gen_invariance.experiment.cell import Method
 from gen_invariance.experiment.task import Task
 from gen_invariance.files import write_text
 from gen_invariance.records import measured, write_csv

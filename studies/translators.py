@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 
 from gen_invariance.benchmark.demo import DemoSettings
-from gen_invariance.experiment.cell import Method, StageSettings, cell_digest, run_cell
+from gen_invariance.experiment.build import StageSettings
+from gen_invariance.experiment.cell import CellInputs, MeasureSettings, Method, cell_digest, run_cell
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.files import write_json, write_text
 from gen_invariance.records import Cell, RecordWriter, finished_cells, load_records
@@ -121,13 +122,15 @@ def main(out: Path, seeds: int, only: str, wanted: str) -> None:
                 words = "".join(letter if letter.isalnum() else "-" for letter in method.name)
                 records = run_cell(
                     task,
-                    prepare(task, seed=seed),
                     method,
+                    CellInputs(
+                        prepare(task, seed=seed),
+                        translator=load_translator(folder) if folder else None,
+                        fit_seconds=seconds,
+                    ),
                     seed=seed,
                     folder=out / "cells" / f"{name}-{words}-{seed}",
-                    translator=load_translator(folder) if folder else None,
-                    fit_seconds=seconds,
-                    draws=DRAWS,
+                    measure=MeasureSettings(draws=DRAWS, invariance_images=None),
                 )
                 RecordWriter(task_out / "records").write_cell(records)
                 found = {record.metric: record.value for record in records if record.class_index is None}

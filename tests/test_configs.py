@@ -12,7 +12,7 @@ from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.cli.help import config_folder, groups_of, verb_help
 from gen_invariance.cli.main import _PLAIN, _compose, _keys
 from gen_invariance.cli.verbs import VERBS
-from gen_invariance.experiment.cell import ClassifierSettings, StageSettings
+from gen_invariance.experiment.build import ClassifierSettings, StageSettings
 from gen_invariance.experiment.task import Task
 from gen_invariance.settings import options_of, settings_of
 from gen_invariance.translator.build import TRANSLATORS
@@ -60,7 +60,7 @@ def test_choice_composes_and_holds_what_the_library_takes(verb, group, choice):
 def test_loops_of_the_verbs_bind():
     fit = _compose("fit", [])["fit"]
     assert set(fit) == set(FitSettings.__dataclass_fields__)
-    assert settings_of(FitSettings, fit | {"flip": False}, "fit").steps == fit["steps"]
+    assert settings_of(FitSettings, fit, "fit").steps == fit["steps"]
     demo = _compose("demo", [])["demo"]
     assert settings_of(DemoSettings, demo, "demo") == DemoSettings()
     assert set(demo) == set(DemoSettings.__dataclass_fields__)

@@ -215,7 +215,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("error", MESSAGES[:1], ids=lambda error: type(error).__name__)
 def test_measuring_halves_its_batch(error, trained, tmp_path, monkeypatch, capsys):
     whole, small = (shutil.copytree(trained, tmp_path / name) for name in ("whole", "small"))
-    measuring.measure_run(whole, draws=1, batch_size=512)
+    measuring.measure_run(measuring.MeasureRun(run=str(whole), draws=1))
     original, tried = measuring.measure_invariance, []
 
     def greedy(*arguments, batch_size, **options):

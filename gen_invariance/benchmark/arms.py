@@ -14,7 +14,8 @@ from typing import Any
 from gen_invariance.benchmark.methods import build_method
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, translator_fit
 from gen_invariance.errors import CheckpointError, SettingsError
-from gen_invariance.experiment.cell import Method, StageSettings
+from gen_invariance.experiment.build import StageSettings
+from gen_invariance.experiment.cell import Method
 from gen_invariance.nuisance.build import build_nuisance
 
 PAPER = ("ce", "ce_drs", "ce_drw", "ldam", "ldam_drs", "ldam_drw")

@@ -25,13 +25,8 @@ from gen_invariance.benchmark.methods import in_order
 from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import RunError, SettingsError
-from gen_invariance.experiment.cell import (
-    ClassifierSettings,
-    Method,
-    StageSettings,
-    cell_digest,
-    run_cell,
-)
+from gen_invariance.experiment.build import ClassifierSettings, StageSettings
+from gen_invariance.experiment.cell import CellInputs, MeasureSettings, Method, cell_digest, run_cell
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.files import write_json
 from gen_invariance.records import Cell, RecordWriter, finished_cells, load_records
@@ -267,13 +262,11 @@ def _do(out: str, settings: DemoSettings, job: _Job) -> str:
         fit_seconds = json.loads((fitted / "seconds.json").read_text())["seconds"]
     records = run_cell(
         task,
-        prepared,
         method,
+        CellInputs(prepared, translator=translator, fit_seconds=fit_seconds),
         seed=job.seed,
         folder=folder,
-        translator=translator,
-        fit_seconds=fit_seconds,
-        draws=settings.draws,
+        measure=MeasureSettings(draws=settings.draws, invariance_images=None),
     )
     RecordWriter(Path(out) / "records").write_cell(records)
     figures = {record.metric: record.value for record in records if record.class_index is None}

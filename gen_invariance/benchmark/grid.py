@@ -23,7 +23,7 @@ from gen_invariance.benchmark.jobs import run_jobs
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, translator_fit
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
-from gen_invariance.experiment.cell import cell_digest, run_cell
+from gen_invariance.experiment.cell import CellInputs, cell_digest, run_cell
 from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.files import write_json
 from gen_invariance.nuisance.build import build_nuisance
@@ -252,16 +252,11 @@ def _measure(out: Path, cell: GridCell, prepared: Prepared, filled: Prepared | N
     learned, _ = _loaded(out, benchmark, cell.learned, cell.order, prepared)
     return run_cell(
         benchmark.task,
-        prepared,
         cell.arm.method,
+        CellInputs(prepared, filled=filled, translator=translator, fit_seconds=fit_seconds, learned=learned),
         seed=cell.seed,
         folder=out / cell.folder,
-        filled=filled,
-        translator=translator,
-        fit_seconds=fit_seconds,
-        draws=benchmark.measure.draws,
-        invariance_images=benchmark.measure.invariance_images,
-        learned=learned,
+        measure=benchmark.measure,
         benchmark=benchmark.name,
         order=cell.order,
         config_digest=cell.digest,

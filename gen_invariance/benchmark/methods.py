@@ -16,7 +16,8 @@ import yaml
 
 from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.cell import ClassifierSettings, Method, StageSettings, cell_digest, run_cell
+from gen_invariance.experiment.build import ClassifierSettings, StageSettings
+from gen_invariance.experiment.cell import CellInputs, MeasureSettings, Method, cell_digest, run_cell
 from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.records import Cell, RecordWriter, finished_cells, load_records
@@ -123,10 +124,9 @@ def run_comparison(
         translator = _fitted(comparison, prepared, out / "fits" / str(seed), seed=seed) if needs_fit else None
         for method in methods:
             folder = out / "cells" / f"{method.name.replace(' ', '').replace('+', '-')}-{seed}"
-            records = run_cell(
-                task, prepared, method, seed=seed, folder=folder, draws=comparison.draws,
-                translator=translator if method.translator else None,
-            )  # fmt: skip
+            inputs = CellInputs(prepared, translator=translator if method.translator else None)
+            measure = MeasureSettings(draws=comparison.draws, invariance_images=None)
+            records = run_cell(task, method, inputs, seed=seed, folder=folder, measure=measure)
             writer.write_cell(records)
             totals = {record.metric: record.value for record in records if record.class_index is None}
             say(f"seed {seed}, {method.name}: {progress_line(totals)}, {totals['train_seconds']:.0f} s")

@@ -17,26 +17,12 @@ import yaml
 from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.data.readers.registry import missing_files, source_names
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.cell import ClassifierSettings, StageSettings
+from gen_invariance.experiment.build import ClassifierSettings, StageSettings
+from gen_invariance.experiment.cell import MeasureSettings
 from gen_invariance.experiment.task import Task
 from gen_invariance.settings import settings_of
 
 _CHANGES = ("data", "classifier", "training", "stage", "fit", "measure")
-
-
-@dataclass(frozen=True)
-class MeasureSettings:
-    """How a benchmark measures invariance.
-
-    Attributes:
-        draws: transformations of each image.
-        invariance_images: test images of each class at most; None is all.
-        nuisance: measured against where none acts on the images; a hand-written one by name.
-    """
-
-    draws: int = 20
-    invariance_images: int | None = 40
-    nuisance: str | None = None
 
 
 @dataclass(frozen=True)

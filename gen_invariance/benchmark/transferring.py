@@ -23,7 +23,7 @@ from gen_invariance.classifier.losses import build_loss
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
-from gen_invariance.experiment.cell import resolve_plan
+from gen_invariance.experiment.train import resolve_plan
 from gen_invariance.measure.accuracy import AccuracyScores, measure_accuracy, score_predictions
 from gen_invariance.measure.transfer import best_baseline, transfer_effect
 from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance

@@ -77,6 +77,8 @@ def fit_classifier(
         SettingsError: settings that do not fit the model, the stage or the number of processes.
         CheckpointError: the run's checkpoint is of another model.
     """
+    if plan is not None and plan.mode == "none":
+        plan = None
     settings.check_phases(stage=stage is not None, second_loss=second_loss is not None)
     with accelerator_on(train.device, mixed_precision=settings.mixed_precision) as accelerator:
         train = train.to(accelerator.device)

@@ -17,7 +17,7 @@ from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.data.images import check_images, to_float
 from gen_invariance.errors import SettingsError
 
-MODES = ("frozen", "partial", "full", "joint", "auto")
+MODES = ("none", "frozen", "partial", "full", "joint", "auto")
 
 FEW_PER_CLASS, MANY_PER_CLASS = 50, 500
 """`auto`: below the first a target set is small, from the second on it is large (images a class, mean)."""
@@ -31,8 +31,9 @@ class TransferPlan:
     """What trains, from when on, at which rate.
 
     Attributes:
-        mode: "frozen" (the head only), "partial" (the head and the last `last_stages` stages), "full" (all stages),
-            "joint" (all stages under several heads, see `joint`), or "auto" (call `resolve` first).
+        mode: "none" (no plan: all trains at the rate of the training), "frozen" (the head only), "partial" (the head
+            and the last `last_stages` stages), "full" (all stages), "joint" (all stages under several
+            heads, see `joint`), or "auto" (call `resolve` first).
         last_stages: k of "partial"; 0 is "frozen", all stages "full".
         lr: learning rate of the head.
         backbone_lr_scale: backbone rates are this times `lr` ...

@@ -1,69 +1,73 @@
-"""Measure a classifier that `train` left in a run folder."""
+"""`measure_run`: accuracy and invariance by class of a classifier that `train` left in a run folder."""
 
 from __future__ import annotations
 
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
+from accelerate.utils import find_executable_batch_size
+from pydantic import PositiveInt
+from torch import Tensor
 
 from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import (
-    CheckpointError,
-    DataError,
-    DataNotFoundError,
-    SettingsError,
-    first_line,
-    is_out_of_memory,
+from gen_invariance.errors import CheckpointError, DataError, DataNotFoundError, RunError, SettingsError, first_line
+from gen_invariance.experiment.build import (
+    ClassifierSettings,
+    StageSettings,
+    build_model,
+    compute_translated_share,
+    format_stage_label,
+    require_channels,
 )
-from gen_invariance.experiment.cell import ClassifierSettings, StageSettings, build_model, records_of
+from gen_invariance.experiment.launch import choose_device
 from gen_invariance.experiment.task import Prepared, Task, prepare
-from gen_invariance.experiment.translated import given_share, stage_label
 from gen_invariance.files import write_json
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.compose import is_identity
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.records import RecordWriter, provenance, write_csv
+from gen_invariance.records import Record, RecordWriter, provenance, write_csv
 from gen_invariance.run import MISFITS, Run, config_digest, named_generator
-from gen_invariance.settings import settings_of
+from gen_invariance.settings import Text, settings_class, settings_of
 
-if TYPE_CHECKING:
-    from gen_invariance.translator.munit.model import MunitTranslator
-    from gen_invariance.translator.spatial import SpatialTranslator
+
+@settings_class("measure")
+class MeasureRun:
+    """Settings of `measure_run`."""
+
+    run: Text
+    """folder that train wrote"""
+    nuisance: str = "auto"
+    """auto, data (what acted on the images), translator, lighting, ...; identity: accuracy alone"""
+    nuisance_options: Mapping[str, Any] = field(default_factory=dict)
+    """of a hand-written nuisance"""
+    translator: Text | None = None
+    """folder that fit wrote"""
+    split: Literal["test", "validation"] = "test"
+    """test or validation"""
+    draws: PositiveInt = 20
+    """transformations of each image"""
+    batch_size: PositiveInt = 512
+    """images at a time; halved where the memory does not suffice"""
+    seed: int = 0
+    """of the draws"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    method: Text | None = None
+    """name in records and reports; null takes the stage's nuisance"""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What `measure_run` found, and where it is written.
-
-    Attributes:
-        accuracy: by class.
-        invariance: by class; None where the nuisance is the identity, under which there is nothing to measure.
-        prepared: the data of the run.
-        path: folder of the written figures.
-        nuisance: what was measured against.
-        why: how that was chosen.
-    """
-
-    accuracy: AccuracyScores
-    invariance: InvarianceScores | None
-    prepared: Prepared
-    path: Path
-    nuisance: str
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class Against:
+class Reference:
     """What invariance is measured against.
 
     Attributes:
@@ -77,6 +81,25 @@ class Against:
     nuisance: Nuisance
     label: str
     why: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure_run` measured, and where it is written.
+
+    Attributes:
+        accuracy: by class.
+        invariance: by class; None where the nuisance is the identity, under which there is nothing to measure.
+        prepared: the data of the run.
+        path: folder of the written figures.
+        reference: what was measured against.
+    """
+
+    accuracy: AccuracyScores
+    invariance: InvarianceScores | None
+    prepared: Prepared
+    path: Path
+    reference: Reference
 
 
 def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple[Classifier, Prepared, Task, Run]:
@@ -121,95 +144,68 @@ def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple
     return model.to(device).eval(), prepared, task, run
 
 
-def measure_run(
-    folder: Path | str,
-    *,
-    nuisance: str = "auto",
-    nuisance_options: Mapping[str, Any] | None = None,
-    translator: Path | str | None = None,
-    split: str = "test",
-    draws: int = 20,
-    batch_size: int = 512,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    method: str | None = None,
-) -> Measured:
-    """Accuracy and invariance by class of the classifier in `folder`.
+def measure_run(settings: MeasureRun) -> Measured:
+    """Accuracy and invariance by class of the classifier in the run folder `settings.run`.
 
-    Writes `folder`/measures/<nuisance>/: figures.json and classes.csv, and appends records to `folder`/records.
+    Writes RUN/measures/NUISANCE/figures.json and classes.csv, and appends records to RUN/records.
 
-    Args:
-        folder: run folder that `train` wrote.
-        nuisance: "data" (what acted on the images, here on the images as they were before), a hand-written one by
-            name, "translator", or "auto": "data" where something acted on the images, else the translator that the
-            run's stage used, else "lighting". Under the identity there is accuracy alone.
-        nuisance_options: of a hand-written one.
-        translator: folder of a fitted translator, for "translator".
-        split: "test" or "validation".
-        draws: transformations of each image.
-        batch_size: images at a time.
-        seed: of the draws.
-        device: where to compute.
-        method: name in the records; None takes the stage's nuisance.
+    The nuisance "auto" is "data" (what acted on the images, here on the images as they were before) where something
+    acted on them, else the translator that the run's stage used, else "lighting". Under the identity there is accuracy
+    alone.
 
     Raises:
-        SettingsError: an unknown split or nuisance, "translator" without a folder, or options of "auto".
+        SettingsError: an unknown nuisance, "translator" without a folder, or options of "auto".
         DataError: the split is empty.
+        CheckpointError: the run or the translator is damaged.
+        RunError: not even one image at a time fits into the memory.
     """
-    if split not in ("test", "validation"):
-        raise SettingsError(f"split must be test or validation, got {split!r}")
-    if draws < 1 or batch_size < 1:
-        raise SettingsError(f"draws and batch_size must be at least 1, got {draws} and {batch_size}")
     started = time.perf_counter()
-    model, prepared, task, run = open_run(folder, device=device)
-    chosen = _against(nuisance, nuisance_options or {}, translator, prepared, device=device, run=run)
-    data: ImageData = getattr(prepared, split)
+    device = choose_device(settings.device)
+    model, prepared, task, run = open_run(settings.run, device=device)
+    reference = _choose_reference(settings, prepared, run, device)
+    data: ImageData = getattr(prepared, settings.split)
     if not len(data):
         raise DataError(
-            f"the run in {folder} has no {split} images; train with data.validation_fraction=0.2 or measure test"
+            f"the run in {settings.run} has no {settings.split} images; train with data.validation_fraction=0.2 or "
+            "measure test"
         )
+    batch_size = settings.batch_size
 
+    def halve_batch_size() -> int:
+        nonlocal batch_size
+        if batch_size == 1:
+            raise RunError("out of memory with one image at a time; use a smaller image size or network")
+        batch_size //= 2
+        warnings.warn(f"out of memory; measuring with batch_size={batch_size} instead", stacklevel=2)
+        return batch_size
+
+    @find_executable_batch_size(starting_batch_size=batch_size, reduce_batch_size_fn=halve_batch_size)
     def measure(batch_size: int) -> tuple[AccuracyScores, InvarianceScores | None]:
         accuracy = measure_accuracy(
             model, data.images, data.labels, num_classes=data.num_classes, batch_size=batch_size
         )
-        if is_identity(chosen.nuisance):
+        if is_identity(reference.nuisance):
             return accuracy, None
         invariance = measure_invariance(
             model,
             data.images,
             data.labels,
-            chosen.nuisance,
-            originals=prepared.originals(split).images if chosen.name == "data" else None,
+            reference.nuisance,
+            originals=prepared.originals(settings.split).images if reference.name == "data" else None,
             num_classes=data.num_classes,
-            draws=draws,
+            draws=settings.draws,
             batch_size=batch_size,
-            generator=named_generator(seed, "measure"),
+            generator=named_generator(settings.seed, "measure"),
         )
         return accuracy, invariance
 
-    accuracy, invariance = _with_less_memory(measure, batch_size)
-    path = run.path / "measures" / chosen.name
-    measured = Measured(accuracy, invariance, prepared, path, chosen.label, chosen.why)
-    _write(measured, run, task, method=method, split=split, draws=draws, seconds=time.perf_counter() - started)
+    accuracy, invariance = measure()
+    measured = Measured(accuracy, invariance, prepared, run.path / "measures" / reference.name, reference)
+    _write(measured, run, task, settings, seconds=time.perf_counter() - started)
     return measured
 
 
-def _with_less_memory(
-    measure: Callable[[int], tuple[AccuracyScores, InvarianceScores | None]], batch_size: int
-) -> tuple[AccuracyScores, InvarianceScores | None]:
-    """`measure(batch_size)`, with half of it as long as the memory does not suffice: figures do not depend on it."""
-    while True:
-        try:
-            return measure(batch_size)
-        except (MemoryError, RuntimeError) as error:
-            if batch_size == 1 or not is_out_of_memory(error):
-                raise
-        batch_size //= 2
-        warnings.warn(f"out of memory; measuring with batch_size={batch_size} instead", stacklevel=3)
-
-
-def chosen_nuisance(
+def resolve_nuisance(
     name: str, options: Mapping[str, Any], translator: Path | str | None, prepared: Prepared, device: torch.device | str
 ) -> Nuisance:
     """What to measure invariance against: "data", "translator" (of that folder), or a hand-written one by name.
@@ -231,136 +227,157 @@ def chosen_nuisance(
     return loaded.to(device)
 
 
-def _against(
-    name: str,
-    options: Mapping[str, Any],
-    translator: Path | str | None,
-    prepared: Prepared,
-    *,
-    device: torch.device | str,
-    run: Run,
-) -> Against:
-    """What to measure the classifier of `run` against, "auto" resolved; errors as of `chosen_nuisance`."""
-    why = "as asked"
+def _choose_reference(settings: MeasureRun, prepared: Prepared, run: Run, device: torch.device) -> Reference:
+    """What to measure the classifier of `run` against, "auto" resolved; errors as of `resolve_nuisance`."""
+    name, translator, why = settings.nuisance, settings.translator, "as asked"
     if name == "auto":
-        if options:
+        if settings.nuisance_options:
             raise SettingsError("nuisance_options needs nuisance=NAME, the nuisance that they are options of")
-        name, translator, why = _automatic(translator, prepared, run)
-    nuisance, label = chosen_nuisance(name, options, translator, prepared, device), name
+        name, translator, why = _choose_automatically(translator, prepared, run)
+    nuisance, label = resolve_nuisance(name, settings.nuisance_options, translator, prepared, device), name
     if name == "translator":
         from gen_invariance.translator.quality.verdict import weights_digest
 
-        label = (
-            f"translator {type(nuisance).__name__.removesuffix('Translator').lower()} {weights_digest(translator)[:6]}"
-        )
-    return Against(name, nuisance, label, why)
+        kind = type(nuisance).__name__.removesuffix("Translator").lower()
+        label = f"translator {kind} {weights_digest(translator)[:6]}"
+    return Reference(name, nuisance, label, why)
 
 
-def _automatic(translator: Path | str | None, prepared: Prepared, run: Run) -> tuple[str, Path | str | None, str]:
+def _choose_automatically(translator: str | None, prepared: Prepared, run: Run) -> tuple[str, str | None, str]:
     """Name of the nuisance, folder of the translator, and why these."""
     if translator is not None:
         return "translator", translator, "translator= names it"
     if not is_identity(prepared.nuisance):
         return "data", None, "it acted on the images"
-    folder, used = run.config["stage"].get("translator"), stage_of(run)
-    nothing = "nothing acted on the images and the stage used no translator"
-    if not folder or "translator" not in used.nuisance or not given_share(used, prepared).classes:
-        return "lighting", None, nothing
+    folder, stage = run.config["stage"].get("translator"), read_stage(run)
+    nothing = "nothing acted on the images and"
+    if not folder or "translator" not in stage.nuisance or not compute_translated_share(stage, prepared).classes:
+        return "lighting", None, f"{nothing} the stage used no translator"
     if not Path(folder).exists():
-        return "lighting", None, f"nothing acted on the images and {folder}, the translator of the stage, is gone"
-    return "translator", folder, f"nothing acted on the images and the stage used {folder}"
+        return "lighting", None, f"{nothing} {folder}, the translator of the stage, is gone"
+    return "translator", folder, f"{nothing} the stage used {folder}"
 
 
-def stage_of(run: Run) -> StageSettings:
+def read_stage(run: Run) -> StageSettings:
     """The settings of the stage that a training run had.
 
     Raises:
         CheckpointError: its run.json does not hold them.
     """
     try:
-        given = {name: value for name, value in run.config["stage"].items() if name != "translator"}
-        return settings_of(StageSettings, given, "stage")
+        values = {name: value for name, value in run.config["stage"].items() if name != "translator"}
+        return settings_of(StageSettings, values, "stage")
     except (KeyError, TypeError, AttributeError, SettingsError) as error:
         raise CheckpointError(
             f"{run.path / 'run.json'} does not hold the stage of a training run of this version ({error}); train again"
         ) from error
 
 
-def require_channels(translator: MunitTranslator | SpatialTranslator, prepared: Prepared, folder: Path | str) -> None:
-    """Raise `CheckpointError` unless the translator of `folder` takes images of as many channels as the data's."""
-    got, expected = translator.config.channels, prepared.train.images.shape[1]
-    if got != expected:
-        raise CheckpointError(
-            f"the translator in {folder} was fitted on images of {got} channel(s), the data has {expected}; "
-            "fit one on this data"
-        )
-
-
-def _write(
-    measured: Measured, run: Run, task: Task, *, method: str | None, split: str, draws: int, seconds: float
-) -> None:
-    training = {**run.config, "measure": {"nuisance": measured.nuisance, "split": split, "draws": draws}}
-    stage = stage_of(run)
-    alone = measured.nuisance == "data" or measured.invariance is None
+def _write(measured: Measured, run: Run, task: Task, settings: MeasureRun, *, seconds: float) -> None:
+    label, draws = measured.reference.label, {"split": settings.split, "draws": settings.draws}
+    stage = read_stage(run)
+    alone = label == "data" or measured.invariance is None
+    share = compute_translated_share(stage, measured.prepared)
     common = {
-        "benchmark": task.name if alone else f"{task.name} against {measured.nuisance}",
-        "method": method or stage_label(stage.nuisance, given_share(stage, measured.prepared)),
+        "benchmark": task.name if alone else f"{task.name} against {label}",
+        "method": settings.method or format_stage_label(stage.nuisance, share),
         "seed": run.seed,
-        "config_digest": config_digest(training),
+        "config_digest": config_digest({**run.config, "measure": {"nuisance": label, **draws}}),
         "data_digest": measured.prepared.train.digest,
         "seconds": seconds,
         **provenance(),
     }
-    records = records_of(measured.accuracy, measured.invariance, measured.prepared, extra={}, common=common)
+    records = make_records(measured.accuracy, measured.invariance, measured.prepared, common=common)
     RecordWriter(run.path / "records").write_cell(records)
     totals = {record.metric: record.value for record in records if record.class_index is None}
-    write_json(measured.path / "figures.json", {**totals, "draws": draws, "split": split})
-    write_csv(class_frame(measured), measured.path / "classes.csv")
+    write_json(measured.path / "figures.json", {**totals, **draws})
+    write_csv(make_class_frame(measured), measured.path / "classes.csv")
 
 
-def class_frame(measured: Measured) -> pd.DataFrame:
+def make_records(
+    accuracy: AccuracyScores,
+    invariance: InvarianceScores | None,
+    prepared: Prepared,
+    *,
+    common: Mapping[str, Any],
+    totals: Mapping[str, float] | None = None,
+    by_class: Mapping[str, Tensor] | None = None,
+) -> list[Record]:
+    """Everything measured on one classifier as records: totals, by group, and by class.
+
+    Args:
+        accuracy: by class.
+        invariance: by class; None where nothing was measured: under the identity every model has eKLD 0.
+        prepared: names the classes and groups; a group without classes has no record.
+        common: fields that all records share.
+        totals: further totals.
+        by_class: further figures (K,), each with its mean as "mean_NAME".
+    """
+    figures = dict(by_class or {})
+    if invariance is not None:
+        figures = {"ekld": invariance.ekld, "agreement": invariance.agreement, **figures}
+    groups = {name: members for name, members in prepared.groups.items() if members.any()}
+    group_of = {label: name for name, members in groups.items() for label in members.nonzero().flatten().tolist()}
+    all_totals = {
+        "balanced_accuracy": accuracy.balanced,
+        **{f"{name}_accuracy": value for name, value in accuracy.group_means(groups).items()},
+        **{f"mean_{name}": mean_over(values) for name, values in figures.items() if name != "agreement"},
+        **(totals or {}),
+    }
+    if invariance is not None and "few" in groups:
+        all_totals["few_ekld"] = mean_over(invariance.ekld[groups["few"]])
+    records = [Record(metric=metric, value=value, **common) for metric, value in all_totals.items()]
+    counts = prepared.train.counts.tolist()
+    for metric, values in {"accuracy": accuracy.accuracy, **figures}.items():
+        for label, value in enumerate(values.tolist()):
+            records.append(
+                Record(
+                    metric=metric,
+                    value=value,
+                    class_name=prepared.train.class_names[label],
+                    class_index=label,
+                    class_count=counts[label],
+                    group=group_of.get(label),
+                    **common,
+                )
+            )
+    return records
+
+
+def make_class_frame(measured: Measured) -> pd.DataFrame:
     """One row a class, largest training count first."""
-    train = measured.prepared.train
-    groups = measured.prepared.groups
-    frame = pd.DataFrame(
-        {
-            "class": train.class_names,
-            "group": [
-                next((name for name, chosen in groups.items() if chosen[k]), "") for k in range(train.num_classes)
-            ],
-            "train_images": train.counts.tolist(),
-            "test_images": measured.accuracy.count.tolist(),
-            "accuracy": measured.accuracy.accuracy.tolist(),
-        }
-    )
-    if (found := measured.invariance) is not None:
-        for name, values in (("ekld", found.ekld), ("ekld_standard_error", found.standard_error)):
-            frame[name] = values.tolist()
-        frame["agreement"] = found.agreement.tolist()
-    return frame.sort_values("train_images", ascending=False, kind="stable", ignore_index=True)
+    train, groups = measured.prepared.train, measured.prepared.groups
+    columns: dict[str, Any] = {
+        "class": train.class_names,
+        "group": [next((name for name, members in groups.items() if members[k]), "") for k in range(train.num_classes)],
+        "train_images": train.counts.tolist(),
+        "test_images": measured.accuracy.count.tolist(),
+        "accuracy": measured.accuracy.accuracy.tolist(),
+    }
+    if measured.invariance is not None:
+        columns["ekld"] = measured.invariance.ekld.tolist()
+        columns["ekld_standard_error"] = measured.invariance.standard_error.tolist()
+        columns["agreement"] = measured.invariance.agreement.tolist()
+    return pd.DataFrame(columns).sort_values("train_images", ascending=False, kind="stable", ignore_index=True)
 
 
-def table_of(measured: Measured) -> list[str]:
+def format_table(measured: Measured) -> list[str]:
     """Lines of a table for a terminal."""
-    frame, invariance = class_frame(measured), measured.invariance
+    invariance = measured.invariance
     further = "" if invariance is None else f" {'eKLD':>9} {'agreement':>9}"
     lines = [f"{'class':20} {'group':6} {'train':>6} {'test':>6} {'accuracy':>9}{further}"]
-    for row in frame.itertuples(index=False):
+    for row in make_class_frame(measured).itertuples(index=False):
         name = row[0] if len(row[0]) <= 20 else row[0][:17] + "..."
         further = "" if invariance is None else f" {row.ekld:9.4f} {row.agreement:9.4f}"
         lines.append(f"{name:20} {row.group:6} {row.train_images:6d} {row.test_images:6d} {row.accuracy:9.4f}{further}")
-    groups = {name: chosen for name, chosen in measured.prepared.groups.items() if chosen.any()}
-    means = measured.accuracy.group_means(groups)
-    lines += [
-        "",
-        f"balanced accuracy {measured.accuracy.balanced:.4f}   "
-        + "   ".join(f"{name} {value:.4f}" for name, value in means.items()),
-    ]
+    groups = {name: members for name, members in measured.prepared.groups.items() if members.any()}
+    means = [f"{name} {value:.4f}" for name, value in measured.accuracy.group_means(groups).items()]
+    lines += ["", f"balanced accuracy {measured.accuracy.balanced:.4f}   " + "   ".join(means)]
     if invariance is None:
         return [*lines, "no invariance figure: the nuisance is the identity, under which every model has eKLD 0"]
+    label = measured.reference.label
     return [
         *lines,
-        f"mean eKLD {mean_over(invariance.ekld):.4f} nats, against {measured.nuisance}, "
-        f"{invariance.draws} draws an image",
-        f"nuisance {measured.nuisance}: {measured.why}",
+        f"mean eKLD {mean_over(invariance.ekld):.4f} nats, against {label}, {invariance.draws} draws an image",
+        f"nuisance {label}: {measured.reference.why}",
     ]

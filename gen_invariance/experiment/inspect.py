@@ -18,7 +18,7 @@ from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import CheckpointError, DataError, SettingsError
-from gen_invariance.experiment.cell import ClassifierSettings, StageSettings, build_model
+from gen_invariance.experiment.build import ClassifierSettings, StageSettings, build_model
 from gen_invariance.experiment.task import Prepared, Task
 from gen_invariance.files import write_json
 from gen_invariance.nuisance.protocol import Nuisance

@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 
 from gen_invariance.errors import GenInvarianceError
-from gen_invariance.experiment.evaluate import chosen_nuisance
+from gen_invariance.experiment.evaluate import resolve_nuisance
 from gen_invariance.experiment.order_study import OrderSettings, run_order
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.order.analysis import AnalysisSettings, OrderStudy
@@ -44,7 +44,7 @@ def order_subsets(config: Mapping[str, Any], *, device: torch.device, progress: 
     nuisance = None
     if config["nuisance"] is not None:
         options = config["nuisance_options"]
-        nuisance = chosen_nuisance(config["nuisance"], options, config["translator"], prepared, device)
+        nuisance = resolve_nuisance(config["nuisance"], options, config["translator"], prepared, device)
     folder = Path(config["out"])
     with _nothing_left_behind(folder):
         study = run_order(

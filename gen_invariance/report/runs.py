@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from gen_invariance.errors import DataNotFoundError, SettingsError
-from gen_invariance.experiment.translated import NOTHING
+from gen_invariance.experiment.build import NOTHING
 from gen_invariance.records import load_records, measured
 from gen_invariance.report.labels import differing, distinct, flat, labels_of
 from gen_invariance.run import config_digest

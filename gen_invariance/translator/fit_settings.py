@@ -44,7 +44,7 @@ class FitSettings:
     batch_size: int = 16
     classes: str | tuple[str | int, ...] = "head"
     head_from: int = 20
-    flip: bool = False
+    flip: bool | None = False
     average: float = 0.0
     budget: str | None = None
     watch_every: int = 0

@@ -10,7 +10,7 @@ from gen_invariance.augment.policy import auto
 from gen_invariance.cli.main import run
 from gen_invariance.errors import CheckpointError, DataError, SettingsError
 from gen_invariance.experiment import inspect as inspecting
-from gen_invariance.experiment.cell import StageSettings
+from gen_invariance.experiment.build import StageSettings
 from gen_invariance.experiment.inspect import (
     InspectSettings,
     differences_from_fit,

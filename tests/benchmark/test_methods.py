@@ -21,7 +21,7 @@ from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.cli.help import config_folder
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.cell import ClassifierSettings, StageSettings, build_losses, build_model
+from gen_invariance.experiment.build import ClassifierSettings, StageSettings, build_losses, build_model
 from gen_invariance.experiment.task import Task, prepare
 
 FOLDER = config_folder() / "method"

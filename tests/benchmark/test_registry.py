@@ -19,7 +19,7 @@ from gen_invariance.benchmark.registry import (
 from gen_invariance.benchmark.workload import estimated_seconds, training_images
 from gen_invariance.cli.help import config_folder
 from gen_invariance.errors import CheckpointError, SettingsError
-from gen_invariance.experiment.cell import build_augmentation
+from gen_invariance.experiment.build import build_augmentation
 from gen_invariance.experiment.task import prepare
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.geometry import Rotation

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from gen_invariance.cli import main as cli
-from gen_invariance.cli import verbs
+from gen_invariance.experiment import evaluate, fit, launch, train
 
 pytestmark = pytest.mark.gpu
 
@@ -63,8 +63,9 @@ METHODS = (
 def command(device, monkeypatch):
     """Carries out a command line on the CPU or on the device."""
     if device.type != "cuda":
-        real = verbs._device
-        monkeypatch.setattr(verbs, "_device", lambda name: device if name == str(device) else real(name))
+        real = launch.choose_device
+        for module in (launch, fit, train, evaluate):
+            monkeypatch.setattr(module, "choose_device", lambda name: device if name == str(device) else real(name))
 
     def carry_out(line, out, *, where="cpu"):
         place = "cpu" if where == "cpu" else str(device)

@@ -13,19 +13,17 @@ from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.longtail import long_tailed_indices
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment import cell as suite
-from gen_invariance.experiment.cell import (
+from gen_invariance.experiment import cell as module
+from gen_invariance.experiment import train as train_module
+from gen_invariance.experiment.build import (
     ClassifierSettings,
-    Method,
     StageSettings,
     build_augmentation,
     build_model,
     build_stage,
-    cell_digest,
-    cell_settings,
-    run_cell,
-    stage_source,
+    select_stage_source,
 )
+from gen_invariance.experiment.cell import CellInputs, MeasureSettings, Method, cell_digest, cell_settings, run_cell
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Compose, CropFlip, Identity, Lighting
 from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
@@ -42,6 +40,8 @@ TASK = Task(
 )
 TRAINING = TrainSettings(epochs=2, batch_size=32, learning_rate=0.02, warmup=0, milestones=(1, 2))
 CLASSIFIER = ClassifierSettings(backbone="small_conv")
+MEASURE = MeasureSettings(draws=2, invariance_images=None)
+ONE_DRAW = MeasureSettings(draws=1, invariance_images=None)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,9 @@ def method(name="drs", nuisance="true", **changes):
 @pytest.fixture(scope="module")
 def cell(prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells") / "drs"
-    return folder, run_cell(TASK, prepared, method(), seed=0, folder=folder, draws=2, fit_seconds=1.5)
+    return folder, run_cell(
+        TASK, method(), CellInputs(prepared, fit_seconds=1.5), seed=0, folder=folder, measure=MEASURE
+    )
 
 
 # ---- stages
@@ -188,7 +190,9 @@ def test_nothing_is_said_of_invariance_under_the_identity_nor_of_groups_without_
     task = replace(TASK, nuisance="identity", nuisance_options={}, many_above=10, **level)
     whole = prepare(task, seed=0)
     upright = method(nuisance="none")
-    records = run_cell(task, whole, upright, seed=0, folder=tmp_path / "a", draws=1, learned=Lighting())
+    records = run_cell(
+        task, upright, CellInputs(whole, learned=Lighting()), seed=0, folder=tmp_path / "a", measure=ONE_DRAW
+    )
     totals = {"balanced_accuracy", "many_accuracy", "mean_learned_ekld", "train_seconds"}
     assert {record.metric for record in records} == totals | {"accuracy", "learned_ekld"}
     assert not any(math.isnan(record.value) for record in records)
@@ -208,16 +212,18 @@ def test_more_real_images_for_as_many_steps(tmp_path, monkeypatch):
     assert set(cut.split.train_indices.tolist()) < set(filled.split.train_indices.tolist())
     assert cut.test.digest == filled.test.digest
     arm = method(nuisance="none", more_real=True, training=replace(TRAINING, epochs=3))
-    trained, fit = [], suite.fit_classifier
+    trained, fit = [], train_module.fit_classifier
     monkeypatch.setattr(
-        suite, "fit_classifier", lambda model, train, how, **more: trained.append((len(train), how.epoch_images))
+        train_module, "fit_classifier", lambda model, train, how, **more: trained.append((len(train), how.epoch_images))
         or fit(model, train, how, **more),
     )  # fmt: skip
-    records = run_cell(task, cut, arm, seed=0, folder=tmp_path / "run", filled=filled, draws=1)
+    records = run_cell(task, arm, CellInputs(cut, filled), seed=0, folder=tmp_path / "run", measure=ONE_DRAW)
     assert trained == [(60, 32)], "an epoch draws as many images as on the cut"
     assert {record.data_digest for record in records} == {cut.train.digest}, "so that it pairs with the other arms"
     assert {r.class_count for r in records if r.class_index is not None} == set(cut.train.counts.tolist())
-    plain = run_cell(task, cut, replace(arm, more_real=False), seed=0, folder=tmp_path / "plain", draws=1)
+    plain = run_cell(
+        task, replace(arm, more_real=False), CellInputs(cut), seed=0, folder=tmp_path / "plain", measure=ONE_DRAW
+    )
     assert values(plain, "accuracy") != values(records, "accuracy")
 
 
@@ -242,9 +248,9 @@ def test_records_say_where_they_come_from(cell, prepared):
 
 def test_a_cell_is_a_function_of_its_settings_and_can_be_run_again(cell, prepared, tmp_path):
     folder, records = cell
-    fresh = run_cell(TASK, prepared, method(), seed=0, folder=tmp_path / "fresh", draws=2)
-    again = run_cell(TASK, prepared, method(), seed=0, folder=folder, draws=2)
-    other = run_cell(TASK, prepared, method(), seed=1, folder=tmp_path / "other", draws=2)
+    fresh = run_cell(TASK, method(), CellInputs(prepared), seed=0, folder=tmp_path / "fresh", measure=MEASURE)
+    again = run_cell(TASK, method(), CellInputs(prepared), seed=0, folder=folder, measure=MEASURE)
+    other = run_cell(TASK, method(), CellInputs(prepared), seed=1, folder=tmp_path / "other", measure=MEASURE)
     for metric in ("accuracy", "ekld", "agreement"):
         assert values(fresh, metric) == pytest.approx(values(records, metric), nan_ok=True)
         assert values(again, metric) == pytest.approx(values(records, metric), nan_ok=True)
@@ -280,8 +286,8 @@ def test_fewer_images_and_a_learned_nuisance(cell, prepared):
     """eKLD on two images a class is the oracle's on those images; identity as the learned nuisance is 0."""
     folder, records = cell
     again = run_cell(
-        TASK, prepared, method(), seed=0, folder=folder, draws=2, invariance_images=2, learned=Identity(),
-        benchmark="mine", order=4, config_digest="dd",
+        TASK, method(), CellInputs(prepared, learned=Identity()), seed=0, folder=folder,
+        measure=MeasureSettings(draws=2, invariance_images=2), benchmark="mine", order=4, config_digest="dd",
     )  # fmt: skip
     assert {(record.benchmark, record.order, record.config_digest) for record in again} == {("mine", 4, "dd")}
     assert set(values(again, "learned_ekld").values()) == {0.0}
@@ -304,26 +310,26 @@ def test_images_that_stand_for_all_and_the_plan_know_groups(prepared, monkeypatc
     groups = prepared.test.labels.clone()  # one group a class, and one image of another
     alone = torch.stack([(groups == label).nonzero()[-1, 0] for label in range(10)])
     groups[alone] += 100
-    rows = suite._some_of_each(replace(prepared.test, groups=groups), 2)
+    rows = module._select_some_of_each(replace(prepared.test, groups=groups), 2)
     assert set(alone.tolist()) <= set(rows.tolist())
     given = {}
     monkeypatch.setattr(
-        suite, "measure_similarity", lambda features, labels, *, groups: given.update(groups=groups) or 0.5
+        train_module, "measure_similarity", lambda features, labels, *, groups: given.update(groups=groups) or 0.5
     )
     train = replace(prepared.train, groups=torch.arange(len(prepared.train)))
-    suite.resolve_plan(TransferPlan("auto"), build_model(CLASSIFIER, train, seed=0), train)
+    train_module.resolve_plan(TransferPlan("auto"), build_model(CLASSIFIER, train, seed=0), train)
     assert torch.equal(given["groups"], train.groups)
 
 
 def test_a_folder_of_another_arm_is_refused(cell, prepared):
     folder, _ = cell
     with pytest.raises(SettingsError, match="settings differ"):
-        run_cell(TASK, prepared, method(nuisance="identity"), seed=0, folder=folder, draws=2)
+        run_cell(TASK, method(nuisance="identity"), CellInputs(prepared), seed=0, folder=folder, measure=MEASURE)
 
 
 def test_only_the_oracle_takes_the_images_before_they_met_the_nuisance(prepared):
-    assert stage_source(StageSettings("translator+randaugment"), prepared) is None
-    assert stage_source(StageSettings("none"), prepared) is None
-    source = stage_source(StageSettings("true+randaugment"), prepared)
+    assert select_stage_source(StageSettings("translator+randaugment"), prepared) is None
+    assert select_stage_source(StageSettings("none"), prepared) is None
+    source = select_stage_source(StageSettings("true+randaugment"), prepared)
     assert torch.equal(source.images, prepared.split.train.images)
     assert not torch.equal(source.images, prepared.train.images)

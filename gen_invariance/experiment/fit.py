@@ -1,0 +1,129 @@
+"""`run_fit`: one fit of a translator, from settings to a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gen_invariance.data.images import ImageData
+from gen_invariance.data.split import save_split
+from gen_invariance.experiment.inspect import InspectSettings, train_judge
+from gen_invariance.experiment.launch import Say, choose_device, join_processes, prepare_on_device, say_nothing
+from gen_invariance.experiment.task import Task
+from gen_invariance.run import Run, is_first_process
+from gen_invariance.settings import Text, settings_class
+from gen_invariance.translator.fit import FitSettings
+from gen_invariance.translator.quality.monitor import Watch, judge_sets, quality_watch
+from gen_invariance.translator.registry import fit_by_name
+
+
+@settings_class("translator")
+class TranslatorChoice:
+    """Which translator is fitted; network and objective take the settings of the class of that name."""
+
+    name: str = "redraw"
+    """redraw, spatial, munit, flow, pose or img2img"""
+    network: Mapping[str, Any] | None = None
+    """settings of the translator itself"""
+    objective: Mapping[str, Any] | None = None
+    """settings of what it learns from"""
+
+
+@settings_class("fit")
+class FitRun:
+    """Settings of `run_fit`."""
+
+    data: Task = field(default_factory=Task)
+    translator: TranslatorChoice = field(default_factory=TranslatorChoice)
+    fit: FitSettings = field(default_factory=FitSettings)
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    out: Text = "runs/fit"
+    """run folder; a new or an empty one"""
+    resume: bool = False
+    """go on with the run that is in it"""
+    allow_changed_settings: bool = False
+    """with resume=true: go on although settings are not those of the run"""
+    progress: bool | None = None
+    """true or false; null shows a bar on a terminal"""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted translator and the run folder that holds it.
+
+    Attributes:
+        translator: in eval mode.
+        folder: of the run.
+    """
+
+    translator: nn.Module
+    folder: Path
+
+    @property
+    def sample_grid(self) -> Path | None:
+        """The picture of translated images to look at: of the weights that were kept, else of the last step."""
+        grids = sorted((self.folder / "samples").glob("*.png"))
+        kept = self.folder / "samples" / "kept.png"
+        if kept in grids:
+            return kept
+        return grids[-1] if grids else None
+
+
+def run_fit(settings: FitRun, *, say: Say = say_nothing) -> Fitted:
+    """Prepare the data, fit the translator on it and save it in the run folder.
+
+    Raises:
+        SettingsError: settings that do not fit each other or the data; the run folder of other settings.
+        RunError: the fit failed.
+    """
+    device = choose_device(settings.device)
+    prepared = prepare_on_device(
+        settings.data, seed=settings.seed, device=settings.device, need_test=False, progress=settings.progress, say=say
+    )
+    loop = settings.fit
+    if loop.flip is None:
+        loop = replace(loop, flip=prepared.flip_safe)
+    height, width = prepared.train.images.shape[2:]
+    identity = {
+        "data": settings.data.identity(),
+        "translator": asdict(settings.translator),
+        "fit": loop.identity(),
+        "image_size": width if height == width else None,  # `augment` scales pictures to it
+    }
+    join_processes(device)
+    with Run.open(
+        settings.out,
+        kind="fit",
+        seed=settings.seed,
+        config=identity,
+        resume=settings.resume,
+        allow_changed_settings=settings.allow_changed_settings,
+    ) as run:
+        if is_first_process():
+            save_split(run.path / "split.npz", prepared.split)
+        translator = fit_by_name(
+            settings.translator.name,
+            prepared.train,
+            loop,
+            run=run,
+            network=settings.translator.network,
+            objective=settings.translator.objective,
+            progress=settings.progress,
+            watch=_build_monitor(prepared.train, loop, seed=run.seed, say=say) if loop.watch_every else None,
+            say=say,
+        )
+    return Fitted(translator, run.path)
+
+
+def _build_monitor(data: ImageData, settings: FitSettings, *, seed: int, say: Say) -> Watch:
+    """The quality monitor of a fit, with a judge that is trained here on the images that are fitted on."""
+    seen, held_out = judge_sets(data, settings, seed=seed)
+    say(f"training a judge on {len(seen)} images of {seen.num_classes} classes, {len(held_out)} are held out ...")
+    judge = train_judge(seen, InspectSettings(), seed=seed)
+    return quality_watch(seen, held_out, judge=judge, features=judge.features, seed=seed)

@@ -1,0 +1,67 @@
+"""How a run was started: on which device, in how many processes, at a terminal or not; and the images it works on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+from gen_invariance.errors import SettingsError
+from gen_invariance.experiment.task import Prepared, Task, prepare
+
+Say = Callable[[str], None]
+"""Takes one line on what is done."""
+
+
+def say_nothing(line: str) -> None:
+    """The `Say` of a caller who wants no lines."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that the setting `device` names: "auto" (the GPU, where there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        SettingsError: another name, or a CUDA device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"device must be auto, cpu or cuda, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"torch finds no CUDA device for device={name}; use device=cpu or device=auto")
+    return device
+
+
+def join_processes(device: torch.device) -> None:
+    """Join the processes of a launcher such as `accelerate launch`, if there are several, to compute on `device`."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from accelerate import PartialState
+
+        PartialState(cpu=device.type == "cpu")
+
+
+def shows_progress(progress: bool | None) -> bool:
+    """The setting `progress`, where None stands for a bar on a terminal and none elsewhere."""
+    return sys.stderr.isatty() if progress is None else progress
+
+
+def prepare_on_device(
+    task: Task,
+    *,
+    seed: int,
+    device: str,
+    need_test: bool = True,
+    progress: bool | None = None,
+    say: Say = say_nothing,
+) -> Prepared:
+    """The images of `task` for `seed` on the device of that name; `say` is told what is wrong with them."""
+    prepared = prepare(task, seed=seed, need_test=need_test, progress=shows_progress(progress))
+    for line in prepared.duplicates.lines():
+        say(line)
+    return prepared.to(choose_device(device))

@@ -1,0 +1,179 @@
+"""`run_train`: one training of a classifier on a long-tailed set, from settings to a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Any
+
+from gen_invariance.classifier.backbones import Classifier
+from gen_invariance.classifier.heads import measure_similarity
+from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.classifier.transfer import TransferPlan, cache_features
+from gen_invariance.data.images import ImageData
+from gen_invariance.data.split import save_split
+from gen_invariance.experiment.build import (
+    ClassifierSettings,
+    StageSettings,
+    TrainingParts,
+    build_augmentation,
+    build_losses,
+    build_model,
+    build_stage,
+    compute_translated_share,
+    format_untranslated_note,
+    require_channels,
+    select_stage_source,
+)
+from gen_invariance.experiment.inspect import obey_verdict
+from gen_invariance.experiment.launch import Say, choose_device, join_processes, prepare_on_device, say_nothing
+from gen_invariance.experiment.task import Task
+from gen_invariance.run import Run, is_first_process
+from gen_invariance.settings import Text, settings_class
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.quality.verdict import read_verdict
+
+
+@settings_class("stage")
+class StageOfRun(StageSettings):
+    """What the stage of one training gives, and to whom."""
+
+    translator: Text | None = None
+    """folder that fit wrote, for nuisance=translator"""
+
+
+@settings_class("train")
+class TrainRun:
+    """Settings of `run_train`."""
+
+    data: Task = field(default_factory=Task)
+    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
+    training: TrainSettings = field(default_factory=TrainSettings)
+    stage: StageOfRun = field(default_factory=StageOfRun)
+    transfer: TransferPlan = field(default_factory=lambda: TransferPlan("none"))
+    seed: int = 0
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    out: Text = "runs/train"
+    """run folder; a new or an empty one"""
+    resume: bool = False
+    """go on with the run that is in it"""
+    allow_changed_settings: bool = False
+    """with resume=true: go on although settings are not those of the run"""
+    progress: bool | None = None
+    """true or false; null shows a bar on a terminal"""
+    augmentation: str = "none"
+    """of every row: none, randaugment, trivialaugment, or crop_flip (mirrored where the data allow it)"""
+
+
+def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
+    """Prepare the data, train the classifier with its stage, and return the run folder.
+
+    Args:
+        settings: see `TrainRun`.
+        say: is told what is unusual about the data or the stage, and what a transfer plan trains.
+
+    Raises:
+        SettingsError: settings that do not fit each other or the data; the run folder of other settings.
+        CheckpointError: a translator or pretrained weights that are damaged or do not fit.
+        RunError: the training failed.
+    """
+    folder, translator, verdict = settings.stage.translator, None, ""
+    stage: StageSettings = settings.stage
+    if folder:
+        translator = load_translator(folder)
+        stage = obey_verdict(settings.stage, folder)
+        if stage != settings.stage:
+            verdict = read_verdict(folder).word
+    device = choose_device(settings.device)
+    prepared = prepare_on_device(
+        settings.data, seed=settings.seed, device=settings.device, progress=settings.progress, say=say
+    )
+    if translator is not None:
+        require_channels(translator, prepared, folder)
+    parts = TrainingParts(
+        stage=build_stage(stage, prepared, translator=translator),
+        stage_source=select_stage_source(stage, prepared),
+        augmentation=build_augmentation(settings.augmentation, flip=prepared.flip_safe),
+        plan=None if settings.transfer.mode == "none" else settings.transfer,
+    )
+    share = compute_translated_share(stage, prepared)
+    note = format_untranslated_note(stage, share, translator=translator is not None, verdict=verdict)
+    if note is None and verdict:
+        note = f"note: inspect says '{verdict}', so the policy auto is weaker"
+    if note is not None:
+        say(note)
+    join_processes(device)
+    with Run.open(
+        settings.out,
+        kind="train",
+        seed=settings.seed,
+        config=_describe_run(settings, stage),
+        resume=settings.resume,
+        allow_changed_settings=settings.allow_changed_settings,
+    ) as run:
+        if is_first_process():
+            save_split(run.path / "split.npz", prepared.split)
+            run.note(given_share=asdict(share))
+        train_classifier(
+            prepared.train, settings.classifier, settings.training, parts, run=run, progress=settings.progress, say=say
+        )
+    return run.path
+
+
+def _describe_run(settings: TrainRun, stage: StageSettings) -> dict[str, Any]:
+    """What `run.json` says of the settings; `measure`, `report` and `augment` read it."""
+    transfer = asdict(settings.transfer)
+    transfer.pop("reason")
+    return {
+        "data": settings.data.identity(),
+        "classifier": asdict(settings.classifier),
+        "training": settings.training.identity(),
+        "stage": asdict(stage),
+        "transfer": transfer,
+        "augmentation": settings.augmentation,
+    }
+
+
+def train_classifier(
+    train: ImageData,
+    classifier: ClassifierSettings,
+    training: TrainSettings,
+    parts: TrainingParts,
+    *,
+    run: Run,
+    progress: bool | None = None,
+    say: Say = say_nothing,
+) -> Classifier:
+    """Build the classifier and its losses for `train`, and train it; an "auto" plan is resolved first.
+
+    `say` is told what a transfer plan trains, and why.
+    """
+    model = build_model(classifier, train, seed=run.seed)
+    loss, second_loss = build_losses(classifier, train)
+    plan = resolve_plan(parts.plan, model, train)
+    if plan is not None:
+        for line in plan.describe(model).splitlines():
+            say(line)
+    return fit_classifier(
+        model,
+        train,
+        training,
+        loss=loss,
+        second_loss=second_loss,
+        run=run,
+        plan=plan,
+        stage=parts.stage,
+        base=parts.augmentation,
+        stage_source=parts.stage_source,
+        progress=progress,
+    )
+
+
+def resolve_plan(plan: TransferPlan | None, model: Classifier, train: ImageData) -> TransferPlan | None:
+    """`plan`, its "auto" replaced by the mode that the training images suggest under the backbone as it is."""
+    if plan is None or plan.mode != "auto":
+        return plan
+    TransferPlan("frozen").apply(model.eval())  # `fit_classifier` puts the model into the state of the real plan
+    similarity = measure_similarity(cache_features(model, train.images), train.labels, groups=train.groups)
+    return plan.resolve(model, num_images=len(train), similarity=similarity)
