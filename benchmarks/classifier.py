@@ -30,8 +30,8 @@ def options(stage: TailAugment, batch: int) -> dict[str, dict]:
     told |= {f"loss {name}": {"loss": name} for name in LOSSES if name != "cross_entropy"}
     told |= {f"sampling {name}": {"settings": {"sampling": name}} for name in ("class_balanced", "progressive")}
     told |= {name: {"settings": {"mixing": name}} for name in ("mixup", "remix", "cutmix", "cmo")}
-    told |= {"crop and flip": {"base": CropFlip()}, "randaugment": {"base": RandAugment()}}
-    told |= {"trivialaugment": {"base": TrivialAugment()}, "stage (rotation)": {"stage": stage}}
+    told |= {"crop and flip": {"augmentation": CropFlip()}, "randaugment": {"augmentation": RandAugment()}}
+    told |= {"trivialaugment": {"augmentation": TrivialAugment()}, "stage (rotation)": {"stage": stage}}
     told |= {"stage, balanced source": {"stage": stage, "settings": {"stage_source": "balanced"}}}
     told |= {f"stage, worst of {k}": {"stage": stage, "settings": {"worst_of": k}} for k in (2, 4)}
     told |= {"stage, consistency": {"stage": stage, "settings": {"consistency": 1.0}}}
@@ -52,7 +52,7 @@ def seconds(data: ImageData, how: dict, backbone: str, device: torch.device) -> 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", kind="train")
         started = time.perf_counter()
-        fit_classifier(model, data, how["settings"], loss=loss, run=run, progress=False, **rest)
+        fit_classifier(model, data, how["settings"], loss=loss, out=run, progress=False, **rest)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - started

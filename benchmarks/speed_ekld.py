@@ -74,7 +74,7 @@ def trained_digits(device: torch.device, *, seed: int = 0) -> tuple[nn.Module, P
     how = TrainSettings(epochs=40, batch_size=64, schedule="cosine", warmup=3, sampling="class_balanced")
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", kind="train", seed=seed)
-        return fit_classifier(model, train, how, loss=nn.CrossEntropyLoss(), run=run, progress=False), prepared
+        return fit_classifier(model, train, how, loss=nn.CrossEntropyLoss(), out=run, progress=False), prepared
 
 
 def ekld_precision(device: torch.device) -> list[Variant]:

@@ -33,6 +33,8 @@ _HOMES = {
     "KorniaNuisance": "augment.kornia",
     "TailAugment": "augment.stage",
     "policy": "augment.policy",
+    "TrainSettings": "classifier.settings",
+    "TransferPlan": "classifier.transfer",
     "build_classifier": "classifier.backbones",
     "build_loss": "classifier.losses",
     "fit_classifier": "classifier.train",

@@ -63,9 +63,10 @@ def settings_class(where: str) -> Callable[[type[_T]], type[_T]]:
 
         @functools.wraps(checked_init)
         def init(self: Any, *args: Any, **values: Any) -> None:
-            values = {name: _lists_as_tuples(value) for name, value in values.items()}
+            named = dict(zip(made.__pydantic_fields__, args, strict=False))  # so that errors say the name
+            values = {name: _lists_as_tuples(value) for name, value in (named | values).items()}
             try:
-                checked_init(self, *args, **values)
+                checked_init(self, *args[len(named) :], **values)
             except pydantic.ValidationError as error:
                 raise _settings_error(error, made, where, values) from None
 
@@ -111,7 +112,7 @@ def options_of(function: Callable[..., Any], options: Mapping[str, Any], where: 
     Raises:
         SettingsError: an unknown name, a value of another type, or a number that is not finite.
     """
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
     known = [name for name in inspect.signature(function).parameters if name in hints]
     unknown = [name for name in options if name not in known]
     if unknown:

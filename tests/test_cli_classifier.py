@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from gen_invariance.classifier.backbones import Backbone, Classifier
+from gen_invariance.classifier.model import Backbone, Classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.cli.main import run
@@ -62,12 +62,12 @@ def test_auto_says_why(tmp_path, capsys):
 
 BAD = {
     "class": (["classifier.loss_options={weights: {zebra: 2.0}}"], "class weights name 'zebra', which is no class"),
-    "stages": (["transfer=partial", "transfer.last_stages=7"], "cannot train the last 7 stages, the backbone has 4"),
+    "stages": (["transfer=partial", "transfer.last_stages=7"], "cannot train the last 7 blocks, the backbone has 4"),
     "method": (["method=ldma"], "method has no choice 'ldma'"),
     "worst": (["training.worst_of=3"], "training.worst_of works on what the stage does"),
     "cosine": (["method=ldam", "training.head_correction=crt"], "needs a linear head, got CosineHead"),
     "mixing": (["method=mixup", "training.mixing_options={beta: 1}"], "mixing mixup has no option 'beta'"),
-    "mode": (["transfer=full", "transfer.mode=half"], "no transfer mode 'half'"),
+    "mode": (["transfer=full", "transfer.mode=half"], "got 'half'"),
     "augmentation": (["augmentation=autoaugment"], "augmentation: unknown nuisance 'autoaugment'; choose one of"),
     "package": (["classifier=small_conv", "classifier.weights=DEFAULT"], "small_conv has no published weights"),
 }
@@ -91,13 +91,13 @@ def test_weights_of_another_architecture(source, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_backbone_without_declared_stages(tmp_path):
+def test_a_backbone_without_declared_blocks(tmp_path):
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
     model = Classifier(Backbone(module, 4, 1, {}), torch.nn.Linear(4, 2))
     data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ("a", "b"))
-    with pytest.raises(SettingsError, match=r"declares no stages; wrap it with Classifier\(Backbone") as caught:
+    with pytest.raises(SettingsError, match=r"declares no blocks; wrap it with Classifier\(Backbone") as caught:
         fit_classifier(model, data, TrainSettings(epochs=1), loss=torch.nn.CrossEntropyLoss(),
-                       run=Run(tmp_path / "r", kind="train"), plan=TransferPlan("frozen"), progress=False)  # fmt: skip
+                       plan=TransferPlan("frozen"), out=tmp_path / "r", progress=False)  # fmt: skip
     assert "\n" not in str(caught.value)
 
 

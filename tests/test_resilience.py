@@ -139,7 +139,7 @@ def test_training_saves_in_the_middle_of_an_epoch(at, average, tmp_path):
     def train(folder, loss, *, resume=False):
         model = build_classifier("small_conv", num_classes=3, channels=1, generator=named_generator(0, "net"))
         run = Run(folder, kind="train", resume=resume)
-        return fit_classifier(model, data, settings, loss=loss, run=run, progress=False), run
+        return fit_classifier(model, data, settings, loss=loss, out=run, progress=False), run
 
     def loss():
         return build_loss("cross_entropy", counts=data.counts)

@@ -16,10 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gen_invariance.classifier.backbones import Classifier, build_classifier
+from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.heads import HEADS, fit_head
 from gen_invariance.classifier.joint import TaskLoss
 from gen_invariance.classifier.losses import build_loss
+from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
@@ -197,7 +198,7 @@ def fitted(
     """`model` trained on `data` in the run folder `folder`; a run that was stopped there goes on."""
     loss = loss or build_loss("cross_entropy", counts=data.counts)
     with Run.open(folder, kind="transfer", seed=seed, config=settings.identity(), resume=True) as run:
-        return fit_classifier(model, data, settings, loss=loss, run=run, plan=plan, progress=False)
+        return fit_classifier(model, data, settings, loss=loss, plan=plan, out=run, progress=False)
 
 
 def scratch_scores(

@@ -25,8 +25,8 @@ from gen_invariance.run import Run
 Mix = Callable[..., tuple[Tensor, Tensor]]
 """`mix(images, labels, generator=...)` -> images and (soft) labels; applied last, after the stage."""
 
-Hardest = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
-"""`hardest(candidates, labels, rows)` -> images; see `robust.hardest`."""
+Choose = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
+"""`choose(candidates, labels, rows)` -> images; see `objective.choose_hardest`."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Batch:
         labels: int64 (B,), or soft (B, K) after mixing.
         whole: rows of the whole batch, over all processes.
         clean: float (M, C, H, W), rows the stage worked on as they were before it; None where nobody asked.
-        clean_rows: int64 (M,), their places in `images`.
-        spare: the step had no row for this process; the one it holds must count for nothing.
+        clean_rows: int64 (M,), their indices in `images`.
+        spare: the step had no row for this process; it gets one all the same, which must not count in the loss.
     """
 
     images: Tensor
@@ -68,13 +68,13 @@ class Batches:
     """Augmented batches of a run.
 
     Args:
-        train: on the device that trains.
+        data: training images, on the device that trains.
         settings: of the training.
         run: names the generators.
         stage: gives tail classes the nuisance.
-        base: plain augmentation of every row, after the stage.
+        augmentation: plain augmentation of every row, after the stage.
         mix: used instead of the mixing that `settings` names.
-        stage_source: what the stage acts on, row for row `train`; None takes `train` itself.
+        stage_source: what the stage acts on, row for row `data`; None takes `data` itself.
         process, processes: which share of each batch is wanted.
 
     Raises:
@@ -83,12 +83,12 @@ class Batches:
 
     def __init__(
         self,
-        train: ImageData,
+        data: ImageData,
         settings: TrainSettings,
         run: Run,
         *,
         stage: TailAugment | None = None,
-        base: Nuisance | None = None,
+        augmentation: Nuisance | None = None,
         mix: Mix | None = None,
         stage_source: ImageData | None = None,
         process: int = 0,
@@ -97,32 +97,32 @@ class Batches:
         if stage is None and (settings.worst_of > 1 or settings.consistency):
             name = "worst_of" if settings.worst_of > 1 else "consistency"
             raise SettingsError(f"training.{name} works on what the stage does, and there is no stage; choose one")
-        if stage_source is not None and stage_source.images.shape != train.images.shape:
+        if stage_source is not None and stage_source.images.shape != data.images.shape:
             raise SettingsError(
                 f"the stage's source must hold the training images row for row: {tuple(stage_source.images.shape)} "
-                f"against {tuple(train.images.shape)}"
+                f"against {tuple(data.images.shape)}"
             )
-        self.train, self.settings, self.run, self.stage, self.base = train, settings, run, stage, base
-        self.source = None if stage_source is None else stage_source.to(train.device)
+        self.data, self.settings, self.run, self.stage, self.augmentation = data, settings, run, stage, augmentation
+        self.source = None if stage_source is None else stage_source.to(data.device)
         self.counts_foreground = settings.mixing == "cmo"
         if mix is None and settings.mixing != "none":
-            mix = build_mixing(settings.mixing, counts=train.counts, **settings.mixing_options)
+            mix = build_mixing(settings.mixing, counts=data.counts, **settings.mixing_options)
         self.mix = mix
         self.share = slice(process, None, processes)
         self.staged = 0  # rows that the stage worked on, over all processes, until somebody sets it back
         common = {"batch_size": settings.batch_size, "seed": run.seed, "num_epochs": settings.epochs}
         common["num_samples"] = settings.epoch_images or None
-        self.rows = ResidentLoader(train, rule=settings.rule(), **common)
-        self.balanced = ResidentLoader(train, rule="class_balanced", stream="stage", **common)
-        self.foreground = ResidentLoader(train, rule="class_balanced", stream="foreground", **common)
+        self.rows = ResidentLoader(data, rule=settings.rule(), **common)
+        self.balanced = ResidentLoader(data, rule="class_balanced", stream="stage", **common)
+        self.foreground = ResidentLoader(data, rule="class_balanced", stream="foreground", **common)
         self.per_epoch = self.rows.steps_per_epoch
-        self.labels = train.labels.cpu()  # gates look at labels on the CPU, without waiting for the device
+        self.labels = data.labels.cpu()  # gates look at labels on the CPU, without waiting for the device
         if stage is None and settings.stage_bank:
             raise SettingsError("training.stage_bank holds translations that the stage gives, and there is no stage")
         if stage is not None:
             bank = {"versions": settings.stage_bank, "period": settings.stage_bank_epochs * self.per_epoch}
             bank["uses"] = self._uses() if settings.stage_bank else None
-            stage.enable_cache((self.source or train).images, train.labels, seed=run.seed, **bank)
+            stage.enable_cache((self.source or data).images, data.labels, seed=run.seed, **bank)
 
     def _uses(self) -> Tensor:
         """How often the stage meets each image in an epoch it works in, float64 (N,)."""
@@ -130,24 +130,24 @@ class Batches:
         epochs = [epoch for epoch in range(self.settings.epochs) if self.settings.stage_is_on(epoch)]
         return loader.expected_uses(epochs or [0])
 
-    def at(self, step: int, *, hardest: Hardest | None = None) -> Batch:
-        """This process's augmented rows of `step`; `hardest` chooses where `settings.worst_of` draws several."""
+    def at(self, step: int, *, choose: Choose | None = None) -> Batch:
+        """This process's augmented rows of `step`; `choose` picks an image where `settings.worst_of` draws several."""
         rows, generator = self.rows.indices(step), self.run.generator("train", step)
         if self.mix is not None:
-            return self._mixed(rows, step, hardest, generator)
+            return self._mixed(rows, step, choose, generator)
         spare = len(rows) <= self.share.start
-        batch = self._augmented(rows, slice(0, 1) if spare else self.share, step, hardest, generator)
+        batch = self._augmented(rows, slice(0, 1) if spare else self.share, step, choose, generator)
         return replace(batch, spare=spare)
 
-    def _mixed(self, rows: Tensor, step: int, hardest: Hardest | None, generator: torch.Generator) -> Batch:
+    def _mixed(self, rows: Tensor, step: int, choose: Choose | None, generator: torch.Generator) -> Batch:
         """The whole batch mixed, and of it this process's rows."""
         everyone = slice(0, None)
-        batch = self._augmented(rows, everyone, step, hardest, generator)
+        batch = self._augmented(rows, everyone, step, choose, generator)
         images, labels = batch.images, batch.labels
         if float(torch.rand((), generator=generator)) < self.settings.mixing_probability:
             others = ()
             if self.counts_foreground:
-                front = self._augmented(self.foreground.indices(step), everyone, step, hardest, generator)
+                front = self._augmented(self.foreground.indices(step), everyone, step, choose, generator)
                 others = (front.images, front.labels)
             images, labels = self.mix(images, labels, *others, generator=generator)
         spare = len(rows) <= self.share.start
@@ -155,15 +155,15 @@ class Batches:
         return replace(batch, images=images[share], labels=labels[share], spare=spare)
 
     def _augmented(
-        self, rows: Tensor, share: slice, step: int, hardest: Hardest | None, generator: torch.Generator
+        self, rows: Tensor, share: slice, step: int, choose: Choose | None, generator: torch.Generator
     ) -> Batch:
         """The `share` of `rows` after the stage and plain augmentation.
 
         The stage comes first: a translator was fitted on images as they are stored, and that is what it gets here.
         """
-        images, labels = self._pick(self.train, rows[share])
+        images, labels = self._pick(self.data, rows[share])
         shape = (len(rows), *images.shape[1:])
-        draw = None if self.base is None else self.base.sample(shape, generator=generator)
+        draw = None if self.augmentation is None else self.augmentation.sample(shape, generator=generator)
         plain = self._plain(draw, torch.arange(len(rows))[share])
         batch = Batch(images, labels, whole=len(rows))
         if self.stage is None or not self.settings.stage_is_on(step // self.per_epoch):
@@ -176,14 +176,16 @@ class Batches:
         gates = [gate.share(share) for gate in gates]
         source = None
         if balanced or self.source is not None:
-            source = self._pick(self.source or self.train, source_rows[share])
-        return self._staged(batch, gates, source, source_rows[share], hardest, plain)
+            source = self._pick(self.source or self.data, source_rows[share])
+        return self._staged(batch, gates, source, source_rows[share], choose, plain)
 
-    def _plain(self, draw: Draw | None, own: Tensor) -> Callable[[Tensor], Tensor]:
-        """What gives images the plain augmentation of the batch's rows `own`."""
-        if draw is None:
-            return lambda images: images
-        return lambda images: self.base.apply(images, draw_to(select_rows(draw, own), images))
+    def _plain(self, draw: Draw | None, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function that gives images the plain augmentation that was drawn for `rows` of the batch."""
+
+        def augment(images: Tensor) -> Tensor:
+            return self.augmentation.apply(images, draw_to(select_rows(draw, rows), images))
+
+        return augment if draw is not None else lambda images: images
 
     def _gates(self, shape: tuple[int, ...], labels: Tensor, generator: torch.Generator) -> list[Gate]:
         """`worst_of` gates that open for the same rows, each with a draw of its own."""
@@ -198,7 +200,7 @@ class Batches:
         gates: list[Gate],
         source: tuple[Tensor, Tensor] | None,
         indices: Tensor,
-        hardest: Hardest | None,
+        choose: Choose | None,
         plain: Callable[[Tensor], Tensor],
     ) -> Batch:
         """`batch` after the stage and `plain`, with its gated rows without the former where consistency needs them."""
@@ -208,8 +210,8 @@ class Batches:
         moved = [(plain(candidate), labels) for candidate, labels in moved]
         images, labels = moved[0]
         rows = gates[0].rows.nonzero().squeeze(1).to(images.device)
-        if len(moved) > 1 and hardest is not None:
-            images = hardest([candidate for candidate, _ in moved], labels, rows)
+        if len(moved) > 1 and choose is not None:
+            images = choose([candidate for candidate, _ in moved], labels, rows)
         batch_now = replace(batch, images=images, labels=labels)
         if not self.settings.consistency:
             return batch_now

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gen_invariance.augment.stage import TailAugment
-from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.classifier.losses import CrossEntropy, log_prior
+from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.posthoc import (
     ScaledHead,
     prepare_classifier_retraining,

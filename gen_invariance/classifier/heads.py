@@ -7,13 +7,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
+from gen_invariance.settings import options_of
+
+KNN_TEMPERATURE = 0.07
+"""A neighbour votes with exp(cosine / temperature); tau of Wu et al. 2018, section 3.4."""
+
+KNN_NEIGHBOURS = 20
+"""Neighbours that vote where there is no lack of them; k of Caron et al. 2021 (DINO), section 4.1."""
+
+FEW_NEIGHBOURS = 5
+"""Neighbours that vote among few samples: no more than a class of the usual five shots has, so none is outvoted."""
 
 
 class Head(Protocol):
@@ -46,23 +57,45 @@ class MeanHead:
 
 @dataclass(frozen=True)
 class NeighbourHead:
-    """k nearest neighbours by cosine, each voting with exp(cosine / temperature) (Wu et al. 2018, section 3.4)."""
+    """k nearest neighbours by cosine, see `neighbour_votes`."""
 
     classes: Tensor
     features: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
-    neighbours: int = 5
-    temperature: float = 0.1
+    neighbours: int = FEW_NEIGHBOURS
+    temperature: float = KNN_TEMPERATURE
 
     def scores(self, features: Tensor) -> Tensor:
         """Share of the votes, (N, K)."""
         cosine = F.normalize(features, dim=1) @ self.features.T
-        nearest, where = cosine.topk(min(self.neighbours, len(self.labels)), dim=1)
-        # The largest cosine is taken off first, so that small temperatures do not overflow.
-        votes = ((nearest - nearest[:, :1]) / self.temperature).exp()
-        total = torch.zeros(len(features), len(self.classes), dtype=votes.dtype, device=votes.device)
-        total.scatter_add_(1, self.labels[where], votes)
-        return total / total.sum(1, keepdim=True)
+        return neighbour_votes(
+            cosine, self.labels, num_classes=len(self.classes), neighbours=self.neighbours, temperature=self.temperature
+        )
+
+
+def neighbour_votes(
+    cosine: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    neighbours: int = KNN_NEIGHBOURS,
+    temperature: float = KNN_TEMPERATURE,
+) -> Tensor:
+    """Share of the votes of the nearest neighbours that each class gets, (N, K).
+
+    Args:
+        cosine: float (N, M), of each sample with each one that may vote; -inf for one that may not.
+        labels: int64 (M,), in [0, K).
+        num_classes: K.
+        neighbours: how many vote; with fewer samples all of them do.
+        temperature: each votes with exp(cosine / temperature) (Wu et al. 2018, section 3.4).
+    """
+    nearest, where = cosine.topk(min(neighbours, cosine.shape[1]), dim=1)
+    # The largest cosine is taken off first, so that small temperatures do not overflow.
+    votes = ((nearest - nearest[:, :1]) / temperature).exp()
+    total = torch.zeros(len(cosine), num_classes, dtype=votes.dtype, device=votes.device)
+    total.scatter_add_(1, labels[where], votes)
+    return total / total.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -87,42 +120,45 @@ def predict(head: Head, features: Tensor) -> Tensor:
 
 def fit_nearest_mean(features: Tensor, labels: Tensor) -> MeanHead:
     """Nearest class mean on `features` (N, D), `labels` (N,); see `fit_head`."""
-    classes, numbers = _renumbered(features, labels)
-    return MeanHead(classes, _means(features, numbers, len(classes)))
+    classes, numbers = _renumber(features, labels)
+    return MeanHead(classes, class_means(features, numbers, len(classes)))
 
 
 def fit_cosine(features: Tensor, labels: Tensor) -> MeanHead:
     """Nearest class mean by cosine, on features scaled to length one; see `fit_head`."""
-    classes, numbers = _renumbered(features, labels)
-    return MeanHead(classes, _means(F.normalize(features, dim=1), numbers, len(classes)), cosine=True)
+    classes, numbers = _renumber(features, labels)
+    return MeanHead(classes, class_means(F.normalize(features, dim=1), numbers, len(classes)), cosine=True)
 
 
-def fit_knn(features: Tensor, labels: Tensor, *, neighbours: int = 5, temperature: float = 0.1) -> NeighbourHead:
+def fit_knn(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    neighbours: Annotated[int, Field(ge=1)] = FEW_NEIGHBOURS,
+    temperature: Annotated[float, Field(gt=0)] = KNN_TEMPERATURE,
+) -> NeighbourHead:
     """K nearest neighbours; with fewer samples than `neighbours`, all of them vote. See `fit_head`."""
-    if neighbours < 1 or temperature <= 0:
-        raise SettingsError(f"need neighbours >= 1 and temperature > 0, got {neighbours} and {temperature}")
-    classes, numbers = _renumbered(features, labels)
+    classes, numbers = _renumber(features, labels)
     return NeighbourHead(classes, F.normalize(features, dim=1), numbers, neighbours, temperature)
 
 
-def fit_logistic(features: Tensor, labels: Tensor, *, strength: float = 1.0, balanced: bool = True) -> LogisticHead:
-    """Logistic regression by scikit-learn on the CPU, with an L2 penalty of inverse strength `strength`.
+def fit_logistic(
+    features: Tensor, labels: Tensor, *, strength: Annotated[float, Field(gt=0)] = 1.0, balanced: bool = True
+) -> LogisticHead:
+    """Logistic regression by scikit-learn on the CPU; see `fit_head`.
 
     Args:
         features: float (N, D).
         labels: int64 (N,).
-        strength: scikit-learn's C; larger fits closer.
+        strength: inverse strength of the L2 penalty, scikit-learn's C; larger fits closer.
         balanced: weigh classes by 1/n, so that a long tail is not outvoted.
 
     Raises:
-        SettingsError: strength is not positive.
         DataError: fewer than two classes.
     """
     from sklearn.linear_model import LogisticRegression
 
-    if strength <= 0:
-        raise SettingsError(f"strength must be positive, got {strength}; 1 is usual")
-    classes, numbers = _renumbered(features, labels)
+    classes, numbers = _renumber(features, labels)
     if len(classes) < 2:
         raise DataError("a logistic head needs at least two classes, got one; use nearest_mean or add classes")
     mean, std = features.mean(0), features.std(0, correction=0)
@@ -149,7 +185,7 @@ def fit_head(name: str, features: Tensor, labels: Tensor, **options: float) -> H
         options: knn takes `neighbours` and `temperature`; logistic `strength` and `balanced`.
 
     Raises:
-        SettingsError: unknown name or option.
+        SettingsError: unknown name or option, or an option out of its range.
         ShapeError: features or labels of another form.
         RangeError: a feature is NaN or infinite.
         DataError: no samples.
@@ -161,10 +197,7 @@ def fit_head(name: str, features: Tensor, labels: Tensor, **options: float) -> H
     """
     if name not in HEADS:
         raise SettingsError(f"no head {name!r}; choose {', '.join(HEADS)}")
-    try:
-        return HEADS[name](features, labels, **options)
-    except TypeError as error:
-        raise SettingsError(f"head {name}: {error}; see fit_{name}") from error
+    return HEADS[name](features, labels, **options_of(HEADS[name], options, f"head {name}"))
 
 
 @dataclass(frozen=True)
@@ -172,139 +205,144 @@ class FewShot:
     """Accuracy over few-shot episodes.
 
     Attributes:
-        accuracy: mean over episodes.
-        half_width: of its 95% interval over episodes, by the normal approximation; NaN for one episode. It says how
-            well these features were measured, not how they vary over trainings.
-        episodes: accuracy of each, float64 (E,).
+        accuracy: mean over episodes, in [0, 1].
+        half_width: of its 95 % interval over episodes, by the normal approximation. It says how well these features
+            were measured, not how they vary over trainings.
+        episodes: how many.
     """
 
     accuracy: float
     half_width: float
-    episodes: Tensor
+    episodes: int
 
 
 def few_shot(
-    features: Tensor,
-    labels: Tensor,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
     *,
     ways: int = 5,
     shots: int = 5,
     queries: int = 15,
-    episodes: int = 600,
-    head: str = "nearest_mean",
+    episodes: int = 300,
     generator: torch.Generator,
 ) -> FewShot:
-    """Accuracy of `head` in episodes of `ways` random classes with `shots` support and `queries` query samples each.
+    """Accuracy of nearest class means in few-shot episodes, each of `ways` random classes (Vinyals et al. 2016).
 
-    Support and query samples never overlap; every class has as many of both. Reference: Vinyals et al. 2016,
-    section 4.1; intervals as in Snell et al. 2017.
+    Features are centred by the train mean and put on the unit sphere (as in EASY, Bendou et al. 2022). A class with
+    fewer samples than asked for gives the ones it has, drawn with replacement.
 
     Args:
-        features: float (N, D).
-        labels: int64 (N,), any numbers.
+        train: features, float (N, D), and labels, int64 (N,) in [0, K), that means are taken of.
+        test: the same for the samples that are asked.
         ways: classes of an episode.
-        shots: labelled samples a class.
-        queries: tested samples a class.
+        shots: train samples a class.
+        queries: test samples a class.
         episodes: how many.
-        head: a key of `HEADS`.
         generator: source of classes and samples.
 
     Raises:
-        SettingsError: unknown head, a number below one, or fewer than `ways` classes with `shots` + `queries` samples.
-        ShapeError: features or labels of another form.
+        SettingsError: ways, shots or episodes out of range.
     """
-    if min(shots, queries, episodes) < 1 or ways < 2:
+    num_classes = len(train[1].unique())
+    if not 2 <= ways <= num_classes or shots < 1 or episodes < 2:
         raise SettingsError(
-            f"need ways >= 2 and shots, queries, episodes >= 1, got {ways}, {shots}, {queries}, {episodes}; check them"
+            f"few-shot with {ways} ways, {shots} shots, {episodes} episodes: expected 2 to {num_classes} ways, at "
+            "least 1 shot and 2 episodes"
         )
-    classes, numbers = _renumbered(features, labels)
-    counts = torch.bincount(numbers, minlength=len(classes))
-    usable = (counts >= shots + queries).nonzero()[:, 0]
-    if len(usable) < ways:
-        raise SettingsError(
-            f"{ways} ways need {ways} classes of {shots + queries} samples (shots + queries), only {len(usable)} of "
-            f"{len(classes)} have them; lower ways, shots or queries"
-        )
-    rows = [(numbers == number).nonzero()[:, 0] for number in usable.tolist()]
-    accuracies = torch.empty(episodes, dtype=torch.float64)
-    expected = torch.arange(ways).repeat_interleave(queries).to(features.device)
-    for episode in range(episodes):
-        support, query = _draw_episode(rows, ways, shots, queries, generator)
-        fitted = fit_head(head, features[support], torch.arange(ways).repeat_interleave(shots).to(features.device))
-        accuracies[episode] = (predict(fitted, features[query]) == expected).double().mean()
-    spread = accuracies.std().item() if episodes > 1 else math.nan
-    return FewShot(accuracies.mean().item(), 1.96 * spread / math.sqrt(episodes), accuracies)
+    centre = train[0].float().mean(0)
+    support = F.normalize(train[0].float() - centre, dim=1)
+    asked = F.normalize(test[0].float() - centre, dim=1)
+    classes = torch.rand(episodes, num_classes, generator=generator).topk(ways, dim=1).indices
+    means = support[_draw_samples(train[1], classes, shots, generator)].mean(dim=2)
+    query = asked[_draw_samples(test[1], classes, queries, generator)]
+    distance = torch.cdist(query.flatten(1, 2), means)
+    truth = torch.arange(ways).repeat_interleave(queries)
+    right = (distance.argmin(dim=2) == truth).float().mean(dim=1)
+    return FewShot(float(right.mean()), 1.96 * float(right.std()) / math.sqrt(episodes), episodes)
 
 
-def _draw_episode(
-    rows: list[Tensor], ways: int, shots: int, queries: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Row numbers of support (ways * shots,) and query (ways * queries,) samples, class after class."""
-    chosen = torch.randperm(len(rows), generator=generator, device=generator.device)[:ways].tolist()
-    support, query = [], []
-    for number in chosen:
-        order = torch.randperm(len(rows[number]), generator=generator, device=generator.device).to(rows[number].device)
-        support.append(rows[number][order[:shots]])
-        query.append(rows[number][order[shots : shots + queries]])
-    return torch.cat(support), torch.cat(query)
+def _draw_samples(labels: Tensor, classes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Row numbers, int64 (E, ways, count): `count` samples of each class, without repeats if possible."""
+    samples = torch.empty(*classes.shape, count, dtype=torch.int64)
+    for label in classes.unique().tolist():
+        rows, where = (labels == label).nonzero().flatten(), classes == label
+        if len(rows) >= count:
+            picks = torch.rand(int(where.sum()), len(rows), generator=generator).topk(count, dim=1).indices
+        else:
+            picks = torch.randint(len(rows), (int(where.sum()), count), generator=generator)
+        samples[where] = rows[picks]
+    return samples
 
 
 def measure_similarity(features: Tensor, labels: Tensor, *, groups: Tensor | None = None) -> float:
     """How well the source's features already tell the target classes apart: 1 perfectly, 0 not above chance.
 
-    Balanced accuracy of nearest class means, each sample left out of its own mean, rescaled so that chance is 0. It
-    needs no training, no source images, and a few samples a class; `TransferPlan.resolve` takes it.
+    Balanced accuracy of `predict_left_out`, rescaled so that chance is 0. It needs no training, no source images, and
+    a few samples a class; `TransferPlan.resolve` takes it.
 
     Args:
         features: float (N, D) of target samples under the source's backbone.
-        labels: int64 (N,), any numbers; classes of one sample only serve as means.
-        groups: int64 (N,), samples of one number show the same thing: they are all left out of the mean that one of
-            them is compared with, and classes of one group only serve as means.
+        labels: int64 (N,), any numbers; classes of one sample (or group) only serve as means.
+        groups: int64 (N,), samples of one number show the same thing, see `predict_left_out`.
 
     Raises:
         DataError: fewer than two classes, or none with two samples (groups, where they are given).
         ShapeError: features or labels of another form.
     """
-    classes, numbers = _renumbered(features, labels)
-    counts = torch.bincount(numbers, minlength=len(classes)).to(features)
-    out = None if groups is None else _group_sums(features, numbers, groups)
-    measured = counts > 1 if out is None else _has_other(counts[numbers] - out[1], numbers, len(classes))
+    classes, numbers = _renumber(features, labels)
+    predicted, has_mean = predict_left_out(features, numbers, groups=groups)
+    measured = torch.bincount(numbers[has_mean], minlength=len(classes)) > 0
     if len(classes) < 2 or not measured.any():
         raise DataError("similarity needs two classes and at least one with two samples; give more target samples")
-    means = _means(features, numbers, len(classes))
-    distances = torch.cdist(features, means).square()
-    own = counts[numbers]
-    rows = torch.arange(len(numbers), device=features.device)
-    if out is None:
-        # Leaving x out of a mean over n moves that mean away from x: the distance grows by (n / (n - 1))^2.
-        distances[rows, numbers] *= torch.where(own > 1, (own / (own - 1).clamp_min(1)) ** 2, 1.0)
-    else:
-        others = (means[numbers] * own[:, None] - out[0]) / (own - out[1]).clamp_min(1)[:, None]
-        distances[rows, numbers] = torch.where(
-            own > out[1], (features - others).square().sum(1), distances[rows, numbers]
-        )
-    right = (distances.argmin(1) == numbers).to(features)
+    right = (predicted == numbers).to(features)
+    counts = torch.bincount(numbers, minlength=len(classes)).to(features)
     recall = torch.zeros_like(counts).index_add(0, numbers, right) / counts
     chance = 1 / len(classes)
     return max(0.0, (recall[measured].mean().item() - chance) / (1 - chance))
 
 
-def _group_sums(features: Tensor, numbers: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+def predict_left_out(features: Tensor, labels: Tensor, *, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The nearest class mean of each sample, the sample left out of the mean of its own class.
+
+    Args:
+        features: float (N, D).
+        labels: int64 (N,), in [0, K), each class with a sample.
+        groups: int64 (N,), samples of one number show the same thing: they are all left out together.
+
+    Returns:
+        The class of the nearest mean, int64 (N,), and bool (N,), whether its own class had other samples. Where it
+        had none, its own class's mean is the sample (or its group) itself.
+    """
+    count = torch.bincount(labels).to(features)
+    means = class_means(features, labels, len(count))
+    if groups is None:
+        out_sum, out_count = features, torch.ones_like(features[:, 0])
+    else:
+        out_sum, out_count = _group_sums(features, labels, groups)
+    left = count[labels] - out_count
+    others = (means[labels] * count[labels, None] - out_sum) / left.clamp_min(1)[:, None]
+    distance = torch.cdist(features, means).square()
+    rows = torch.arange(len(labels), device=features.device)
+    distance[rows, labels] = torch.where(left > 0, (features - others).square().sum(1), distance[rows, labels])
+    return distance.argmin(1), left > 0
+
+
+def _group_sums(features: Tensor, labels: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """For each sample the sum (N, D) and the count (N,) of the samples of its class and group, itself with them."""
-    groups = groups.to(features.device).unique(return_inverse=True)[1]
-    _, pairs = (numbers * (int(groups.max()) + 1) + groups).unique(return_inverse=True)
-    number = int(pairs.max()) + 1
-    sums = torch.zeros(number, features.shape[1], dtype=features.dtype, device=features.device)
-    return sums.index_add_(0, pairs, features)[pairs], torch.bincount(pairs).to(features)[pairs]
+    pairs = torch.stack([labels, groups.to(labels.device)]).unique(dim=1, return_inverse=True)[1]
+    counts = torch.bincount(pairs).to(features)
+    return class_means(features, pairs, len(counts))[pairs] * counts[pairs, None], counts[pairs]
 
 
-def _has_other(left: Tensor, numbers: Tensor, num_classes: int) -> Tensor:
-    """Classes, bool (K,), of which some sample has others left, by how many it has, (N,)."""
-    return torch.bincount(numbers[left > 0], minlength=num_classes) > 0
+def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean feature of each class, (K, D); NaN rows for classes without a sample."""
+    sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype, device=features.device)
+    sums.index_add_(0, labels, features)
+    return sums / torch.bincount(labels, minlength=num_classes).to(features)[:, None]
 
 
-def _renumbered(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct labels (K,), ascending, and each label's position among them, int64 (N,)."""
+def _renumber(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct labels (K,), ascending, and each label's index among them, int64 (N,)."""
     if features.ndim != 2 or not features.is_floating_point():
         raise ShapeError(f"features must be float (N, D), got {features.dtype} {tuple(features.shape)}; flatten them")
     if labels.dtype != torch.int64 or labels.shape != features.shape[:1]:
@@ -315,11 +353,4 @@ def _renumbered(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise DataError("got no samples; a head needs at least one for each class")
     if not torch.isfinite(features).all():
         raise RangeError("features hold NaN or infinite values; did the backbone's training diverge?")
-    classes, numbers = labels.unique(return_inverse=True)
-    return classes, numbers
-
-
-def _means(features: Tensor, numbers: Tensor, num_classes: int) -> Tensor:
-    sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype, device=features.device)
-    sums.index_add_(0, numbers, features)
-    return sums / torch.bincount(numbers, minlength=num_classes).to(features)[:, None]
+    return labels.unique(return_inverse=True)

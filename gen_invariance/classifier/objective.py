@@ -6,6 +6,7 @@ what the rows of the *whole* batch weigh; a process or part with fewer or heavie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from gen_invariance.classifier.batches import Batch
 from gen_invariance.classifier.losses import CrossEntropy
-from gen_invariance.classifier.transfer import PullToStart
 
 
 def row_losses(loss: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
@@ -28,6 +28,33 @@ def row_losses(loss: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
 def row_weights(loss: nn.Module, labels: Tensor) -> Tensor:
     """What each row counts in the mean over rows, float32 (B,)."""
     return loss.row_weights(labels) if isinstance(loss, CrossEntropy) else torch.ones(len(labels), device=labels.device)
+
+
+@torch.no_grad()
+def choose_hardest(
+    model: nn.Module, loss: nn.Module, candidates: Sequence[Tensor], labels: Tensor, rows: Tensor
+) -> Tensor:
+    """`candidates[0]` with each of `rows` taken from the candidate of highest loss; MRT of Robey et al. 2020, eq. 9.
+
+    The model is evaluated in eval mode, so its batch-norm statistics do not see the draws that are thrown away.
+
+    Args:
+        model: images to logits; left in the mode it was in.
+        loss: see `losses`.
+        candidates: k versions (B, C, H, W) of a batch, alike outside `rows`.
+        labels: int64 (B,).
+        rows: int64 (M,), the rows that differ.
+    """
+    if len(candidates) == 1 or not len(rows):
+        return candidates[0]
+    training = model.training
+    model.eval()
+    versions = torch.stack([candidate[rows] for candidate in candidates])
+    logits = model(versions.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+    losses = row_losses(loss, logits, labels[rows].repeat(len(candidates))).view(len(candidates), len(rows))
+    model.train(training)
+    hardest = versions[losses.argmax(0), torch.arange(len(rows), device=rows.device)]
+    return candidates[0].index_copy(0, rows, hardest)
 
 
 def consistency_term(clean: Tensor, moved: Tensor) -> Tensor:
@@ -49,7 +76,7 @@ def backward(
     accelerator: Accelerator,
     parts: int = 1,
     consistency: float = 0.0,
-    pull: nn.Module | None = None,
+    penalty: nn.Module | None = None,
 ) -> Tensor:
     """Add the gradient of the whole batch to `model`; returns this process's share of the loss, detached.
 
@@ -60,7 +87,7 @@ def backward(
         accelerator: of the run.
         parts: forward passes that the rows are split over.
         consistency: weight of `consistency_term`.
-        pull: a term on the weights alone, such as `PullToStart` bound to the model.
+        penalty: a term on the weights alone, such as `L2SP`.
     """
     processes = accelerator.num_processes
     weight = accelerator.reduce(row_weights(loss, batch.labels).sum() * (not batch.spare))
@@ -71,8 +98,9 @@ def backward(
         with nullcontext() if last else accelerator.no_sync(model):
             with accelerator.autocast():
                 value = _share(model, piece, loss, weight / processes, consistency * processes / batch.whole)
-                # Every process adds the whole pull, and gradients are averaged over processes.
-                value = value + pull() if last and pull is not None else value
+                # Every process adds the whole penalty, and gradients are averaged over processes.
+                if last and penalty is not None:
+                    value = value + penalty()
             accelerator.backward(value)
         total += value.detach()
     return total
@@ -87,15 +115,3 @@ def _share(model: nn.Module, piece: Batch, loss: nn.Module, weight: Tensor, cons
     if piece.clean is not None and consistency:
         value = value + consistency * consistency_term(logits[len(piece.images) :], moved[piece.clean_rows])
     return value * 0 if piece.spare else value
-
-
-class Pull(nn.Module):
-    """`PullToStart` bound to the model it was made for, so that a step can call it without arguments."""
-
-    def __init__(self, model: nn.Module, strength: float) -> None:
-        super().__init__()
-        self.pull, self._model = PullToStart(model, strength=strength), (model,)
-
-    def forward(self) -> Tensor:
-        """The penalty, a scalar."""
-        return self.pull(self._model[0])

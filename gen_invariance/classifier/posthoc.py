@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gen_invariance.classifier.backbones import Classifier, CosineHead, build_head
 from gen_invariance.classifier.losses import log_prior
+from gen_invariance.classifier.model import Classifier, CosineHead, build_head
 from gen_invariance.errors import SettingsError, ShapeError
 
 
@@ -73,7 +73,7 @@ def prepare_classifier_retraining(model: Classifier, *, generator: torch.Generat
     What is left is to train it with class-balanced sampling. Reference: Kang et al. 2020, section 4.2 (cRT).
 
     Raises:
-        SettingsError: the backbone declares no stages.
+        SettingsError: the backbone declares no blocks.
     """
     fix_backbone(model)
     kind = "cosine" if isinstance(model.head, CosineHead) else "linear"
@@ -107,7 +107,7 @@ def prepare_weight_scaling(model: Classifier) -> Classifier:
     """Make `model`, in place, ready to learn one factor a class; all else is fixed, the backbone in eval mode.
 
     Raises:
-        SettingsError: the backbone declares no stages or the head is not linear.
+        SettingsError: the backbone declares no blocks or the head is not linear.
     """
     fix_backbone(model)
     model.head = ScaledHead(model.head)
@@ -118,11 +118,10 @@ def fix_backbone(model: Classifier) -> None:
     """Stop all training of `model.backbone`: no gradients, no change of batch-norm statistics.
 
     Raises:
-        SettingsError: the backbone declares no stages.
+        SettingsError: the backbone declares no blocks.
     """
-    if not model.stages:
-        raise SettingsError("the backbone declares no stages; wrap it with Classifier(Backbone(..., stages=...), head)")
+    model.require_blocks()
     model.backbone.requires_grad_(False)
     for parameter in model.backbone.parameters():
         parameter.grad = None
-    model.keep_in_eval(model.stages)
+    model.keep_in_eval(model.blocks)

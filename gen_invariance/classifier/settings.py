@@ -216,13 +216,17 @@ class TrainSettings:
             epoch = math.floor(progress) + 1 if self.schedule == "step" else progress + 1 / self.epochs
             return min(1.0, epoch / warmup)
         if self.schedule == "cosine":
-            done = (progress - warmup) / max(self.epochs - warmup, 1)
-            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            return cosine_decay((progress - warmup) / max(self.epochs - warmup, 1))
         return (1.0, 0.01, 0.0001)[sum(progress >= milestone for milestone in self.milestone_epochs)]
 
     def identity(self) -> dict[str, object]:
         """The settings that decide the result, for a run's config; how often to look is left out."""
         return {k: v for k, v in asdict(self).items() if k not in ("log_every", "checkpoint_every")}
+
+
+def cosine_decay(progress: float) -> float:
+    """The factor on a learning rate after the share `progress` of training: from 1 to 0 along half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def _is_point(value: float) -> bool:

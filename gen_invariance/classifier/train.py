@@ -2,14 +2,16 @@
 
 A step is: a batch by the sampling rule, the stage for the tail, plain augmentation for every row, mixing, loss.
 What there is beside it (a transfer plan, an average of the weights, a second loss, a correction of the head) is one
-line each here and explained where it lives: `settings`, `batches`, `objective`, `robust`, `transfer`, `correction`.
+line each here and explained where it lives: `settings`, `batches`, `objective`, `transfer`, `correction`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +21,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from gen_invariance.augment.stage import TailAugment
-from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.classifier.batches import Batches, Mix
 from gen_invariance.classifier.correction import check_correction, correct_head
-from gen_invariance.classifier.objective import Pull, backward
-from gen_invariance.classifier.robust import hardest
+from gen_invariance.classifier.lora import add_lora, merge_lora
+from gen_invariance.classifier.losses import CrossEntropy
+from gen_invariance.classifier.model import Classifier
+from gen_invariance.classifier.objective import backward, choose_hardest
 from gen_invariance.classifier.settings import TrainSettings
-from gen_invariance.classifier.transfer import TransferPlan
+from gen_invariance.classifier.transfer import L2SP, TransferPlan
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import rule_name
 from gen_invariance.devices import accelerator_on
@@ -41,49 +44,66 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
 def fit_classifier(
     model: Classifier,
-    train: ImageData,
-    settings: TrainSettings,
+    data: ImageData,
+    settings: TrainSettings | None = None,
     *,
-    loss: nn.Module,
-    run: Run,
+    loss: nn.Module | None = None,
     second_loss: nn.Module | None = None,
     plan: TransferPlan | None = None,
     stage: TailAugment | None = None,
-    base: Nuisance | None = None,
-    mix: Mix | None = None,
     stage_source: ImageData | None = None,
+    augmentation: Nuisance | None = None,
+    mix: Mix | None = None,
     evaluate: Evaluate | None = None,
+    out: Run | Path | str | None = None,
+    seed: int = 0,
+    resume: bool = False,
     progress: bool | None = None,
 ) -> Classifier:
     """Train `model` in place and return it in eval mode: as it is after the last epoch, averaged and corrected.
 
     Args:
-        model: images in [0, 1] to logits.
-        train: long-tailed training images; live on the accelerator as uint8.
-        settings: see `TrainSettings`.
-        loss: `loss(logits, labels)` -> scalar; see `losses.build_loss`.
-        run: where checkpoints and metrics go. If it holds a checkpoint, training goes on from there.
+        model: images in [0, 1] to logits; see `build_classifier`.
+        data: long-tailed training images, on the device that shall train.
+        settings: see `TrainSettings`; None takes its defaults.
+        loss: `loss(logits, labels)` -> scalar, see `build_loss`; None is cross-entropy.
         second_loss: takes the place of `loss` in the second phase; with class weights, delayed re-weighting.
-        plan: which stages of a pretrained `model` train, from when on, at which rate; None trains all alike.
+        plan: which blocks of a pretrained `model` train, from when on, at which rate; None trains all alike.
         stage: gives tail classes the nuisance.
-        base: plain augmentation of every row, after the stage (crops and flips, RandAugment).
+        stage_source: what the stage acts on, row for row `data`; None takes `data` itself.
+        augmentation: plain augmentation of every row, after the stage (crops and flips, RandAugment).
         mix: see `batches.Mix`; in place of the mixing that `settings` names.
-        stage_source: what the stage acts on, row for row `train`; None takes `train` itself.
         evaluate: figures to log every `log_every` epochs, on validation data; they decide nothing.
+        out: run folder for checkpoints and metrics, or a run that is open already; None keeps nothing.
+        seed: of everything random; that of a run that is open takes its place.
+        resume: go on with the run that is in `out`, to the same weights as if it had never stopped.
         progress: show a progress bar; None shows one on a terminal only.
 
     Raises:
         RunError: the loss or a weight became NaN or infinite; names the epoch.
-        SettingsError: settings that do not fit the model, the stage or the number of processes.
+        SettingsError: settings that do not fit the model, the stage or the number of processes; a folder that holds a
+            run without `resume`.
         CheckpointError: the run's checkpoint is of another model.
+
+    Example:
+        >>> from gen_invariance import ImageData, TrainSettings, build_classifier
+        >>> data = ImageData(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 0, 0, 1, 1]), ("a", "b"))
+        >>> model = build_classifier("small_conv", num_classes=2, channels=1)
+        >>> model = fit_classifier(model, data, TrainSettings(epochs=1, warmup=0), progress=False)
+        >>> model(data.float_images()).shape
+        torch.Size([6, 2])
     """
+    settings = TrainSettings() if settings is None else settings
     if plan is not None and plan.mode == "none":
         plan = None
     settings.check_phases(stage=stage is not None, second_loss=second_loss is not None)
-    with accelerator_on(train.device, mixed_precision=settings.mixed_precision) as accelerator:
-        train = train.to(accelerator.device)
+    loss = CrossEntropy(data.counts) if loss is None else loss
+    with (
+        _open_run(out, settings, seed=seed, resume=resume) as run,
+        accelerator_on(data.device, mixed_precision=settings.mixed_precision) as accelerator,
+    ):
         batches = Batches(
-            train, settings, run, stage=stage, base=base, mix=mix, stage_source=stage_source,
+            data, settings, run, stage=stage, augmentation=augmentation, mix=mix, stage_source=stage_source,
             process=accelerator.process_index, processes=accelerator.num_processes,
         )  # fmt: skip
         model.to(accelerator.device, memory_format=torch.channels_last).train()
@@ -104,28 +124,39 @@ def fit_classifier(
                 state.set_rates(settings.schedule_at(step / per_epoch))
                 criterion = losses[settings.in_second_phase(epoch)]
 
-                batch = batches.at(step, hardest=partial(hardest, model, criterion))
+                batch = batches.at(step, choose=partial(choose_hardest, model, criterion))
                 state.optimizer.zero_grad(set_to_none=True)
                 total += backward(
                     state.wrapped, batch, criterion, accelerator=accelerator, parts=settings.accumulate,
-                    consistency=settings.consistency, pull=state.pull,
+                    consistency=settings.consistency, penalty=state.penalty,
                 )  # fmt: skip
                 state.optimizer.step()
                 state.update_average()
 
                 bar.update()
                 if (step + 1) % per_epoch == 0:
-                    _end_epoch(epoch + 1, accelerator.reduce(total / per_epoch, "mean"), state, evaluate)
+                    state.end_epoch(epoch + 1, accelerator.reduce(total / per_epoch, "mean"), evaluate)
                     total.zero_()
                 if stop_asked():
-                    _leave(step + 1, per_epoch, state)
+                    state.leave(step + 1, per_epoch)
                     bar.close()
                     break
         bar.close()
         if stage is not None:
             stage.disable_cache()
-        state.finish(train, stage, stage_source)
+        state.finish(data, stage, stage_source)
         return model.eval()
+
+
+@contextmanager
+def _open_run(
+    out: Run | Path | str | None, settings: TrainSettings, *, seed: int, resume: bool
+) -> Iterator[Run]:
+    if isinstance(out, Run):
+        yield out
+        return
+    with Run.open(out, kind="train", seed=seed, config={"training": settings.identity()}, resume=resume) as run:
+        yield run
 
 
 class _State:
@@ -143,20 +174,27 @@ class _State:
     ) -> None:
         if plan is not None and accelerator.num_processes > 1 and (plan.head_epochs or plan.epochs_per_stage):
             raise SettingsError(
-                "a plan that thaws stages later trains on one process; use head_epochs=0 or one process"
+                "a plan that thaws blocks later trains on one process; use head_epochs=0 or one process"
             )
         if settings.head_correction != "none":
             check_correction(model, settings.head_correction, settings.head_correction_options)
         self.model, self.settings, self.run, self.plan, self.accelerator = model, settings, run, plan, accelerator
         self.batches = batches
-        self.optimizer = torch.optim.SGD(_groups(model, settings, plan), momentum=settings.momentum, fused=True)
-        # The pull is to where the model came from, so it is made before a checkpoint is loaded.
-        self.pull = Pull(model, plan.pull_to_start) if plan is not None and plan.pull_to_start else None
+        self.has_adapters = plan is not None and plan.mode == "lora"
+        if self.has_adapters:
+            add_lora(model, rank=plan.lora_rank, generator=run.generator("lora"))
+            model.to(accelerator.device)
+        groups = _parameter_groups(model, settings, plan)
+        self.optimizer = torch.optim.SGD(groups, momentum=settings.momentum, fused=True)
+        # The penalty is on the distance to where the model came from, so it is made before a checkpoint is loaded.
+        self.penalty = None
+        if plan is not None and plan.pull_to_start:
+            self.penalty = L2SP(model, strength=plan.pull_to_start)
         self.average = None
         if settings.average_decay:
             update = get_ema_multi_avg_fn(settings.average_decay)
             self.average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-        self.corrected = False
+        self.is_finished = False
         self.loss_sum = torch.zeros((), device=accelerator.device)  # over the steps of the present epoch
 
     @property
@@ -165,7 +203,7 @@ class _State:
         return self.model if self.average is None else self.average.module
 
     def prepare(self, epoch: int) -> None:
-        """Wrap model and optimiser for the accelerator; stages that do not train must be known by then."""
+        """Wrap model and optimiser for the accelerator; blocks that do not train must be known by then."""
         self.begin_epoch(epoch)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
@@ -176,7 +214,7 @@ class _State:
             self.plan.apply(self.model, epoch=epoch)
 
     def set_rates(self, factor: float) -> None:
-        """Every group's own rate times `factor`."""
+        """Set every group's rate to its own times `factor`."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -185,16 +223,44 @@ class _State:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
+    def end_epoch(self, epoch: int, mean_loss: Tensor, evaluate: Evaluate | None) -> None:
+        """After `epoch` epochs: look at the loss, log, save."""
+        settings, last, value = self.settings, epoch == self.settings.epochs, float(mean_loss)
+        if not math.isfinite(value):
+            raise RunError(_broken(epoch, f"the loss is {value}"))
+        self._check_weights(epoch)
+        staged, self.batches.staged = self.batches.staged, 0
+        if not self.accelerator.is_main_process:
+            return
+        if last or epoch % settings.log_every == 0:
+            figures = dict(evaluate(self.result.eval())) if evaluate is not None else {}
+            self.model.train()
+            about = {"sampling": rule_name(settings.rule(), epoch - 1), "staged_rows": staged}
+            rate = settings.learning_rate_at(epoch - 1)
+            self.run.log(step=epoch, loss=value, learning_rate=rate, **about, **figures)
+        if last or epoch % settings.checkpoint_every == 0:
+            self.save(epoch)
+
+    def leave(self, steps: int, per_epoch: int) -> None:
+        """Save after `steps` steps, anywhere in an epoch."""
+        self._check_weights(steps // per_epoch + 1)
+        self.save(steps // per_epoch, steps=steps % per_epoch)
+
+    def _check_weights(self, epoch: int) -> None:
+        """A step's loss may be finite although the update after it was not; such weights must not be saved."""
+        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+            raise RunError(_broken(epoch, "a weight is NaN or infinite"))
+
     def save(self, epoch: int, *, steps: int = 0) -> None:
         """Write the checkpoint of `epoch` whole epochs and so many `steps` of the next.
 
-        "model" is always what training would return, whatever else is needed to go on.
+        "model" is always what training would return (adapters apart), whatever else is needed to go on.
         """
         state: dict[str, Any] = {"model": self.result.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.average is not None:
             state |= {"trained": self.model.state_dict(), "averaged": self.average.n_averaged}
-        if self.pull is not None:
-            state["pull"] = self.pull.state_dict()
+        if self.penalty is not None:
+            state["pull"] = self.penalty.state_dict()
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         if steps:
@@ -207,10 +273,13 @@ class _State:
         if state is None:
             return 0
         try:
-            self.corrected = state["step"] > self.settings.epochs
-            self.model.load_state_dict(state["model"] if self.corrected else state.get("trained", state["model"]))
-            if not self.corrected:
-                self._restore_rest(state)
+            self.is_finished = state["step"] > self.settings.epochs
+            if self.is_finished:
+                self._merge_adapters()
+                self.model.load_state_dict(state["model"])
+                return self.settings.epochs * per_epoch
+            self.model.load_state_dict(state.get("trained", state["model"]))
+            self._restore_rest(state)
             # With another batch size (`allow_changed_settings`), an epoch that was begun has other steps.
             begun = min(int(state.get("steps_of_epoch", 0)), per_epoch - 1)
         except MISFITS as error:
@@ -218,8 +287,6 @@ class _State:
                 f"the checkpoint in {self.run.path} does not fit this model ({first_line(error)}); "
                 "use the settings it was trained with"
             ) from error
-        if self.corrected:
-            return self.settings.epochs * per_epoch
         return int(state["step"]) * per_epoch + begun
 
     def _restore_rest(self, state: Mapping[str, Any]) -> None:
@@ -229,26 +296,34 @@ class _State:
         if self.average is not None:
             self.average.module.load_state_dict(state["model"])
             self.average.n_averaged.copy_(state["averaged"])
-        if self.pull is not None:
-            self.pull.load_state_dict(state["pull"])
+        if self.penalty is not None:
+            # Checkpoints of before `L2SP` was one module have a prefix.
+            self.penalty.load_state_dict({name.removeprefix("pull."): value for name, value in state["pull"].items()})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def finish(self, train: ImageData, stage: TailAugment | None, stage_source: ImageData | None) -> None:
-        """Make the model what training returns: the average, then the correction of its head."""
-        if self.corrected:
+    def _merge_adapters(self) -> None:
+        if self.has_adapters:
+            merge_lora(self.model)
+            self.has_adapters = False
+
+    def finish(self, data: ImageData, stage: TailAugment | None, stage_source: ImageData | None) -> None:
+        """Make the model what training returns: the average, adapters merged, the head corrected."""
+        if self.is_finished:
             return
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
-        if self.settings.head_correction == "none":
-            return
         kind, options = self.settings.head_correction, self.settings.head_correction_options
-        correct_head(self.model, train, kind, run=self.run, stage=stage, stage_source=stage_source, options=options)
+        if not self.has_adapters and kind == "none":
+            return
+        self._merge_adapters()
+        if kind != "none":
+            correct_head(self.model, data, kind, run=self.run, stage=stage, stage_source=stage_source, options=options)
         if self.accelerator.is_main_process:
             self.run.save(self.settings.epochs + 1, {"model": self.model.state_dict()})
 
 
-def _groups(model: Classifier, settings: TrainSettings, plan: TransferPlan | None) -> list[dict[str, Any]]:
+def _parameter_groups(model: Classifier, settings: TrainSettings, plan: TransferPlan | None) -> list[dict[str, Any]]:
     """Parameter groups, each with the rate at factor 1 under torch's name for it, "initial_lr"."""
     if plan is not None:
         groups = plan.parameter_groups(model)
@@ -263,39 +338,5 @@ def _progress_bar(steps: int, start: int, *, progress: bool | None, accelerator:
     return tqdm(total=steps, initial=start, desc="train", disable=hidden if accelerator.is_main_process else True)
 
 
-def _end_epoch(epoch: int, mean_loss: Tensor, state: _State, evaluate: Evaluate | None) -> None:
-    """After `epoch` epochs: look at the loss, log, save."""
-    settings, last = state.settings, epoch == state.settings.epochs
-    value = float(mean_loss)
-    if not math.isfinite(value):
-        raise RunError(
-            f"training stopped in epoch {epoch}: the loss is {value}; lower training.learning_rate, "
-            "the last checkpoint is kept"
-        )
-    _stop_if_broken(epoch, state)
-    staged, state.batches.staged = state.batches.staged, 0
-    if not state.accelerator.is_main_process:
-        return
-    if last or epoch % settings.log_every == 0:
-        figures = dict(evaluate(state.result.eval())) if evaluate is not None else {}
-        state.model.train()
-        about = {"sampling": rule_name(settings.rule(), epoch - 1), "staged_rows": staged}
-        rate = settings.learning_rate_at(epoch - 1)
-        state.run.log(step=epoch, loss=value, learning_rate=rate, **about, **figures)
-    if last or epoch % settings.checkpoint_every == 0:
-        state.save(epoch)
-
-
-def _leave(steps: int, per_epoch: int, state: _State) -> None:
-    """Save after `steps` steps, anywhere in an epoch."""
-    _stop_if_broken(steps // per_epoch + 1, state)
-    state.save(steps // per_epoch, steps=steps % per_epoch)
-
-
-def _stop_if_broken(epoch: int, state: _State) -> None:
-    """A step's loss may be finite although the update after it was not; such weights must not reach a checkpoint."""
-    if not all(bool(weight.isfinite().all()) for weight in state.model.parameters()):
-        raise RunError(
-            f"training stopped in epoch {epoch}: a weight is NaN or infinite; lower training.learning_rate, "
-            "the last checkpoint is kept"
-        )
+def _broken(epoch: int, reason: str) -> str:
+    return f"training stopped in epoch {epoch}: {reason}; lower training.learning_rate, the last checkpoint is kept"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from gen_invariance.augment.policy import policy
 from gen_invariance.augment.stage import TailAugment
-from gen_invariance.classifier.backbones import Classifier, build_classifier
+from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.losses import CrossEntropy, build_loss
+from gen_invariance.classifier.model import Classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, SettingsError
 from gen_invariance.experiment.task import Prepared

@@ -16,7 +16,7 @@ from accelerate.utils import find_executable_batch_size
 from pydantic import PositiveInt
 from torch import Tensor
 
-from gen_invariance.classifier.backbones import Classifier
+from gen_invariance.classifier.model import Classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, DataError, DataNotFoundError, RunError, SettingsError, first_line
 from gen_invariance.experiment.build import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_invariance.augment.policy import auto
-from gen_invariance.classifier.backbones import Classifier
+from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import split_indices
@@ -22,7 +21,7 @@ from gen_invariance.experiment.build import ClassifierSettings, StageSettings, b
 from gen_invariance.experiment.task import Prepared, Task
 from gen_invariance.files import write_json
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.run import Run, named_generator, package_versions, source_commit
+from gen_invariance.run import named_generator, package_versions, source_commit
 from gen_invariance.stats import Estimate, bootstrap_ratio
 from gen_invariance.translator.quality.assess import Quality, assess, translations
 from gen_invariance.translator.quality.measures import kolmogorov_distance, resultant_length
@@ -198,7 +197,7 @@ def head_classes(data: ImageData, *, head_from: int) -> ImageData:
 
 
 def train_judge(seen: ImageData, settings: InspectSettings, *, seed: int) -> Classifier:
-    """A classifier of the head classes, in eval mode; its run folder is not kept."""
+    """A classifier of the head classes, in eval mode."""
     training = TrainSettings(
         epochs=settings.judge_epochs,
         batch_size=min(64, max(8, len(seen) // 5)),
@@ -209,9 +208,7 @@ def train_judge(seen: ImageData, settings: InspectSettings, *, seed: int) -> Cla
         checkpoint_every=settings.judge_epochs,
     )
     model = build_model(ClassifierSettings(backbone=settings.judge), seen, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "judge", kind="train", seed=seed)
-        return fit_classifier(model, seen, training, loss=nn.CrossEntropyLoss(), run=run, progress=False).eval()
+    return fit_classifier(model, seen, training, loss=nn.CrossEntropyLoss(), seed=seed, progress=False)
 
 
 def _some(rows: Tensor, most: int, seed: int, purpose: str) -> Tensor:

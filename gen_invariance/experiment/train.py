@@ -6,8 +6,8 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
-from gen_invariance.classifier.backbones import Classifier
 from gen_invariance.classifier.heads import measure_similarity
+from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
@@ -123,14 +123,12 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
 
 def _describe_run(settings: TrainRun, stage: StageSettings) -> dict[str, Any]:
     """What `run.json` says of the settings; `measure`, `report` and `augment` read it."""
-    transfer = asdict(settings.transfer)
-    transfer.pop("reason")
     return {
         "data": settings.data.identity(),
         "classifier": asdict(settings.classifier),
         "training": settings.training.identity(),
         "stage": asdict(stage),
-        "transfer": transfer,
+        "transfer": settings.transfer.identity(),
         "augmentation": settings.augmentation,
     }
 
@@ -161,11 +159,11 @@ def train_classifier(
         training,
         loss=loss,
         second_loss=second_loss,
-        run=run,
         plan=plan,
         stage=parts.stage,
-        base=parts.augmentation,
         stage_source=parts.stage_source,
+        augmentation=parts.augmentation,
+        out=run,
         progress=progress,
     )
 

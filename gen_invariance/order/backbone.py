@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen_invariance.classifier.backbones import Classifier, build_classifier, build_head
+from gen_invariance.classifier.backbones import build_classifier
+from gen_invariance.classifier.model import Classifier, build_head
 from gen_invariance.data.grouping import check_groups, hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
@@ -256,13 +257,13 @@ def freeze_stages(model: Classifier, last_stages: int) -> None:
     Raises:
         SettingsError: more stages than the backbone has, or none.
     """
-    if not 1 <= last_stages <= len(model.stages):
+    if not 1 <= last_stages <= len(model.blocks):
         raise SettingsError(
-            f"last_stages is {last_stages}, expected 1 to {len(model.stages)} ({', '.join(model.stages)})"
+            f"last_stages is {last_stages}, expected 1 to {len(model.blocks)} ({', '.join(model.blocks)})"
         )
-    frozen = model.stages[: len(model.stages) - last_stages]
+    frozen = model.blocks[: len(model.blocks) - last_stages]
     for stage in frozen:
-        for parameter in model.stage_parameters(stage).values():
+        for parameter in model.block_parameters(stage).values():
             parameter.requires_grad_(False)
     model.keep_in_eval(frozen)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gen_invariance.classifier.backbones import build_head
+from gen_invariance.classifier.model import build_head
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
 from gen_invariance.order.backbone import FittedSource, SourceTrainer, in_batches, train_tasks

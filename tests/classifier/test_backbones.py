@@ -1,4 +1,4 @@
-"""Classifiers: pinned sizes, determinism, declared stages, eval state of kept stages, weights from everywhere."""
+"""Classifiers: pinned sizes, determinism, declared blocks, eval state of kept blocks, weights from everywhere."""
 
 import importlib.util
 import subprocess
@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gen_invariance.classifier.backbones import Backbone, Classifier, CosineHead, build_classifier
-from gen_invariance.classifier.pretrained import read_weights
+from gen_invariance.classifier.backbones import build_classifier
+from gen_invariance.classifier.model import Backbone, Classifier, CosineHead
+from gen_invariance.classifier.weights import read_weights
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError
 from gen_invariance.run import Run, named_generator
 
@@ -48,7 +49,7 @@ def test_small_conv_takes_any_size(side, head):
     model = build_classifier("small_conv", num_classes=5, channels=1, head=head)
     assert model(images(side=side)).shape == (4, 5)
     assert model.features(images(side=side)).shape == (4, model.num_features)
-    assert model.stages == ("conv1", "conv2", "conv3", "conv4")
+    assert model.blocks == ("conv1", "conv2", "conv3", "conv4")
 
 
 def test_initial_weights_depend_on_the_generator_only():
@@ -88,12 +89,12 @@ def test_cosine_head_ignores_length_and_is_bounded_by_its_scale():
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_torchvision_families_declare_stages_that_cover_everything(name):
+def test_torchvision_families_declare_blocks_that_cover_everything(name):
     model = build_classifier(name, num_classes=7, channels=1).eval()
-    covered = set().union(*(model.stage_parameters(stage) for stage in model.stages))
+    covered = set().union(*(model.block_parameters(block) for block in model.blocks))
     assert covered == {name for name, _ in model.named_parameters() if name.startswith("backbone.")}
-    assert model.stages[0] == "stem"
-    assert model.stages[-1].startswith("stage")
+    assert model.blocks[0] == "stem"
+    assert model.blocks[-1].startswith("stage")
     with torch.inference_mode():
         assert model(images(side=32, count=2)).shape == (2, 7)
         grey, repeated = images(side=32), images(side=32).expand(-1, 3, -1, -1)
@@ -101,29 +102,29 @@ def test_torchvision_families_declare_stages_that_cover_everything(name):
         torch.testing.assert_close(model.normalise(grey), (repeated - mean) / model.std[:, None, None])
 
 
-def test_stages_are_ordered_from_input_to_output():
+def test_blocks_are_ordered_from_input_to_output():
     """A hook on the first and last parameter-owning module of each stage sees them run in the declared order."""
     for name in ("resnet20", "small_conv", *FAMILIES):
         model = build_classifier(name, num_classes=3).eval()
         ran = []
-        for stage in model.stages:
-            leaf = next(m for m in model.stage_modules(stage) if list(m.parameters(recurse=False)))
-            leaf.register_forward_hook(lambda *_, stage=stage, ran=ran: ran.append(stage))
+        for block in model.blocks:
+            leaf = next(m for m in model.block_modules(block) if list(m.parameters(recurse=False)))
+            leaf.register_forward_hook(lambda *_, block=block, ran=ran: ran.append(block))
         with torch.inference_mode():
             model(images(3, 32, 1))
-        assert tuple(dict.fromkeys(ran)) == model.stages
+        assert tuple(dict.fromkeys(ran)) == model.blocks
 
 
 @pytest.mark.slow
 def test_vit_resizes_by_itself_and_owns_its_tokens():
     model = build_classifier("vit_b_16", num_classes=3).eval()
-    assert "backbone.class_token" in model.stage_parameters("stem")
-    assert len(model.stages) == 13
+    assert "backbone.class_token" in model.block_parameters("stem")
+    assert len(model.blocks) == 13
     with torch.inference_mode():
         assert model(images(3, 32, 1)).shape == (1, 3)
 
 
-def test_kept_stages_stay_in_eval_after_train():
+def test_kept_blocks_stay_in_eval_after_train():
     model = build_classifier("resnet20", num_classes=3, channels=1)
     model.keep_in_eval(["stem", "stage1"])
     model.train()
@@ -136,20 +137,20 @@ def test_kept_stages_stay_in_eval_after_train():
     assert all(torch.equal(value, before[key]) for key, value in model.backbone.stem.state_dict().items())
     model.keep_in_eval([])
     assert all(m.training for m in model.modules())
-    with pytest.raises(SettingsError, match="no stage 'stage9'"):
+    with pytest.raises(SettingsError, match="no block 'stage9'"):
         model.keep_in_eval(["stage9"])
 
 
-def test_stage_declarations_are_checked():
+def test_block_declarations_are_checked():
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten())
     head = nn.Linear(2, 2)
-    with pytest.raises(SettingsError, match=r"'1.weight' belongs to 0 stages"):
+    with pytest.raises(SettingsError, match=r"'1.weight' belongs to 0 blocks"):
         Classifier(Backbone(module, 2, 1, {"a": ["0"]}), head)
-    with pytest.raises(SettingsError, match=r"belongs to 2 stages \(a, b\)"):
+    with pytest.raises(SettingsError, match=r"belongs to 2 blocks \(a, b\)"):
         Classifier(Backbone(module, 2, 1, {"a": ["0", "1"], "b": ["1"]}), head)
     with pytest.raises(SettingsError, match="which the backbone lacks"):
         Classifier(Backbone(module, 2, 1, {"a": ["0", "1", "9"]}), head)
-    assert Classifier(Backbone(module, 2, 1, {}), head).stages == ()
+    assert Classifier(Backbone(module, 2, 1, {}), head).blocks == ()
 
 
 def test_wrong_input_is_named():
@@ -164,7 +165,7 @@ def test_wrong_input_is_named():
     ("options", "message"),
     [
         ({"name": "resnet21"}, "no backbone 'resnet21'; choose resnet20, resnet32, small_conv"),
-        ({"name": "alexnet"}, "stages are not declared"),
+        ({"name": "alexnet"}, "blocks are not declared"),
         ({"name": "small_conv", "head": "round"}, "choose linear or cosine"),
         ({"name": "small_conv", "channels": 2}, "channels 1 or 3"),
         ({"name": "small_conv", "num_classes": 0}, "num_classes >= 1"),
@@ -287,7 +288,7 @@ def test_packaged_imagenet_weights():
         logits = net((255 * batch - 127) / 128)
         ours = nn.functional.linear(model.features(batch), net._fc.weight, net._fc.bias)
     torch.testing.assert_close(ours, logits, rtol=1e-3, atol=1e-3)
-    assert model.stages == ("stem", *(f"stage{i}" for i in range(1, 8)))
+    assert model.blocks == ("stem", *(f"stage{i}" for i in range(1, 8)))
     direct = build_classifier("efficientnet_lite0", num_classes=3, weights=path)
     assert torch.equal(direct.backbone.network._conv_head.weight, model.backbone.network._conv_head.weight)
     with pytest.raises(SettingsError, match="choose DEFAULT, a file"):
@@ -306,8 +307,8 @@ def test_missing_package_says_how_to_install_it(name, package, monkeypatch):
 def test_timm_models_with_their_own_groups(name):
     pytest.importorskip("timm")
     model = build_classifier(f"timm:{name}", num_classes=3, channels=1).eval()
-    assert model.stages[0] == "stem"
-    assert len(model.stages) > 3
+    assert model.blocks[0] == "stem"
+    assert len(model.blocks) > 3
     with torch.inference_mode():
         assert model(images(side=32, count=1)).shape == (1, 3)
 

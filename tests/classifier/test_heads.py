@@ -8,7 +8,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import StandardScaler
 
-from gen_invariance.classifier.heads import HEADS, few_shot, fit_head, measure_similarity, predict
+from gen_invariance.classifier.heads import (
+    HEADS,
+    few_shot,
+    fit_head,
+    measure_similarity,
+    neighbour_votes,
+    predict,
+)
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
 from gen_invariance.run import named_generator
 
@@ -93,49 +100,71 @@ def test_order_of_samples_does_not_matter(name):
     )
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_episodes(head):
-    features, labels = blobs((30, 30, 30, 30, 3), spread=0.5)
-    options = {"ways": 3, "shots": 2, "queries": 4, "episodes": 20, "head": head}
+# ---- few-shot episodes
+
+
+def episodes(gap, *, ways=3, shots=2, episodes=300, seed=0, per_class=20, queries=15):
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(6, 8, generator=generator) * gap
+    labels = torch.arange(6).repeat_interleave(per_class)
+    train, test = (means[labels] + torch.randn(len(labels), 8, generator=generator) for _ in range(2))
+    return few_shot(
+        (train, labels), (test, labels), ways=ways, shots=shots, queries=queries, episodes=episodes, generator=generator
+    )
+
+
+def test_no_signal_is_chance_and_strong_signal_is_perfect():
+    chance = episodes(0.0, ways=5, episodes=400)
+    assert abs(chance.accuracy - 0.2) < 0.04
+    assert episodes(20.0, ways=5, shots=1, episodes=50).accuracy == 1
+
+
+def test_more_shots_help_and_the_generator_decides():
     state = torch.random.get_rng_state()
-    one = few_shot(features, labels, **options, generator=named_generator(0, "episodes"))
-    again = few_shot(features, labels * 11 + 3, **options, generator=named_generator(0, "episodes"))
+    one, five, again = (episodes(0.7, shots=shots) for shots in (1, 5, 1))
     assert torch.equal(state, torch.random.get_rng_state())
-    assert torch.equal(one.episodes, again.episodes)
-    assert one.accuracy == pytest.approx(one.episodes.mean().item())
-    assert one.half_width == pytest.approx(1.96 * one.episodes.std().item() / math.sqrt(20))
-    assert one.accuracy > 0.7
+    assert five.accuracy > one.accuracy + 0.05
+    assert again == one
+    assert one.episodes == 300
 
 
-def test_episodes_keep_support_and_query_apart_and_classes_even(monkeypatch):
-    """Features are row numbers, so a spy on the head sees which rows it is given."""
-    features = torch.arange(60.0)[:, None].repeat(1, 2)
-    labels = torch.arange(60) % 4 * 5
-    import gen_invariance.classifier.heads as module
-
-    seen = []
-    fit, ask = module.fit_head, module.predict
-    monkeypatch.setattr(module, "fit_head", lambda n, f, y: seen.append(("fit", f[:, 0].long(), y)) or fit(n, f, y))
-    monkeypatch.setattr(module, "predict", lambda h, f: seen.append(("ask", f[:, 0].long(), None)) or ask(h, f))
-    few_shot(features, labels, ways=3, shots=2, queries=5, episodes=8, generator=named_generator(0, "episodes"))
-    assert len(seen) == 16
-    for (_, support, numbers), (_, query, _) in zip(seen[::2], seen[1::2], strict=True):
-        assert not set(support.tolist()) & set(query.tolist())
-        assert len(set(support.tolist())) == 6
-        assert len(set(query.tolist())) == 15
-        classes = labels[support].view(3, 2)
-        assert (classes == classes[:, :1]).all()
-        assert torch.equal(labels[query].view(3, 5), classes[:, :1].expand(3, 5))
-        assert numbers.tolist() == [0, 0, 1, 1, 2, 2]
+def test_one_episode_of_all_samples_by_loop():
+    """With all samples of all classes drawn, an episode is nearest class mean on centred features of length one."""
+    features, labels = blobs((6, 6, 6), spread=3)
+    queries, _ = blobs((6, 6, 6), spread=3, seed=1)
+    found = few_shot(
+        (features, labels), (queries, labels), ways=3, shots=6, queries=6, episodes=2, generator=named_generator(0)
+    )
+    train, test = (torch.nn.functional.normalize(each - features.mean(0), dim=1) for each in (features, queries))
+    means = torch.stack([train[labels == label].mean(0) for label in range(3)])
+    right = [int((means - row).norm(dim=1).argmin()) == label for row, label in zip(test, labels.tolist(), strict=True)]
+    assert found.accuracy == pytest.approx(sum(right) / len(right))
+    assert found.half_width == pytest.approx(0, abs=1e-6)
 
 
-def test_chance_features_give_chance():
-    features = torch.randn(400, 8, generator=named_generator(0, "noise"))
-    labels = torch.arange(400) % 5
-    result = few_shot(features, labels, ways=5, shots=1, episodes=300, generator=named_generator(0, "episodes"))
-    assert abs(result.accuracy - 0.2) < 3 * result.half_width
-    one = few_shot(features, labels, ways=5, shots=1, episodes=1, generator=named_generator(0, "episodes"))
-    assert math.isnan(one.half_width)
+def test_small_classes_repeat_samples_and_bad_episodes_are_refused():
+    episodes(1.0, ways=6, shots=10, episodes=4, per_class=3)
+    for ways, shots, number in ((1, 1, 5), (7, 1, 5), (3, 0, 5), (3, 1, 1)):
+        with pytest.raises(SettingsError, match="few-shot with"):
+            episodes(1.0, ways=ways, shots=shots, episodes=number)
+
+
+# ---- leaving samples out
+
+
+def test_votes_leave_out_who_may_not_vote(generator):
+    features, labels = blobs((5, 4, 3))
+    unit = torch.nn.functional.normalize(features, dim=1)
+    cosine = unit @ unit.T
+    cosine.fill_diagonal_(-torch.inf)
+    votes = neighbour_votes(cosine, labels, num_classes=3, neighbours=4, temperature=0.2)
+    for row in range(len(labels)):
+        others = [other for other in range(len(labels)) if other != row]
+        nearest = sorted(others, key=lambda other: -float(cosine[row, other]))[:4]
+        expected = torch.zeros(3)
+        for other in nearest:
+            expected[labels[other]] += torch.exp(cosine[row, other] / 0.2)
+        torch.testing.assert_close(votes[row], expected / expected.sum())
 
 
 def test_similarity_is_leave_one_out_by_loop():
@@ -181,14 +210,13 @@ def test_similarity_ends():
 
 def test_misuse_is_named():
     features, labels = blobs()
-    generator = named_generator(0, "episodes")
     with pytest.raises(SettingsError, match="no head 'ncm'; choose nearest_mean, cosine, knn, logistic"):
         fit_head("ncm", features, labels)
-    with pytest.raises(SettingsError, match=r"head knn: .*'k'"):
+    with pytest.raises(SettingsError, match="head knn has no option 'k'"):
         fit_head("knn", features, labels, k=3)
-    with pytest.raises(SettingsError, match="neighbours >= 1"):
+    with pytest.raises(SettingsError, match="head knn: neighbours must be at least 1"):
         fit_head("knn", features, labels, neighbours=0)
-    with pytest.raises(SettingsError, match="strength must be positive"):
+    with pytest.raises(SettingsError, match="head logistic: strength must be positive"):
         fit_head("logistic", features, labels, strength=0)
     with pytest.raises(DataError, match="at least two classes"):
         fit_head("logistic", features, torch.zeros_like(labels))
@@ -200,9 +228,5 @@ def test_misuse_is_named():
         fit_head("cosine", features[:0], labels[:0])
     with pytest.raises(RangeError, match="did the backbone's training diverge"):
         fit_head("cosine", features * math.nan, labels)
-    with pytest.raises(SettingsError, match="only 2 of 4 have them; lower ways"):
-        few_shot(features, labels, ways=3, shots=5, queries=6, generator=generator)
-    with pytest.raises(SettingsError, match="ways >= 2"):
-        few_shot(features, labels, ways=1, generator=generator)
     with pytest.raises(DataError, match="similarity needs two classes"):
         measure_similarity(features, torch.zeros_like(labels))

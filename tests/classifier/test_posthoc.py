@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from gen_invariance.classifier.backbones import Backbone, Classifier, build_classifier
+from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.losses import build_loss
+from gen_invariance.classifier.model import Backbone, Classifier
 from gen_invariance.classifier.posthoc import (
     AdjustedClassifier,
     ScaledHead,
@@ -122,5 +123,5 @@ def test_misuse_is_named():
     with pytest.raises(ShapeError, match="logits have 3 classes, counts 2"):
         adjust_logits(torch.zeros(1, 3), counts=[3, 4])
     bare = Classifier(Backbone(torch.nn.Flatten(), 64, 1, {}), torch.nn.Linear(64, 3))
-    with pytest.raises(SettingsError, match="declares no stages"):
+    with pytest.raises(SettingsError, match="declares no blocks"):
         prepare_classifier_retraining(bare, generator=named_generator(0))

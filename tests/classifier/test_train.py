@@ -45,7 +45,7 @@ def train(folder, how=None, *, data=None, seed=0, resume=False, model=None, **op
     data, model = data or digits(), model or network()
     run = Run(folder, kind="train", seed=seed, resume=resume)
     loss = options.pop("loss", None) or build_loss("cross_entropy", counts=data.counts)
-    return fit_classifier(model, data, how or settings(), loss=loss, run=run, progress=False, **options)
+    return fit_classifier(model, data, how or settings(), loss=loss, out=run, progress=False, **options)
 
 
 def same_weights(one, other):
@@ -74,7 +74,7 @@ def everything():
     """All that draws random numbers in a step, at once."""
     return {
         "stage": TailAugment(Rotation(), torch.tensor([0.0, 0.5, 1.0])),
-        "base": CropFlip(2),
+        "augmentation": CropFlip(2),
         "mix": partial(mixup, num_classes=3),
     }
 
@@ -180,7 +180,7 @@ def test_delayed_sampling_and_stage_start_at_the_same_epoch(tmp_path):
         tmp_path,
         how,
         data=data,
-        base=base,
+        augmentation=base,
         stage=TailAugment(given, torch.ones(3)),
         evaluate=lambda model: {**base.turn(), **given.turn()},
     )
@@ -199,7 +199,7 @@ def test_second_phase_may_be_another_epoch_than_the_milestone():
 
 def test_every_image_once_an_epoch_and_another_order_in_the_next(tmp_path):
     data, watch = digits(), Watch()
-    train(tmp_path, settings(epochs=2), data=data, base=watch, evaluate=watch.turn)
+    train(tmp_path, settings(epochs=2), data=data, augmentation=watch, evaluate=watch.turn)
     first, second = (rows_of(data, epoch) for epoch in watch.seen[:2])
     assert sorted(first) == sorted(second) == list(range(36))
     assert first != second
@@ -213,7 +213,7 @@ def test_every_step_of_every_epoch_has_draws_of_its_own(tmp_path):
             angles.extend(draw["degrees"].tolist())
             return super().apply(images, draw)
 
-    train(tmp_path, settings(epochs=3), base=Noted())
+    train(tmp_path, settings(epochs=3), augmentation=Noted())
     assert len(set(angles)) == len(angles) == 3 * 36
 
 

@@ -50,7 +50,7 @@ class Counting(MunitTranslator):
 @pytest.mark.parametrize("base", [None, CropFlip(2)])
 def test_an_image_is_encoded_once_whatever_augments_it_afterwards(base, tmp_path):
     counting = Counting(width=4, residual_blocks=1, mlp_width=8)
-    train(tmp_path, settings(epochs=4), stage=stage(counting), base=base)
+    train(tmp_path, settings(epochs=4), stage=stage(counting), augmentation=base)
     tail = 12 + 4
     assert counting.seen == 1 + tail, "one to see the size of a code"
 

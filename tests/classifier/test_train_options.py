@@ -14,11 +14,10 @@ from test_train import Interrupted, digits, interrupt_at, network, same_weights,
 from torch import nn
 
 from gen_invariance.augment.stage import TailAugment
-from gen_invariance.classifier.backbones import Backbone, Classifier, CosineHead, build_head
 from gen_invariance.classifier.batches import Batches
 from gen_invariance.classifier.losses import build_loss
-from gen_invariance.classifier.objective import consistency_term, row_losses
-from gen_invariance.classifier.robust import hardest
+from gen_invariance.classifier.model import Backbone, Classifier, CosineHead, build_head
+from gen_invariance.classifier.objective import choose_hardest, consistency_term, row_losses
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance import Background, Identity, Rotation
@@ -98,7 +97,7 @@ def test_hardest_against_a_loop(generator):
         candidate[rows] = torch.rand(3, 1, 16, 16, generator=generator)
     model.train()
     before = copy.deepcopy(model.state_dict())
-    found = hardest(model, loss, candidates, labels, rows)
+    found = choose_hardest(model, loss, candidates, labels, rows)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -124,7 +123,7 @@ def test_worst_of_draws_differ_in_gated_rows_only(tmp_path):
         return candidates[-1]
 
     how = settings(worst_of=3)
-    batch = batches(tmp_path / "run", how, stage=stage(0.5)).at(0, hardest=choose)
+    batch = batches(tmp_path / "run", how, stage=stage(0.5)).at(0, choose=choose)
     (candidates, rows), others = seen[0], None
     others = torch.ones(8, dtype=torch.bool)
     others[rows] = False
@@ -327,7 +326,7 @@ def test_plain_augmentation_acts_on_the_source_too(tmp_path):
     common = {"stage": TailAugment(Identity(), torch.ones(3))}
     plainly = batches(tmp_path / "plain", how, **common).at(0)
     base = Background(256)
-    moved = batches(tmp_path / "moved", how, base=base, **common).at(0)
+    moved = batches(tmp_path / "moved", how, augmentation=base, **common).at(0)
     assert torch.equal(plainly.labels, moved.labels)
     empty = plainly.images == 0
     assert float(moved.images[empty].mean()) > 0.2
@@ -344,7 +343,7 @@ def test_the_stage_sees_stored_images_and_plain_augmentation_comes_after_it(sour
             return images
 
     how = settings(epochs=1, stage_source=source, consistency=1.0)
-    given = batches(tmp_path, how, data=data, stage=TailAugment(Seeing(), torch.ones(3)), base=Background(256))
+    given = batches(tmp_path, how, data=data, stage=TailAugment(Seeing(), torch.ones(3)), augmentation=Background(256))
     batch = given.at(0)
     stored = {image.numpy().tobytes() for image in data.float_images()}
     assert {image.numpy().tobytes() for image in seen[0]} <= stored

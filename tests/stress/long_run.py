@@ -65,7 +65,7 @@ def train(steps: int, out: Path, look: Callable[[int], None]) -> None:
     loss = build_loss("cross_entropy", counts=images.counts)
     loss.forward = looked_at(loss.forward, steps, look)
     fit_classifier(
-        network(), images, settings, loss=loss, run=Run(out, kind="train"), progress=False,
+        network(), images, settings, loss=loss, out=out, progress=False,
         stage=TailAugment(Rotation(30), torch.full((3,), 0.5)),
     )  # fmt: skip
 
