@@ -40,9 +40,9 @@ from gen_invariance.nuisance import Background
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
 from gen_invariance.stats import mean_interval, paired_difference
-from gen_invariance.translator.build import build_objective
+from gen_invariance.translator.fit import build_objective
 from gen_invariance.translator.munit.model import MunitTranslator
-from gen_invariance.translator.quality.assess import assess
+from gen_invariance.translator.quality.assess import Memory, assess
 from studies.translators import DRAWS, methods
 
 ARMS = {
@@ -107,12 +107,14 @@ def fit_ours(data: ImageData, seed: int, how: dict) -> Iterator[MunitTranslator]
     """The package's objective, stepped as `fit_translator` does."""
     objective = build_objective(
         "munit",
-        channels=data.images.shape[1],
+        data,
         seed=seed,
         network=how["network"],
-        learning_rate=how["learning_rate"],
-        discriminator_layers=3 if how["network"] else 4,
-        weights=how.get("weights"),
+        settings={
+            "learning_rate": how["learning_rate"],
+            "discriminator_layers": 3 if how["network"] else 4,
+            "weights": how.get("weights", {}),
+        },
     )
     for step in range(10**6):
         generator = named_generator(seed, "fit", step)
@@ -152,9 +154,8 @@ def look_with(task: Task, seed: int) -> tuple[ImageData, Callable[[Nuisance], di
 
     def look(nuisance: Nuisance, sources: ImageData = head) -> dict[str, float]:
         quality = assess(
-            nuisance, head.float_images(held), head.labels[held], sources=sources.float_images(held), judge=judge,
-            features=judge.features, bank=head.float_images(), bank_rows=held, num_classes=head.num_classes,
-            generator=named_generator(seed, "assess"),
+            nuisance, head.subset(held), sources=sources.float_images(held), judge=judge,
+            memory=Memory(head.float_images(), held), generator=named_generator(seed, "assess"),
         )  # fmt: skip
         return {name: quality.figures[name].estimate.value for name in FIGURES}
 

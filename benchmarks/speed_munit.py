@@ -14,7 +14,7 @@ from gen_invariance.augment.cache import CodeCache, TranslationBank
 from gen_invariance.data.images import ImageData
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
-from gen_invariance.translator.munit.model import MunitObjective, MunitTranslator
+from gen_invariance.translator.munit.model import MunitObjective, MunitSettings, MunitTranslator
 
 # ---- fitting
 
@@ -61,7 +61,7 @@ def _update(objective: MunitObjective, name: str, terms: dict[str, Tensor]) -> N
 
 def objective_on(device: torch.device, **network: int) -> MunitObjective:
     translator = MunitTranslator(1, **network).to(device)
-    made = MunitObjective(translator, discriminator_layers=3 if network else 4)
+    made = MunitObjective(translator, MunitSettings(discriminator_layers=3 if network else 4))
     made.discriminator.to(device)
     return made
 

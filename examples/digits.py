@@ -4,10 +4,8 @@ from pathlib import Path
 
 import torch
 
-from gen_invariance import ImageData, load_source, make_long_tailed
-from gen_invariance.run import Run
-from gen_invariance.translator.build import build_objective
-from gen_invariance.translator.fit import FitSettings, fit_translator
+from gen_invariance import ImageData, fit_translator, load_source, make_long_tailed
+from gen_invariance.translator.fit_settings import FitSettings
 
 
 def long_tailed_digits() -> tuple[ImageData, ImageData]:
@@ -18,9 +16,8 @@ def long_tailed_digits() -> tuple[ImageData, ImageData]:
 
 def quick_translator(folder: Path, train: ImageData, *, steps: int = 20) -> Path:
     """Fit a small translator on the classes with enough images; returns its folder."""
-    run = Run(folder, kind="fit")
     settings = FitSettings(steps=steps, batch_size=32, sample_every=steps, checkpoint_every=steps)
-    fit_translator(build_objective("spatial", channels=1), train, settings, run=run, progress=False)
+    fit_translator("spatial", train, settings, out=folder, progress=False)
     return folder / "translator"
 
 

@@ -18,9 +18,9 @@ from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.nuisance import Background, Lighting, Nuisance, Rotation, Thickness
 from gen_invariance.report.class_figures import class_size_bars
 from gen_invariance.report.figures import image_grid, save_png
-from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.fit import FitSettings
-from gen_invariance.translator.registry import fit_by_name
+from gen_invariance.run import named_generator
+from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit_settings import FitSettings
 
 DRAWS = 9
 TASK = Task(
@@ -57,7 +57,7 @@ def nuisances() -> bytes:
 def tail_images(prepared: Prepared, work: Path) -> bytes:
     """An image of each of two tail classes, and what the true nuisance and a learned one make of it."""
     loop = FitSettings(steps=400, batch_size=64)
-    learned = fit_by_name("redraw", prepared.train, loop, run=Run(work / "redraw", kind="fit"))
+    learned = fit_translator("redraw", prepared.train, loop, out=work / "redraw")
     tail = prepared.train.counts.argsort()[:2]
     rows, labels = [], []
     for name, nuisance in {"true nuisance": prepared.nuisance, "redraw, learned": learned}.items():

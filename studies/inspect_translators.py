@@ -19,13 +19,14 @@ from time import process_time
 import pandas as pd
 import torch
 
-from gen_invariance.experiment.inspect import Inspection, InspectSettings, inspect_translator
+from gen_invariance.experiment.inspect import Truth, inspect_translator
 from gen_invariance.experiment.task import Prepared, prepare
 from gen_invariance.files import write_text
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
 from gen_invariance.stats import mean_interval
 from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.quality.inspection import Inspection
 from gen_invariance.translator.quality.measures import kolmogorov_distance
 from studies.translators import FITS, TASKS
 
@@ -35,7 +36,8 @@ FIGURES = ("accuracy_kept", "precision", "coverage", "diversity")
 def look(name: str, kind: str, seed: int, folder: Path) -> dict[str, object]:
     """One line of the result."""
     prepared, translator = prepare(TASKS[name], seed=seed), load_translator(folder)
-    found = inspect_translator(translator, prepared, InspectSettings(), seed=seed)
+    truth = Truth(prepared.nuisance, prepared.originals("train"))
+    found = inspect_translator(translator, prepared.train, truth=truth, seed=seed)
     figures = {figure: found.quality.figures[figure].estimate.value for figure in FIGURES}
     true = {f"true {figure}": found.oracle.figures[figure].estimate.value for figure in FIGURES}
     return {

@@ -28,9 +28,9 @@ from gen_invariance.report.gains import Scale, gain_tables
 from gen_invariance.report.runs import report_of
 from gen_invariance.report.tables import to_markdown
 from gen_invariance.run import Run
-from gen_invariance.translator.fit import FitSettings
+from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.io import load_translator
-from gen_invariance.translator.registry import fit_by_name
 
 DRAWS = 5
 ROTATED = DemoSettings().rotated
@@ -89,7 +89,7 @@ def fitted(out: Path, name: str, kind: str, task: Task, seed: int) -> Path:
         changes = CHANGES.get(f"{name}-{kind}", CHANGES.get(kind, {}))
         config = {"task": task.identity(), "translator": kind, "fit": FITS[kind].identity(), **changes}
         with Run.open(folder, kind="fit", seed=seed, config=config, resume=True) as run:
-            fit_by_name(kind, prepare(task, seed=seed).train, FITS[kind], run=run, progress=False, **changes)
+            fit_translator(kind, prepare(task, seed=seed).train, FITS[kind], out=run, progress=False, **changes)
         write_json(folder / "seconds.json", {"seconds": perf_counter() - started})
     return folder
 

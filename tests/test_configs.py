@@ -15,8 +15,8 @@ from gen_invariance.cli.verbs import VERBS
 from gen_invariance.experiment.build import ClassifierSettings, StageSettings
 from gen_invariance.experiment.task import Task
 from gen_invariance.settings import options_of, settings_of
-from gen_invariance.translator.build import TRANSLATORS
-from gen_invariance.translator.fit import FitSettings
+from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.registry import kind_named
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = config_folder()
@@ -29,12 +29,10 @@ CHOICES = [(VERB_OF[group], group, path.stem) for group in VERB_OF for path in s
 def bind(group, values):
     """Make the library's settings out of a composed group; returns the names that the library takes."""
     if group == "translator":
-        if values["name"] not in TRANSLATORS:  # fitted without an adversary, by a function of its own
-            return set(values)
-        translator, objective = TRANSLATORS[values["name"]]
-        weights = {key: value for key, value in values["objective"].items() if key != "weights"}
-        options_of(translator, values["network"], "network")
-        options_of(objective, weights, "objective")
+        kind = kind_named(values["name"])
+        kind.read_settings(values["objective"])
+        if kind.builder is None:
+            options_of(kind.load("model"), values["network"], "network")
         return {"name", "network", "objective"}
     extra = {"translator"} if group == "stage" else set()  # a folder, opened before
     settings_of(KINDS[group], {name: value for name, value in values.items() if name not in extra}, group)

@@ -10,12 +10,10 @@ from gen_invariance.cli.main import run
 from gen_invariance.errors import CheckpointError, DataError, OutputError
 from gen_invariance.export import ExportSettings, export, open_form
 from gen_invariance.nuisance import Rotation
-from gen_invariance.translator.fit import save_translator
 from gen_invariance.translator.flow.model import FlowTranslator
-from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.munit import model as munit
-from gen_invariance.translator.munit.blocks import ResidualBlock
-from gen_invariance.translator.munit.model import MunitTranslator
+from gen_invariance.translator.munit.model import MunitTranslator, ResidualBlock
 from gen_invariance.translator.redraw.model import RedrawTranslator
 from gen_invariance.translator.redraw.pose import PoseTranslator
 from gen_invariance.translator.spatial import SpatialTranslator

@@ -25,8 +25,8 @@ from gen_invariance.errors import CheckpointError, SettingsError
 from gen_invariance.files import load_checkpoint, save_checkpoint
 from gen_invariance.run import Run, named_generator
 from gen_invariance.stopping import Terminated, signals_noted, sigterm_raises
-from gen_invariance.translator.build import build_objective
-from gen_invariance.translator.fit import FitSettings, fit_translator
+from gen_invariance.translator.fit import build_objective, fit_objective
+from gen_invariance.translator.fit_settings import FitSettings
 
 
 @pytest.fixture(autouse=True)
@@ -159,11 +159,11 @@ def test_fitting_saves_at_the_step_in_hand(at, tmp_path):
     settings = FitSettings(steps=6, batch_size=4, head_from=1, log_every=2, checkpoint_every=6, sample_every=6)
 
     def objective():
-        return build_objective("spatial", channels=1, seed=0, network={}, discriminator_width=4)
+        return build_objective("spatial", digits(), settings={"discriminator_width": 4})
 
     def fit(folder, whole, *, resume=False):
         run = Run(folder, kind="fit", resume=resume)
-        return fit_translator(whole, digits(), settings, run=run, progress=False), run
+        return fit_objective(whole, digits(), settings, run=run, progress=False), run
 
     expected, straight = fit(tmp_path / "whole", objective())
     halted = stop_at(objective(), at)

@@ -274,16 +274,16 @@ def _do(out: str, settings: DemoSettings, job: _Job) -> str:
 
 
 def _fit(folder: Path, settings: DemoSettings, job: _Job, task: Task, train: ImageData) -> str:
-    from gen_invariance.translator.fit import FitSettings
-    from gen_invariance.translator.registry import fit_by_name
+    from gen_invariance.translator.fit import fit_translator
+    from gen_invariance.translator.fit_settings import FitSettings
 
     how = settings.fit_settings(job.name)
     loop = FitSettings(**how["loop"], sample_every=10**9, log_every=25)
     started = perf_counter()
     config = {"task": task.identity(), "translator": job.name, **how}
     with Run.open(folder, kind="fit", seed=job.seed, config=config, resume=True) as run:
-        translator = fit_by_name(
-            job.name, train, loop, run=run, network=how["network"], objective=how["objective"], progress=False
+        translator = fit_translator(
+            job.name, train, loop, network=how["network"], objective=how["objective"], out=run, progress=False
         )
     seconds = perf_counter() - started
     write_json(folder / "seconds.json", {"seconds": seconds})

@@ -277,16 +277,16 @@ def _loaded(
 
 
 def _fit(folder: Path, job: _Job, prepared: Prepared) -> str:
-    from gen_invariance.translator.fit import FitSettings
-    from gen_invariance.translator.registry import fit_by_name
+    from gen_invariance.translator.fit import fit_translator
+    from gen_invariance.translator.fit_settings import FitSettings
 
     fit = job.fit
     loop = settings_of(FitSettings, {"flip": prepared.flip_safe, **fit.loop}, "fit")
     config = {"benchmark": job.benchmark.name, "fit": fit.identity()}
     started = perf_counter()
     with Run.open(folder, kind="fit", seed=job.order, config=config, resume=True) as run:
-        fit_by_name(
-            fit.name, prepared.train, loop, run=run, network=fit.network, objective=fit.objective, progress=False
+        fit_translator(
+            fit.name, prepared.train, loop, network=fit.network, objective=fit.objective, out=run, progress=False
         )
     seconds = perf_counter() - started
     write_json(folder / "seconds.json", {"seconds": seconds})

@@ -136,14 +136,13 @@ def run_comparison(
 
 def _fitted(comparison: Comparison, prepared: Prepared, folder: Path, *, seed: int) -> Nuisance:
     """The spatial translator of `seed`, fitted on head classes; a fit that was stopped goes on."""
-    from gen_invariance.translator.build import build_objective
-    from gen_invariance.translator.fit import FitSettings, fit_translator
+    from gen_invariance.translator.fit import fit_translator
+    from gen_invariance.translator.fit_settings import FitSettings
 
     loop = FitSettings(steps=comparison.fit_steps, batch_size=64, sample_every=10**9)
     config = {"task": comparison.task.identity(), "steps": comparison.fit_steps}
-    objective = build_objective("spatial", channels=prepared.train.images.shape[1], seed=seed, network={})
     with Run.open(folder, kind="fit", seed=seed, config=config, resume=True) as run:
-        return fit_translator(objective, prepared.train, loop, run=run, progress=False)
+        return fit_translator("spatial", prepared.train, loop, out=run, progress=False)
 
 
 def in_order(frame: pd.DataFrame, methods: Iterable[Method]) -> pd.DataFrame:

@@ -36,7 +36,7 @@ class Benchmark:
         classifier, training: what the methods start from.
         augmentation: of every row, before what a method adds.
         stage: to whom the stage gives; what it gives is said by the arm.
-        fit: loop of fitting a translator (`translator.fit.FitSettings`).
+        fit: loop of fitting a translator (`translator.fit_settings.FitSettings`).
         fits: what single translators change about it, by name.
         translators: what to change about single translators' files, by name: {"munit": {"network": {"width": 16}}}.
         nuisances: options of what arms give by name: {"rotation": {"degrees": 30}}.
@@ -76,7 +76,7 @@ class TranslatorFit:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result; how often to look is left out."""
-        from gen_invariance.translator.fit import FitSettings  # accelerate is slow to import
+        from gen_invariance.translator.fit_settings import FitSettings  # accelerate is slow to import
 
         return {**asdict(self), "loop": settings_of(FitSettings, self.loop, "fit").identity()}
 

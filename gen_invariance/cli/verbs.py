@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from gen_invariance.settings import settings_of
@@ -111,7 +112,7 @@ def _inspect(config: dict[str, Any]) -> None:
 
     settings = settings_of(inspecting.InspectSettings, config["inspect"], "inspect")
     folder, seed = config["translator"], config["seed"]
-    translator = load_translator(folder)
+    load_translator(folder)  # a folder without one is refused before images are read
     task = settings_of(Task, config["data"], "data")
     prepared = prepare_on_device(
         task, seed=seed, device=config["device"], need_test=False, progress=config["progress"], say=_say
@@ -119,14 +120,15 @@ def _inspect(config: dict[str, Any]) -> None:
     fitted = inspecting.differences_from_fit(folder, task, seed=seed)
     if fitted:
         _say(f"note: this translator was fitted with {', '.join(fitted)}")
-    found = inspecting.inspect_translator(
-        translator.to(prepared.train.device), prepared, settings, seed=seed, oracle=task.nuisance != "identity",
-        say=_say,
-    )  # fmt: skip
-    out = config["out"] or inspecting.output_folder(folder)
-    page = inspecting.write_inspection(found, out, translator=folder, task=task, settings=settings, seed=seed)
-    _say_all([found.quality.verdict.word, *(f"  {reason}" for reason in found.quality.verdict.reasons)])
-    _say(f"page: {page}")
+    truth = None
+    if task.nuisance != "identity":
+        truth = inspecting.Truth(prepared.nuisance, prepared.originals("train"))
+    out = Path(config["out"] or inspecting.output_folder(folder))
+    inspection = inspecting.inspect_translator(
+        folder, prepared.train, settings, truth=truth, out=out, about=task.identity(), seed=seed, say=_say
+    )
+    verdict = inspection.quality.verdict
+    _say_all([verdict.word, *(f"  {reason}" for reason in verdict.reasons), f"page: {out / inspecting.PAGE}"])
 
 
 def _augment(config: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_transformers_available
 
-from gen_invariance.data.images import check_images
+from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError
 from gen_invariance.nuisance.protocol import Draw
 from gen_invariance.settings import options_of
@@ -174,8 +174,9 @@ class DiffusersTranslator(ModelMixin, ConfigMixin):
         return (translator, info) if options.get("output_loading_info") else translator
 
 
-def translator_over(settings: Mapping[str, Any], *, channels: int) -> DiffusersTranslator:
-    """The translator of `settings`, as a config gives them: `pipeline` is a folder, the rest are those of the class.
+def build_img2img(data: ImageData, settings: Mapping[str, Any]) -> DiffusersTranslator:
+    """The translator of `settings`, as a config gives them, for images like those of `data`: `pipeline` is a folder,
+    the rest are those of the class.
 
     Raises:
         SettingsError: no folder, or a setting that does not exist.
@@ -183,8 +184,9 @@ def translator_over(settings: Mapping[str, Any], *, channels: int) -> DiffusersT
     folder = settings.get("pipeline")
     if not folder:
         raise SettingsError("img2img needs translator.network.pipeline=FOLDER, one that holds a diffusers pipeline")
-    own = options_of(DiffusersTranslator, {k: v for k, v in settings.items() if k != "pipeline"}, "translator.network")
-    return DiffusersTranslator.from_folder(str(folder), **{**own, "channels": channels})
+    given = {name: value for name, value in settings.items() if name != "pipeline"}
+    options = options_of(DiffusersTranslator, given, "translator.network") | {"channels": data.images.shape[1]}
+    return DiffusersTranslator.from_folder(str(folder), **options)
 
 
 def open_pipeline(folder: Path | str) -> DiffusionPipeline:

@@ -36,7 +36,6 @@ _COLUMNS = {"table": ("path_column", "label_column"), "huggingface": ("image_col
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow makes grey of them
 _SETTINGS_OF_A_FIT = (  # what messages of a fit call its settings, and what they are called here
     (r"(?<![\w./-])fit\.(?=[a-z_]+\b)", "learn."),
-    (r"(?<![\w./-])(?:pose|flow)\.(?=[a-z_]+ must )", "learn.objective_options."),
     (r"\btranslator\.(network|objective)\b", r"learn.\1_options"),
 )
 
@@ -147,8 +146,8 @@ def _learned(
     """The translator that is fitted on the data first, or was before the command was stopped."""
     from gen_invariance.benchmark.registry import translator_config
     from gen_invariance.export.learning import image_data
+    from gen_invariance.translator.fit import fit_translator
     from gen_invariance.translator.fit_settings import FitSettings, class_members
-    from gen_invariance.translator.registry import fit_by_name
 
     loop = dict(config["learn"])
     chosen = translator_config(typed(loop.pop("translator"), str, "learn.translator"), configs)
@@ -167,7 +166,7 @@ def _learned(
     opened = Run.open(folder, kind="fit", seed=config["seed"], config=identity, resume=config["resume"])
     with opened as run, _named_as_set():
         class_members(data, settings)  # says best which setting lets a class take part
-        fit_by_name(chosen["name"], data, settings, run=run, progress=progress, **options)
+        fit_translator(chosen["name"], data, settings, out=run, progress=progress, **options)
     return load_translator(folder)
 
 

@@ -16,9 +16,9 @@ from gen_invariance.experiment.launch import Say, choose_device, join_processes,
 from gen_invariance.experiment.task import Task
 from gen_invariance.run import Run, is_first_process
 from gen_invariance.settings import Text, settings_class
-from gen_invariance.translator.fit import FitSettings
-from gen_invariance.translator.quality.monitor import Watch, judge_sets, quality_watch
-from gen_invariance.translator.registry import fit_by_name
+from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.quality.monitor import Evaluate, judge_sets, quality_evaluator
 
 
 @settings_class("translator")
@@ -107,23 +107,22 @@ def run_fit(settings: FitRun, *, say: Say = say_nothing) -> Fitted:
     ) as run:
         if is_first_process():
             save_split(run.path / "split.npz", prepared.split)
-        translator = fit_by_name(
+        translator = fit_translator(
             settings.translator.name,
             prepared.train,
             loop,
-            run=run,
             network=settings.translator.network,
             objective=settings.translator.objective,
+            out=run,
             progress=settings.progress,
-            watch=_build_monitor(prepared.train, loop, seed=run.seed, say=say) if loop.watch_every else None,
+            evaluate=_build_evaluator(prepared.train, loop, seed=run.seed, say=say) if loop.watch_every else None,
             say=say,
         )
     return Fitted(translator, run.path)
 
 
-def _build_monitor(data: ImageData, settings: FitSettings, *, seed: int, say: Say) -> Watch:
-    """The quality monitor of a fit, with a judge that is trained here on the images that are fitted on."""
+def _build_evaluator(data: ImageData, settings: FitSettings, *, seed: int, say: Say) -> Evaluate:
+    """Evaluation of a fit, with a judge that is trained here on the images that are fitted on."""
     seen, held_out = judge_sets(data, settings, seed=seed)
     say(f"training a judge on {len(seen)} images of {seen.num_classes} classes, {len(held_out)} are held out ...")
-    judge = train_judge(seen, InspectSettings(), seed=seed)
-    return quality_watch(seen, held_out, judge=judge, features=judge.features, seed=seed)
+    return quality_evaluator(seen, held_out, judge=train_judge(seen, InspectSettings(), seed=seed), seed=seed)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from gen_invariance.augment.policy import auto
@@ -16,126 +17,89 @@ from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import split_indices
-from gen_invariance.errors import CheckpointError, DataError, SettingsError
+from gen_invariance.errors import CheckpointError, DataError
 from gen_invariance.experiment.build import ClassifierSettings, StageSettings, build_model
-from gen_invariance.experiment.task import Prepared, Task
+from gen_invariance.experiment.task import Task
 from gen_invariance.files import write_json
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator, package_versions, source_commit
-from gen_invariance.stats import Estimate, bootstrap_ratio
-from gen_invariance.translator.quality.assess import Quality, assess, translations
-from gen_invariance.translator.quality.measures import kolmogorov_distance, resultant_length
+from gen_invariance.settings import settings_class
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.quality.assess import AssessSettings, Memory, Quality, assess, translations
+from gen_invariance.translator.quality.inspection import Inspection, compare_parameters
 from gen_invariance.translator.quality.verdict import QUALITY_FILE, read_verdict, translator_folder, weights_digest
 
 PAGE = "inspect.html"
 AUTO_MAXIMUM = 0.5  # of `augment.policy.auto`, unless told otherwise
-_SAME = {"degrees": "rotation"}  # what hand-written nuisances call a parameter -> what learned ones call it
-_ANGLES = frozenset({"rotation"})
 
 
-@dataclass(frozen=True)
+@settings_class("inspect")
 class InspectSettings:
-    """How a translator is looked at.
+    """How a translator is inspected."""
 
-    Attributes:
-        held_out: share of the head-class images that the judge does not see and that are translated.
-        head_from: the smallest training count of a head class.
-        draws: translations of each image.
-        neighbours: k of precision, recall, density and coverage.
-        judge: backbone of the judge.
-        judge_epochs: its training time.
-        max_images: most images that are translated, and a fifth of those that near copies are looked for in.
-        failures: worst translations to show.
-
-    Raises:
-        SettingsError: a value out of its range.
-    """
-
-    held_out: float = 0.5
-    head_from: int = 20
-    draws: int = 4
-    neighbours: int = 5
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the head-class images that the judge does not see and that are translated."""
+    head_from: Annotated[int, Field(ge=2)] = 20
+    """Smallest training count of a head class."""
+    draws: Annotated[int, Field(ge=2)] = 4
+    """Translations of each image."""
+    neighbours: PositiveInt = 5
+    """k of precision, recall, density and coverage."""
     judge: str = "small_conv"
-    judge_epochs: int = 60
-    max_images: int = 1000
-    failures: int = 8
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise SettingsError(f"inspect.held_out must lie between 0 and 1, got {self.held_out}")
-        least = {"head_from": 2, "draws": 2, "neighbours": 1, "judge_epochs": 1, "max_images": 20, "failures": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise SettingsError(f"inspect.{name} must be at least {low}, got {getattr(self, name)}")
+    """Backbone of the judge."""
+    judge_epochs: PositiveInt = 60
+    """Training time of the judge."""
+    max_images: Annotated[int, Field(ge=20)] = 1000
+    """Most images that are translated, and a fifth of those that near copies are looked for in."""
+    failures: NonNegativeInt = 8
+    """Worst translations to show."""
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A readable parameter that a nuisance draws.
+class Truth:
+    """The nuisance that is in the data, where it is known.
 
     Attributes:
-        name: of the parameter.
-        drawn: its draws, (S, N), one row a round.
-        true: draws of the nuisance that is in the data, where it is known and has this parameter.
-        distance: Kolmogorov distance of the two, and what to expect if they were equal; None without a truth.
-        resultant: mean over images of the resultant length of the angles drawn for one image; None unless an angle.
+        nuisance: what acted on the images.
+        originals: the images before it acted, row for row.
     """
 
-    name: str
-    drawn: Tensor
-    true: Tensor | None = None
-    distance: tuple[float, float] | None = None
-    resultant: Estimate | None = None
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """All that is known about a translator, for the page.
-
-    Attributes:
-        quality: of the translator.
-        oracle: of the nuisance that is in the data, where it is known.
-        parameters: readable draws of the translator.
-        head: the head classes' images, labels renumbered.
-        held_out: int64 (N,), the rows of `head` that were translated.
-        judge: trained on the other rows.
-        examples: float (R, 1 + S, C, H, W), an image of each of up to 8 head classes, then translations of it.
-        example_labels: int64 (R,), their classes.
-    """
-
-    quality: Quality
-    oracle: Quality | None
-    parameters: tuple[Parameter, ...]
-    head: ImageData
-    held_out: Tensor
-    judge: Classifier
-    examples: Tensor
-    example_labels: Tensor
+    nuisance: Nuisance
+    originals: ImageData
 
 
 def inspect_translator(
-    nuisance: Nuisance,
-    prepared: Prepared,
-    settings: InspectSettings,
+    translator: Nuisance | Path | str,
+    data: ImageData,
+    settings: InspectSettings | None = None,
     *,
+    truth: Truth | None = None,
+    out: Path | str | None = None,
+    about: Mapping[str, Any] | None = None,
     seed: int = 0,
-    oracle: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Inspection:
-    """Train the judge, assess `nuisance` on images that the judge has not seen, and the true nuisance beside it.
+    """Train a judge on the head classes, and assess `translator` on images of them that the judge has not seen.
 
     Args:
-        nuisance: learned or hand-written, on the device of the images.
-        prepared: only its training part is looked at, never validation or test images.
-        settings: see `InspectSettings`.
+        translator: learned or hand-written, or the folder of a fitted one.
+        data: the training set, never validation or test images.
+        settings: see `InspectSettings`; None for the defaults.
+        truth: the nuisance in the data; it is assessed beside the translator.
+        out: folder for inspect.html and quality.json; None writes nothing. The verdict in quality.json is obeyed by
+            `policy=auto` where it lies beside the translator, see `output_folder`.
+        about: facts about the data for the page and quality.json; None tells their name and sizes.
         seed: of the judge, the held-out images and all draws.
-        oracle: whether the nuisance in `prepared` is known to be the true one.
         say: gets one line for each thing done.
 
     Raises:
+        CheckpointError: `translator` is a folder that holds none.
         DataError: fewer than two head classes, or too few images held out.
     """
-    head = head_classes(prepared.train, head_from=settings.head_from)
+    settings = settings or InspectSettings()
+    folder = translator if isinstance(translator, Path | str) else None
+    nuisance = translator if folder is None else load_translator(folder).to(data.device)
+    head = head_classes(data, head_from=settings.head_from)
     generator = named_generator(seed, "inspect", "held out")
     seen, held_out = split_indices(
         head.labels.cpu(), fraction=settings.held_out, generator=generator, groups=head.groups
@@ -144,41 +108,36 @@ def inspect_translator(
     judge = train_judge(head.subset(seen), settings, seed=seed)
     held_out = _some(held_out, settings.max_images, seed, "images")
     bank = _some(torch.arange(len(head)), 5 * settings.max_images, seed, "bank")
-    place = torch.full((len(head),), -1)
-    place[bank] = torch.arange(len(bank))
-    images = head.float_images(held_out)
-    groups = None if head.groups is None else head.groups[held_out.to(head.device)]
+    row_in_bank = torch.full((len(head),), -1)
+    row_in_bank[bank] = torch.arange(len(bank))
+    memory = Memory(head.float_images(bank), row_in_bank[held_out])
+    looked_at = head.subset(held_out)
+    images = looked_at.float_images()
+    how = AssessSettings(draws=settings.draws, neighbours=settings.neighbours, failures=settings.failures)
 
-    def assessed(which: Nuisance, sources: Tensor) -> Quality:
+    def assess_one(which: Nuisance, sources: Tensor) -> Quality:
+        generator = named_generator(seed, "inspect", "assess")
         return assess(
-            which,
-            images,
-            head.labels[held_out.to(head.device)],
-            sources=sources,
-            judge=judge,
-            features=judge.features,
-            bank=head.float_images(bank),
-            bank_rows=place[held_out],
-            num_classes=head.num_classes,
-            generator=named_generator(seed, "inspect", "assess"),
-            draws=settings.draws,
-            neighbours=settings.neighbours,
-            failures=settings.failures,
-            groups=groups,
-        )
+            which, looked_at, judge=judge, memory=memory, generator=generator, settings=how, sources=sources
+        )  # fmt: skip
 
     say(f"translating {len(held_out)} other images {settings.draws} times each ...")
-    quality = assessed(nuisance, images)
-    true = None
-    if oracle:
+    quality, oracle = assess_one(nuisance, images), None
+    if truth is not None:
         say("the same with the nuisance that is in the data, on images it has not acted on, for comparison ...")
-        clean = head_classes(prepared.split.train.to(head.device), head_from=settings.head_from)
-        true = assessed(prepared.nuisance, clean.float_images(held_out))
-    parameters = learned_parameters(nuisance, images[:256], truth=prepared.nuisance if oracle else None, seed=seed)
-    first = torch.stack([(head.labels[held_out] == label).nonzero()[0, 0] for label in range(min(8, head.num_classes))])
+        clean = head_classes(truth.originals.to(head.device), head_from=settings.head_from)
+        oracle = assess_one(truth.nuisance, clean.float_images(held_out))
+    parameters = compare_parameters(nuisance, images[:256], truth=None if truth is None else truth.nuisance, seed=seed)
+    labels = looked_at.labels
+    first = torch.stack([(labels == label).nonzero()[0, 0] for label in range(min(8, head.num_classes))])
     drawn = translations(nuisance, images[first], draws=8, generator=named_generator(seed, "inspect", "examples"))
     examples = torch.cat([images[first][None], drawn]).transpose(0, 1)
-    return Inspection(quality, true, parameters, head, held_out, judge, examples, head.labels[held_out][first])
+    inspection = Inspection(quality, oracle, parameters, head, held_out, judge, examples, labels[first])
+    if out is not None:
+        nuisance_name = "identity" if truth is None else type(truth.nuisance).__name__
+        facts = {"source": data.name, "nuisance": nuisance_name} if about is None else about
+        write_inspection(inspection, out, translator=folder, data=facts, settings=settings, seed=seed)
+    return inspection
 
 
 def head_classes(data: ImageData, *, head_from: int) -> ImageData:
@@ -217,80 +176,41 @@ def _some(rows: Tensor, most: int, seed: int, purpose: str) -> Tensor:
     return rows[chosen.sort().values]
 
 
-def learned_parameters(
-    nuisance: Nuisance, images: Tensor, *, truth: Nuisance | None = None, draws: int = 16, seed: int = 0
-) -> tuple[Parameter, ...]:
-    """What `nuisance` draws for `images`, by readable parameter; nothing for one that has no such parameters.
+def write_inspection(
+    inspection: Inspection,
+    folder: Path | str,
+    *,
+    translator: Path | str | None,
+    data: Mapping[str, Any],
+    settings: InspectSettings,
+    seed: int,
+) -> Path:
+    """Write `folder`/quality.json and `folder`/inspect.html; returns the page's path.
 
     Args:
-        nuisance: one with `parameters_of(draw)`, or one whose draw holds a number for each image.
-        images: float (N, C, H, W).
-        truth: the nuisance that is in the data, if known.
-        draws: rounds.
-        seed: of the draws.
+        inspection: what was found.
+        folder: created when missing.
+        translator: folder of the translator; None for one that is not saved, whose verdict nobody obeys.
+        data: facts about the images.
+        settings: of the inspection.
+        seed: of the inspection.
     """
-    generator = named_generator(seed, "inspect", "parameters")
-    rounds = [_readable(nuisance, images, generator) for _ in range(draws)]
-    drawn = {name: torch.stack([each[name] for each in rounds]) for name in rounds[0]}
-    known = {} if truth is None else _readable(truth, images, generator)
-    if truth is not None:
-        more = [_readable(truth, images, generator) for _ in range(draws - 1)]
-        known = {name: torch.stack([known[name], *(each[name] for each in more)]) for name in known}
-    found = []
-    for name, values in drawn.items():
-        true = known.get(name)
-        distance = None
-        if true is not None:
-            # Two samples of one distribution are this far apart on average (mean of Kolmogorov's law).
-            expected = 0.8687 * (1 / values.numel() + 1 / true.numel()) ** 0.5
-            distance = (kolmogorov_distance(values, true), expected)
-        resultant = bootstrap_ratio(resultant_length(values.T), generator=generator) if name in _ANGLES else None
-        found.append(Parameter(name, values, true, distance, resultant))
-    return tuple(found)
-
-
-def _readable(nuisance: Nuisance, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """One draw for each image as named numbers (N,), on the CPU."""
-    draw = nuisance.sample(images.shape, generator=generator)
-    read = getattr(nuisance, "parameters_of", None)
-    with torch.no_grad():
-        values = draw if read is None else read(draw)
-    plain = {name.rsplit(".", 1)[-1]: value.detach().float().cpu() for name, value in values.items()}
-    return {_SAME.get(name, name): value for name, value in plain.items() if value.shape == (len(images),)}
-
-
-def write_inspection(
-    found: Inspection, folder: Path | str, *, translator: Path | str, task: Task, settings: InspectSettings, seed: int
-) -> Path:
-    """Write `folder`/quality.json and `folder`/inspect.html; returns the page's path."""
-    from gen_invariance.report.inspect_page import write_inspect_page
+    from gen_invariance.report.inspect_page import write_inspect_page  # matplotlib is slow to import
 
     folder = Path(folder)
     about: dict[str, Any] = {
-        **found.quality.to_json(),
-        "class_names": list(found.head.class_names),
-        "parameters": {each.name: _parameter_json(each) for each in found.parameters},
-        "oracle": found.oracle.to_json() if found.oracle is not None else None,
-        "translator_digest": weights_digest(translator),
-        "data": task.identity(),
+        **inspection.to_json(),
+        "translator_digest": None if translator is None else weights_digest(translator),
+        "data": dict(data),
         "settings": asdict(settings),
         "seed": seed,
         "versions": package_versions(),
         "commit": source_commit(),
     }
-    page = write_inspect_page(folder / PAGE, found, about, name=str(translator))
+    name = "translator" if translator is None else str(translator)
+    page = write_inspect_page(folder / PAGE, inspection, about, name=name)
     write_json(folder / QUALITY_FILE, about)
     return page
-
-
-def _parameter_json(parameter: Parameter) -> dict[str, Any]:
-    low, middle, high = torch.quantile(parameter.drawn.flatten(), torch.tensor([0.025, 0.5, 0.975])).tolist()
-    return {
-        "drawn": {"low": low, "median": middle, "high": high},
-        "kolmogorov_distance": parameter.distance[0] if parameter.distance else None,
-        "kolmogorov_if_equal": parameter.distance[1] if parameter.distance else None,
-        "resultant_length": asdict(parameter.resultant) if parameter.resultant else None,
-    }
 
 
 def output_folder(translator: Path | str) -> Path:

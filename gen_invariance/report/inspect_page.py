@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gen_invariance.experiment.inspect import Inspection, Parameter
 from gen_invariance.report.figures import distribution_histogram, image_grid
 from gen_invariance.report.pages import Picture, write_page
 from gen_invariance.translator.quality.assess import NEAR_COPY, Quality
+from gen_invariance.translator.quality.inspection import Inspection, Parameter
 from gen_invariance.translator.quality.verdict import LEAST_JUDGE_GAIN, RULES
 
 _UNITS = {"rotation": "degrees", "scale": "factor", "gain": "factor", "contrast": "factor", "bias": "pixel units"}
@@ -36,12 +36,12 @@ ROWS = (
 """Figures in the order of the page: key, heading, meaning."""
 
 
-def write_inspect_page(out: Path, found: Inspection, about: Mapping[str, Any], *, name: str) -> Path:
+def write_inspect_page(out: Path, inspection: Inspection, about: Mapping[str, Any], *, name: str) -> Path:
     """Write the page of an inspection to the file `out` and return its path.
 
     Args:
         out: path of the page.
-        found: what was measured.
+        inspection: what is known.
         about: the JSON beside the page, for settings and versions.
         name: of the translator: the path that was given.
     """
@@ -49,15 +49,15 @@ def write_inspect_page(out: Path, found: Inspection, about: Mapping[str, Any], *
         "inspect.html.j2",
         out,
         name=name,
-        verdict=found.quality.verdict,
-        tone={"use": "good", "do not use": "bad"}.get(found.quality.verdict.word, "middling"),
-        rows=_rows(found),
-        oracle=found.oracle is not None,
-        classes=_classes(found),
-        figures=_figures(found),
-        p_value=found.quality.class_p_value,
-        images=len(found.held_out),
-        all_images=len(found.head),
+        verdict=inspection.quality.verdict,
+        tone={"use": "good", "do not use": "bad"}.get(inspection.quality.verdict.word, "middling"),
+        rows=_rows(inspection),
+        oracle=inspection.oracle is not None,
+        classes=_classes(inspection),
+        figures=_figures(inspection),
+        p_value=inspection.quality.class_p_value,
+        images=len(inspection.held_out),
+        all_images=len(inspection.head),
         data=about["data"],
         settings=about["settings"],
         seed=about["seed"],
@@ -80,25 +80,25 @@ def _cell(quality: Quality, key: str) -> tuple[str, str]:
     return _number(estimate.value), f"{_number(estimate.low)} to {_number(estimate.high)}"
 
 
-def _rows(found: Inspection) -> list[dict[str, Any]]:
+def _rows(inspection: Inspection) -> list[dict[str, Any]]:
     return [
         {
             "heading": heading,
             "meaning": meaning,
-            "cell": _cell(found.quality, key),
-            "floor": _number(found.quality.figures[key].floor),
-            "oracle": _cell(found.oracle, key) if found.oracle is not None else None,
+            "cell": _cell(inspection.quality, key),
+            "floor": _number(inspection.quality.figures[key].floor),
+            "oracle": _cell(inspection.oracle, key) if inspection.oracle is not None else None,
         }
         for key, heading, meaning in ROWS
     ]
 
 
-def _classes(found: Inspection) -> list[tuple[str, int, int, str, str]]:
+def _classes(inspection: Inspection) -> list[tuple[str, int, int, str, str]]:
     """Name, images in training, images looked at, answer kept, accuracy of each head class, largest class first."""
-    quality, counts = found.quality, found.head.counts
+    quality, counts = inspection.quality, inspection.head.counts
     return [
         (
-            found.head.class_names[label],
+            inspection.head.class_names[label],
             int(counts[label]),
             int(quality.count_by_class[label]),
             _number(float(quality.agreement_by_class[label])),
@@ -108,31 +108,31 @@ def _classes(found: Inspection) -> list[tuple[str, int, int, str, str]]:
     ]
 
 
-def _figures(found: Inspection) -> list[Picture]:
-    names = found.head.class_names
+def _figures(inspection: Inspection) -> list[Picture]:
+    names = inspection.head.class_names
     figures = [
         Picture(
             title="Translations",
             caption="Left: an image of a head class that the judge has not seen. Right: eight translations of it.",
             alt="Grid of images: each row shows one image and eight translations of it.",
             png=image_grid(
-                list(found.examples.cpu()),
-                row_labels=[names[label] for label in found.example_labels.tolist()],
+                list(inspection.examples.cpu()),
+                row_labels=[names[label] for label in inspection.example_labels.tolist()],
                 column_labels=["source"],
             ),
         )
     ]
-    if len(found.quality.worst):
-        figures.append(_failures(found))
-    figures.extend(_histogram(parameter) for parameter in found.parameters)
+    if len(inspection.quality.worst):
+        figures.append(_failures(inspection))
+    figures.extend(_histogram(parameter) for parameter in inspection.parameters)
     return figures
 
 
-def _failures(found: Inspection) -> Picture:
+def _failures(inspection: Inspection) -> Picture:
     """Sources above their worst translations, the worst first."""
-    quality, names = found.quality, found.head.class_names
-    rows = found.held_out[quality.worst]
-    labels = found.head.labels[rows.to(found.head.device)].tolist()
+    quality, names = inspection.quality, inspection.head.class_names
+    rows = inspection.held_out[quality.worst]
+    labels = inspection.head.labels[rows.to(inspection.head.device)].tolist()
     pairs = zip(labels, quality.worst_judged.tolist(), strict=True)
     taken = "; ".join(f"{n}: {names[own]}, judged {names[judged]}" for n, (own, judged) in enumerate(pairs, start=1))
     return Picture(
@@ -142,7 +142,7 @@ def _failures(found: Inspection) -> Picture:
         f"translator failed; where a person would, perhaps only the judge did. {taken}.",
         alt="Two rows of images: sources above, their worst translations below.",
         png=image_grid(
-            [found.head.float_images(rows), quality.worst_images],
+            [inspection.head.float_images(rows), quality.worst_images],
             row_labels=["source", "translation"],
             column_labels=[str(n + 1) for n in range(len(rows))],
         ),

@@ -1,4 +1,4 @@
-"""Fit a translator on (long-tailed) images: one visible loop, on accelerate.
+"""Fit a translator on the large classes of an image set: one public call, and one visible loop on accelerate.
 
 Everything random in a step is drawn for the whole batch from a generator named by (seed, step) and then shared out
 to the processes, so a resumed run, and a run on more processes, see the same numbers.
@@ -6,191 +6,298 @@ to the processes, so a resumed run, and a run on more processes, see the same nu
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
-from gen_invariance.data.images import ImageData, to_uint8
+from gen_invariance.data.images import ImageData
 from gen_invariance.devices import accelerator_on
-from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError, first_line
-from gen_invariance.files import atomic_write, cannot_write
-from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
-from gen_invariance.run import MISFITS, Run
+from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
+from gen_invariance.nuisance.protocol import draw_to, select_rows
+from gen_invariance.run import MISFITS, Run, named_generator
+from gen_invariance.settings import typed
 from gen_invariance.stopping import signals_noted
-from gen_invariance.translator.bank import fill_bank
-from gen_invariance.translator.fit_settings import FitSettings, class_members
-from gen_invariance.translator.quality.monitor import Watch, Watcher
+from gen_invariance.translator.fit_settings import FitSettings, class_members, draw_balanced_rows
+from gen_invariance.translator.io import save_translator
+from gen_invariance.translator.objective import Objective
+from gen_invariance.translator.quality.monitor import Evaluate, QualityMonitor
+from gen_invariance.translator.registry import kind_named
+from gen_invariance.translator.samples import KEPT_GRID, fill_bank, write_grid
 
-KEPT_GRID = "kept.png"
-"""Sample grid of the weights that a watched fit keeps."""
+SMALLEST_SIDE = 4
+"""Pixels of the smallest side of images that a translator can be fitted on."""
 
 
-class Objective(Protocol):
-    """What `fit_translator` minimises: a translator, its adversary, their optimisers, and the loss terms."""
-
-    translator: nn.Module
-    discriminator: nn.Module
-    optimizers: Mapping[str, torch.optim.Optimizer]
-
-    def learning_rate_at(self, step: int) -> Mapping[str, float]:
-        """Learning rate of each optimiser, by name."""
-        ...
-
-    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """All randomness of one step, with leading B."""
-        ...
-
-    def forward(self, images: Tensor, draw: Draw) -> dict[str, Tensor]:
-        """The one forward pass that both updates share."""
-        ...
-
-    def discriminator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Named, weighted loss terms of the adversary."""
-        ...
-
-    def translator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Named, weighted loss terms of the translator."""
-        ...
+def _say_nothing(line: str) -> None:
+    """Drop `line`."""
 
 
 def fit_translator(
+    name: str,
+    data: ImageData,
+    settings: FitSettings | None = None,
+    *,
+    network: Mapping[str, Any] | None = None,
+    objective: Mapping[str, Any] | None = None,
+    out: Path | str | Run | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    progress: bool | None = None,
+    evaluate: Evaluate | None = None,
+    say: Callable[[str], None] = _say_nothing,
+) -> nn.Module:
+    """Fit the translator called `name` on the chosen classes of `data`; returns it in eval mode.
+
+    Args:
+        name: "redraw", "spatial", "munit", "flow" or "pose"; "img2img" wraps a pipeline and fits nothing.
+        data: training images; the translator is fitted on their device.
+        settings: steps, batch size, classes; None for the defaults.
+        network: settings of the translator, without `channels`.
+        objective: settings of what is minimised, those of the translator's settings class.
+        out: folder of the run: settings, metrics, checkpoints, sample grids, and the result in `out`/translator. A
+            `Run` that is open already is written into, with its seed. None saves nothing.
+        seed: of initial weights and all draws.
+        resume: go on with the run in `out`.
+        progress: show a progress bar; None shows one on a terminal only.
+        evaluate: gives the figures of the translator after a step, for `settings.watch_every`; see
+            `quality.monitor.quality_evaluator`.
+        say: gets a line when the fit collapses, and when it stops early.
+
+    Raises:
+        SettingsError: an unknown name; a setting that does not exist, is out of range, or that this translator does
+            not have; no class is large enough; images of fewer than `SMALLEST_SIDE` pixels a side.
+        RunError: a loss term, or a weight, became NaN or infinite; names the term and the step.
+
+    Example:
+        >>> from gen_invariance import fit_translator, load_source, make_long_tailed
+        >>> train = make_long_tailed(load_source("digits"), largest=60, imbalance=20, rest_is_test=True).train
+        >>> translator = fit_translator("redraw", train, FitSettings(steps=2), progress=False)
+        >>> draw = translator.sample((8, 1, 16, 16), generator=torch.Generator().manual_seed(0))
+        >>> translator.apply(train.float_images()[:8], draw).shape
+        torch.Size([8, 1, 16, 16])
+    """
+    settings = settings or FitSettings()
+    network = dict(typed(network, Mapping | None, "translator.network") or {})
+    objective = dict(typed(objective, Mapping | None, "translator.objective") or {})
+    kind = kind_named(typed(name, str, "translator.name"))
+    kind.check_loop(name, settings)
+    sides = data.images.shape[2:]
+    if min(sides) < SMALLEST_SIDE:
+        raise SettingsError(
+            f"a translator is fitted on images of {SMALLEST_SIDE} x {SMALLEST_SIDE} pixels or more, got {sides[0]} x "
+            f"{sides[1]}; set data.image_size"
+        )
+    identity = {
+        "data": {"name": data.name, "counts": data.counts.tolist(), "image_shape": list(data.images.shape[1:])},
+        "translator": {"name": name, "network": network, "objective": objective},
+        "fit": settings.identity(),
+    }
+    opened = (
+        nullcontext(out)
+        if isinstance(out, Run)
+        else Run.open(out, kind="fit", seed=seed, config=identity, resume=resume)
+    )
+    with opened as run:
+        if kind.objective:
+            target = build_objective(name, data, network=network, settings=objective, seed=run.seed)
+            return fit_objective(target, data, settings, run=run, progress=progress, evaluate=evaluate, say=say)
+        with _initial_weights_from(run.seed):
+            translator = kind.build(data, network)
+        options = kind.read_settings(objective)
+        members = class_members(data, settings)
+        if kind.fit:
+            kind.load("fit")(translator, data, settings, options, run=run, progress=progress)
+        translator.to(data.device)
+        write_grid(f"step-{settings.steps if kind.fit else 0:08d}.png", translator, data, members, run)
+        _save(translator, run)
+        return translator
+
+
+def build_objective(
+    name: str,
+    data: ImageData,
+    *,
+    network: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Objective:
+    """The objective of the kind `name` over a new translator for images like those of `data`.
+
+    Args:
+        name: "spatial", "munit" or "flow".
+        data: images, or a few like them.
+        network: settings of the translator, without `channels`.
+        settings: of the objective.
+        seed: of the initial weights; the global random state is left alone.
+
+    Raises:
+        SettingsError: an unknown name, or a setting that does not exist or is out of range.
+    """
+    kind = kind_named(name)
+    with _initial_weights_from(seed):
+        translator = kind.build(data, network or {})
+        return kind.load("objective")(translator, kind.read_settings(settings or {}))
+
+
+@contextmanager
+def _initial_weights_from(seed: int) -> Iterator[None]:
+    """Layers initialise themselves from the global random stream; lend it to them and give it back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(named_generator(seed, "translator").get_state())
+        yield
+
+
+def _save(translator: nn.Module, run: Run) -> None:
+    if run.path is not None:
+        save_translator(translator, run.path / "translator")
+
+
+def fit_objective(
     objective: Objective,
     data: ImageData,
     settings: FitSettings,
     *,
     run: Run,
     progress: bool | None = None,
-    watch: Watch | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    evaluate: Evaluate | None = None,
+    say: Callable[[str], None] = _say_nothing,
 ) -> nn.Module:
-    """Fit, save to `run.path / "translator"`, and return the translator in eval mode.
+    """The loop behind `fit_translator`, over any objective, one of the user's own for instance.
 
     Args:
         objective: made over an untrained translator; it owns the optimisers.
         data: the training set; only the chosen classes are looked at.
         settings: see `FitSettings`.
-        run: where checkpoints, metrics and sample grids go. If it holds a checkpoint, fitting goes on from there.
+        run: where checkpoints, metrics, grids and the result go. If it holds a checkpoint, fitting goes on from there.
         progress: show a progress bar; None shows one on a terminal only.
-        watch: gives the figures of the translator after a step, for `settings.watch_every`; see `watch`.
-        say: gets a line when the fit collapses, and when it stops early.
+        evaluate: as for `fit_translator`.
+        say: as for `fit_translator`.
 
     Raises:
-        SettingsError: no class is large enough, the batch does not divide over the processes, or nobody watches.
-        RunError: a loss term became NaN or infinite; names the term and the step.
+        SettingsError: no class is large enough, the batch does not divide over the processes, or nobody evaluates.
+        RunError: a loss term, or a weight, became NaN or infinite; names the term and the step.
     """
     with accelerator_on(data.device, mixed_precision=settings.mixed_precision) as accelerator:
-        translator, discriminator = objective.translator.train(), objective.discriminator.train()
-        translator.to(accelerator.device)
-        discriminator.to(accelerator.device)
-        data = data.to(accelerator.device)
         if settings.batch_size % accelerator.num_processes:
             raise SettingsError(
                 f"fit.batch_size {settings.batch_size} does not divide over {accelerator.num_processes} processes"
             )
+        networks = _networks(objective)
+        for network in networks.values():
+            network.to(accelerator.device).train()
+        translator, discriminator = objective.translator, objective.discriminator
+        data = data.to(accelerator.device)
         share = slice(accelerator.process_index, None, accelerator.num_processes)
-        watcher = Watcher(settings, watch, run=run, accelerator=accelerator, say=say)
-        members = watcher.fitted(class_members(data, settings), data.groups)
-        average = _moving_average(translator, settings.average) if settings.average else None
-        fitting = _Fitting(objective, average, watcher, data, members, settings, run, accelerator)
-        start = fitting.restore()
+        monitor = QualityMonitor(settings, evaluate, run=run, accelerator=accelerator, say=say)
+        members = monitor.fitted(class_members(data, settings), data.groups)
+        fit = _Fit(objective, _moving_average(objective, settings), monitor, data, members, settings, run, accelerator)
+        start = fit.restore()
         # Under fp16 the wrapped optimisers undo the loss scale and skip steps whose gradients overflowed.
         optimizers = {name: accelerator.prepare_optimizer(each) for name, each in objective.optimizers.items()}
 
         bar = tqdm(total=settings.steps, initial=start, desc="fit", disable=None if progress is None else not progress)
-        over = start > 0 and (watcher.out_of_time(start) or watcher.out_of_patience(start))
+        over = start > 0 and (monitor.out_of_time(start) or monitor.out_of_patience(start))
         with signals_noted(active=accelerator.num_processes == 1) as stop_asked, bar:
             for step in range(start, start if over else settings.steps):
                 generator = run.generator("fit", step)
                 images = draw_images(data, members, settings, generator)
                 draw = objective.sample(images.shape, generator=generator)
-                images, draw = (
-                    images[share],
-                    draw_to(select_rows(draw, torch.arange(settings.batch_size)[share]), images),
-                )
-                for name, rate in objective.learning_rate_at(step).items():
+                images = images[share]
+                draw = draw_to(select_rows(draw, torch.arange(settings.batch_size)[share]), images)
+                for name, rate in objective.learning_rate_at(step, settings.steps).items():
                     for group in optimizers[name].param_groups:
                         group["lr"] = rate
 
+                terms: dict[str, Tensor] = {}
                 with accelerator.autocast():
                     out = objective.forward(images, draw)
-                    discriminator_terms = objective.discriminator_terms(out)
-                update_weights(discriminator, optimizers["discriminator"], discriminator_terms, accelerator)
-
-                discriminator.requires_grad_(False)  # its weight gradients would be computed only to be dropped
+                if discriminator is not None:
+                    with accelerator.autocast():
+                        terms |= objective.discriminator_terms(out)
+                    update_weights(discriminator, optimizers["discriminator"], terms, accelerator)
+                    discriminator.requires_grad_(False)  # its weight gradients would be computed only to be dropped
                 with accelerator.autocast():
                     translator_terms = objective.translator_terms(out)
                 update_weights(translator, optimizers["translator"], translator_terms, accelerator)
-                discriminator.requires_grad_(True)
+                if discriminator is not None:
+                    discriminator.requires_grad_(True)
 
-                if average is not None:
-                    average.update_parameters(translator)
+                fit.update_average()
                 bar.update()
-                if fitting.look(step + 1, {**discriminator_terms, **translator_terms}, bar, asked=stop_asked()):
+                if fit.write_due(step + 1, terms | translator_terms, bar, asked=stop_asked()):
                     break
-        return fitting.finish()
+        return fit.finish()
+
+
+def _networks(objective: Objective) -> dict[str, nn.Module]:
+    networks = {"translator": objective.translator}
+    if objective.discriminator is not None:
+        networks["discriminator"] = objective.discriminator
+    return networks
 
 
 @dataclass(frozen=True)
-class _Fitting:
-    """What stands beside the steps of a fit: what is written during it, what it goes on from, what is kept."""
+class _Fit:
+    """What is read and written around the steps of a fit: checkpoints, metrics, sample grids, the kept weights."""
 
     objective: Objective
     average: AveragedModel | None
-    watcher: Watcher
+    monitor: QualityMonitor
     data: ImageData
     members: list[Tensor]
     settings: FitSettings
     run: Run
     accelerator: Accelerator
 
-    def look(self, done: int, terms: Mapping[str, Tensor], bar: tqdm, *, asked: bool) -> bool:
-        """What is written after `done` steps: figures, a metrics line, a sample grid, a checkpoint, each at its own
-        pace; all of them after the last step. When `asked` to stop, a checkpoint in any case.
+    def update_average(self) -> None:
+        if self.average is not None:
+            self.average.update_parameters(self.objective.translator)
+
+    def write_due(self, done: int, terms: Mapping[str, Tensor], bar: tqdm, *, asked: bool) -> bool:
+        """Write what is due after `done` steps: figures, a metrics line, a sample grid, a checkpoint, each at its own
+        interval; all of them after the last step. When `asked` to stop, a checkpoint in any case.
 
         Returns:
             Whether this was the last step.
         """
         settings = self.settings
-        last = self.watcher.out_of_time(done) or done == settings.steps
+        last = self.monitor.out_of_time(done) or done == settings.steps
 
         def due(every: int) -> bool:
             return every > 0 and (last or done % every == 0)
 
-        paces = (settings.watch_every, settings.log_every, settings.sample_every, settings.checkpoint_every)
-        if not (asked or any(map(due, paces))):
+        intervals = (settings.watch_every, settings.log_every, settings.sample_every, settings.checkpoint_every)
+        if not (asked or any(map(due, intervals))):
             return False
         numbers = {name: float(value.detach()) for name, value in terms.items()}
-        stop_if_not_finite(numbers, step=done)
-        _stop_if_broken(self.objective, step=done)
+        _stop_if_not_finite(numbers, _networks(self.objective), step=done)
         if due(settings.watch_every):
-            with self._shown() as translator:
-                self.watcher.look(translator, done)
-            last = last or self.watcher.out_of_patience(done)
+            with self._evaluated_weights() as translator:
+                self.monitor.evaluate(translator, done)
+            last = last or self.monitor.out_of_patience(done)
         if self.accelerator.is_main_process:
             if due(settings.log_every):
                 bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items()}, refresh=False)
                 self.run.log(step=done, **numbers)
             if due(settings.sample_every):
-                self._write_grid(f"step-{done:08d}.png")
+                with self._evaluated_weights() as translator:
+                    write_grid(f"step-{done:08d}.png", translator, self.data, self.members, self.run)
             if asked or due(settings.checkpoint_every):
                 self.run.save(done, self._state())
         return asked or last
 
     def finish(self) -> nn.Module:
         """The translator with the weights that are kept, saved, in eval mode."""
-        translator, best = self.objective.translator, self.watcher.best
+        translator, best = self.objective.translator, self.monitor.best
         if best is not None:
             translator.load_state_dict(best)
         elif self.average is not None:
@@ -198,51 +305,46 @@ class _Fitting:
         translator.eval()
         fill_bank(translator, self.data, self.members, self.run)
         if self.accelerator.is_main_process:
-            save_translator(translator, self.run.path / "translator")
+            _save(translator, self.run)
             if best is not None:
-                write_grid(self.run.path / "samples" / KEPT_GRID, translator, self.data, self.members, self.run)
+                write_grid(KEPT_GRID, translator, self.data, self.members, self.run)
         self.accelerator.wait_for_everyone()
         return translator
 
     @contextmanager
-    def _shown(self) -> Iterator[nn.Module]:
-        """What is looked at: the average of the weights if there is one, in eval mode, its bank full."""
+    def _evaluated_weights(self) -> Iterator[nn.Module]:
+        """The average of the weights if there is one, in eval mode, its bank full."""
         translator = self.objective.translator if self.average is None else self.average.module
         translator.eval()
         fill_bank(translator, self.data, self.members, self.run)
         yield translator
         translator.train()
 
-    def _write_grid(self, name: str) -> None:
-        with self._shown() as translator:
-            write_grid(self.run.path / "samples" / name, translator, self.data, self.members, self.run)
-
     def _state(self) -> dict[str, object]:
-        objective, scaler = self.objective, self.accelerator.scaler
-        return {
-            **({} if scaler is None else {"scaler": scaler.state_dict()}),
-            "translator": objective.translator.state_dict(),
-            "discriminator": objective.discriminator.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in objective.optimizers.items()},
-            **({} if self.average is None else {"average": self.average.state_dict()}),
-            **self.watcher.state(),
-        }
+        state = {name: network.state_dict() for name, network in _networks(self.objective).items()}
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.objective.optimizers.items()}
+        state |= {"optimizers": optimizers, **self.monitor.state()}
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
 
     def restore(self) -> int:
         """Load the newest checkpoint, if any; returns the number of steps already done."""
-        objective, state = self.objective, self.run.load_latest()
+        state = self.run.load_latest()
         if state is None:
             return 0
         try:
-            objective.translator.load_state_dict(state["translator"])
-            objective.discriminator.load_state_dict(state["discriminator"])
-            for name, optimizer in objective.optimizers.items():
+            for name, network in _networks(self.objective).items():
+                network.load_state_dict(state[name])
+            for name, optimizer in self.objective.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             if self.average is not None:
                 self.average.load_state_dict(state["average"])
-            self.watcher.restore(state)
+            self.monitor.restore(state)
         except MISFITS as error:
             raise CheckpointError(
                 f"the checkpoint in {self.run.path} does not fit this translator ({first_line(error)}); "
@@ -251,14 +353,18 @@ class _Fitting:
         return int(state["step"])
 
 
-def _moving_average(translator: nn.Module, decay: float) -> AveragedModel:
-    """An average that rises to `decay`, so that a short fit is not ruled by its first steps."""
+def _moving_average(objective: Objective, settings: FitSettings) -> AveragedModel | None:
+    """The average of the translator's weights; by default it rises to its decay, so that a short fit is not ruled by
+    its first steps.
+    """
+    if objective.average_decay is None and not settings.average:
+        return None
+    decay = objective.average_decay or (lambda updates: min(settings.average, (1 + updates) / (10 + updates)))
 
     def step(kept: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        done = int(count)
-        torch._foreach_lerp_(kept, current, 1 - min(decay, (1 + done) / (10 + done)))
+        torch._foreach_lerp_(kept, current, 1 - decay(int(count)))
 
-    return AveragedModel(translator, multi_avg_fn=step)
+    return AveragedModel(objective.translator, multi_avg_fn=step)
 
 
 def update_weights(
@@ -280,76 +386,27 @@ def update_weights(
 
 def draw_images(data: ImageData, members: list[Tensor], settings: FitSettings, generator: torch.Generator) -> Tensor:
     """A class-balanced batch, float (B, C, H, W) in [0, 1]: a class uniformly, then one of its images."""
-    sizes = torch.tensor([len(rows) for rows in members])
-    starts = sizes.cumsum(0) - sizes
-    classes = torch.randint(len(members), (settings.batch_size,), generator=generator)
-    within = (torch.rand(settings.batch_size, generator=generator) * sizes[classes]).long()
-    images = data.float_images(torch.cat(members)[starts[classes] + within])
+    images = data.float_images(draw_balanced_rows(members, settings.batch_size, generator=generator))
     if settings.flip:
         mirrored = torch.rand(settings.batch_size, generator=generator) < 0.5
         images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
     return images
 
 
-def stop_if_not_finite(terms: Mapping[str, float], *, step: int) -> None:
-    """Raise `RunError` that names the first loss term which is NaN or infinite."""
-    broken = [name for name, value in terms.items() if not np.isfinite(value)]
-    if broken:
-        raise RunError(
-            f"fitting stopped at step {step}: loss term {broken[0]!r} is {terms[broken[0]]}; "
-            "lower the learning rate or check the images, the last checkpoint is kept"
-        )
+def _stop_if_not_finite(terms: Mapping[str, float], networks: Mapping[str, nn.Module], *, step: int) -> None:
+    """Raise `RunError` for a loss term or a weight that is NaN or infinite.
 
-
-def _stop_if_broken(objective: Objective, *, step: int) -> None:
-    """Terms may be finite although the update after them was not; such weights must not reach a checkpoint."""
-    for what in ("translator", "discriminator"):
-        if not all(bool(weight.isfinite().all()) for weight in getattr(objective, what).parameters()):
+    Terms may be finite although the update after them was not; such weights must not reach a checkpoint.
+    """
+    for name, value in terms.items():
+        if not np.isfinite(value):
             raise RunError(
-                f"fitting stopped at step {step}: a weight of the {what} is NaN or infinite; "
+                f"fitting stopped at step {step}: loss term {name!r} is {value}; "
+                "lower the learning rate or check the images, the last checkpoint is kept"
+            )
+    for name, network in networks.items():
+        if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+            raise RunError(
+                f"fitting stopped at step {step}: a weight of the {name} is NaN or infinite; "
                 "lower the learning rate, the last checkpoint is kept"
             )
-
-
-def save_translator(translator: nn.Module, folder: Path) -> None:
-    """`save_pretrained` into a temporary folder, then renamed to `folder`: whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        translator.save_pretrained(temporary)
-        for weights in temporary.rglob("*.safetensors"):  # their writer lets nobody else read them
-            shutil.copymode(temporary / "config.json", weights)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    except SafetensorError as error:  # its writer's own kind for a full disk
-        raise OutputError(f"cannot write {folder}: {error}; free some space or choose another folder") from error
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-
-
-@torch.no_grad()
-def write_grid(
-    path: Path, translator: Nuisance, data: ImageData, members: list[Tensor], run: Run, *, draws: int = 7
-) -> None:
-    """A PNG grid: first column untouched images, one class a row (8 at most), then `draws` translations of each."""
-    images = data.float_images(torch.stack([own[0] for own in members[:8]]))
-    repeated = images.repeat_interleave(draws, 0)
-    draw = translator.sample(repeated.shape, generator=run.generator("grid"))
-    training = translator.training
-    translator.eval()
-    translated = translator.apply(repeated, draw).unflatten(0, (len(images), draws))
-    translator.train(training)
-    cells = torch.cat([images[:, None], translated], dim=1).cpu()
-    with atomic_write(path) as temporary:
-        Image.fromarray(tile(cells)).save(temporary, format="PNG")
-
-
-def tile(cells: Tensor, *, enlarge: int | None = None, gap: int = 1) -> np.ndarray:
-    """Images (R, S, C, H, W) in [0, 1] as one uint8 RGB picture, R rows of S, white gaps, small images enlarged."""
-    rows, columns, channels, height, _ = cells.shape
-    enlarge = enlarge or max(1, round(64 / height))
-    cells = cells.expand(-1, -1, 3, -1, -1) if channels == 1 else cells
-    large = cells.repeat_interleave(enlarge, 3).repeat_interleave(enlarge, 4)
-    framed = torch.nn.functional.pad(large, (gap, gap, gap, gap), value=1.0)
-    picture = framed.permute(0, 3, 1, 4, 2).reshape(rows * framed.shape[3], columns * framed.shape[4], 3)
-    return to_uint8(picture.clamp(0, 1)).numpy()

@@ -1,4 +1,4 @@
-"""Open a saved translator of any kind."""
+"""Save a translator, and open a saved one of any kind."""
 
 from __future__ import annotations
 
@@ -7,29 +7,21 @@ import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads t
 # isort: split
 import inspect
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.utils import logging
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.errors import CheckpointError, OutputError, SettingsError, first_line
+from gen_invariance.files import cannot_write
 from gen_invariance.settings import options_of
-
-KINDS = {
-    "DiffusersTranslator": "contrib.img2img",
-    "FlowTranslator": "translator.flow.model",
-    "MunitTranslator": "translator.munit.model",
-    "PoseTranslator": "translator.redraw.pose",
-    "RedrawTranslator": "translator.redraw.model",
-    "SpatialTranslator": "translator.spatial",
-}
-"""What a saved folder may hold: class, as its config names it, and module; some are slow to import."""
+from gen_invariance.translator.registry import kinds_by_class
 
 
 def load_translator(path: Path | str) -> nn.Module:
@@ -43,17 +35,19 @@ def load_translator(path: Path | str) -> nn.Module:
     """
     folder, config = _config_of(Path(path))
     name = config.get("_class_name") if isinstance(config, dict) else None
-    if not isinstance(name, str) or name not in KINDS:
+    kinds = kinds_by_class()
+    if not isinstance(name, str) or name not in kinds:
         raise CheckpointError(
-            f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(KINDS)}); choose another folder"
+            f"{folder} holds a {name or 'nameless model'}, not a translator ({', '.join(sorted(kinds))}); choose "
+            "another folder"
         )
     weights = sorted(folder.rglob("*.safetensors"))
     if not weights:
         raise CheckpointError(f"{folder} holds no weights (*.safetensors); copy the whole folder, or fit again")
     for file in weights:  # diffusers would call them damaged
         _check_readable(file)
-    kind = getattr(import_module(f"gen_invariance.{KINDS[name]}"), name)
-    unknown = [key for key in config if key not in inspect.signature(kind).parameters and not key.startswith("_")]
+    model = kinds[name].load("model")
+    unknown = [key for key in config if key not in inspect.signature(model).parameters and not key.startswith("_")]
     if unknown:  # diffusers would pass over them
         raise CheckpointError(
             f"{folder / 'config.json'} has the setting {unknown[0]!r}, which a {name} does not know; it is damaged or "
@@ -61,20 +55,19 @@ def load_translator(path: Path | str) -> nn.Module:
         )
     try:
         if name != "DiffusersTranslator":  # whose parts have configs of their own
-            _check_sizes(kind, config, folder, weights)
+            _check_sizes(model, config, folder, weights)
         with _quiet():  # what it warns of is refused below, in one line
-            translator, found = kind.from_pretrained(
+            translator, loaded = model.from_pretrained(
                 folder, low_cpu_mem_usage=False, use_safetensors=True, output_loading_info=True
             )
     except CheckpointError:
         raise
     except Exception as error:  # diffusers and safetensors raise many kinds for one cause: the folder is damaged
-        reason = str(error).strip().splitlines()
         raise CheckpointError(
-            f"cannot load the translator in {folder}: {reason[0] if reason else type(error).__name__}; "
+            f"cannot load the translator in {folder}: {first_line(error)}; "
             "it is truncated or its weights do not fit its config"
         ) from error
-    if found["missing_keys"] or found["unexpected_keys"]:  # diffusers would start the missing ones at random
+    if loaded["missing_keys"] or loaded["unexpected_keys"]:  # diffusers would start the missing ones at random
         raise CheckpointError(
             f"cannot load the translator in {folder}: its weights are those of another model than its config describes"
         )
@@ -83,14 +76,14 @@ def load_translator(path: Path | str) -> nn.Module:
     return translator.eval().requires_grad_(False)
 
 
-def _check_sizes(kind: type[nn.Module], config: dict[str, Any], folder: Path, weights: list[Path]) -> None:
-    """Raise `CheckpointError` where `config` is none of `kind`, or describes other weights than there are.
+def _check_sizes(model: type[nn.Module], config: dict[str, Any], folder: Path, weights: list[Path]) -> None:
+    """Raise `CheckpointError` where `config` is none of `model`, or describes other weights than there are.
 
     A network is made without memory first, so that a config with absurd sizes costs neither memory nor time.
     """
     where, given = folder / "config.json", {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        given = options_of(kind, given, str(where))
+        given = options_of(model, given, str(where))
     except SettingsError as error:
         raise CheckpointError(f"{error}; it is damaged or of another version") from error
     shapes: dict[str, list[int]] = {}
@@ -101,7 +94,7 @@ def _check_sizes(kind: type[nn.Module], config: dict[str, Any], folder: Path, we
         if given[key] > len(shapes):
             raise CheckpointError(f"{where}: {key} is {given[key]}, but there are {len(shapes)} weights; it is damaged")
     with torch.device("meta"):
-        expected = {each: list(value.shape) for each, value in kind(**given).state_dict().items()}
+        expected = {each: list(value.shape) for each, value in model(**given).state_dict().items()}
     for each in expected.keys() & shapes.keys():
         if expected[each] != shapes[each]:
             raise CheckpointError(
@@ -152,3 +145,23 @@ def _check_readable(file: Path) -> None:
 
 def _not_allowed(file: Path | str) -> CheckpointError:
     return CheckpointError(f"cannot read {file}: permission denied; ask its owner for the right to read it")
+
+
+def save_translator(translator: nn.Module, folder: Path) -> None:
+    """Write `translator` (config and safetensors) into `folder`, whole or not at all.
+
+    Raises:
+        OutputError: read-only folder or full disk.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        translator.save_pretrained(temporary)
+        for weights in temporary.rglob("*.safetensors"):  # their writer lets nobody else read them
+            shutil.copymode(temporary / "config.json", weights)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except SafetensorError as error:  # its writer's own kind for a full disk
+        raise OutputError(f"cannot write {folder}: {error}; free some space or choose another folder") from error
+    except OSError as error:
+        raise cannot_write(folder, error) from error

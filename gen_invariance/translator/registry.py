@@ -1,127 +1,129 @@
-"""Fit any translator by its name: the one call behind the command line and the comparisons."""
+"""Every kind of translator in one table: its name in configs, its class, and how it is fitted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-import torch
 from torch import nn
 
-from gen_invariance.contrib.img2img import translator_over
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
-from gen_invariance.run import Run, named_generator
-from gen_invariance.settings import options_of, settings_of, typed
-from gen_invariance.translator.build import build_objective
-from gen_invariance.translator.fit import FitSettings, class_members, fit_translator, save_translator, write_grid
-from gen_invariance.translator.flow.fit import FlowSettings, fit_flow
-from gen_invariance.translator.flow.model import FlowTranslator, levels_for
-from gen_invariance.translator.quality.monitor import Watch
-from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw, fit_redraw
-from gen_invariance.translator.redraw.pose import PoseSettings, PoseTranslator, fit_pose
+from gen_invariance.settings import options_of, settings_of
+from gen_invariance.translator.fit_settings import FitSettings
 
-_LOOP_ONLY = ("average", "budget", "watch_every")
+_OF_THE_LOOP = ("average", "budget", "watch_every")  # settings that only translators fitted by `fit_objective` have
 
 
-SMALLEST = 4
-"""Pixels of the smallest side of images that a translator can be fitted on."""
+@dataclass(frozen=True)
+class TranslatorKind:
+    """One row of the table. Dotted names are below `gen_invariance`; some of the modules are slow to import.
+
+    Attributes:
+        model: class of the translator, which its saved config names.
+        settings: settings class of the objective, or of the fit function; None for neither.
+        objective: `objective.Objective` made of the translator and these settings, for `fit.fit_objective`.
+        fit: function that fits the translator in one go, in seconds: (translator, data, loop settings, settings, run,
+            progress). Without an objective and a fit function there is nothing to fit.
+        builder: function (data, network settings) for what the images choose of the network; None for nothing.
+    """
+
+    model: str
+    settings: str | None = None
+    objective: str | None = None
+    fit: str | None = None
+    builder: str | None = None
+
+    @property
+    def class_name(self) -> str:
+        """Name of the translator's class."""
+        return self.model.rpartition(".")[2]
+
+    def load(self, what: str) -> Any:
+        """The class or function that the attribute `what` names."""
+        module, _, name = getattr(self, what).rpartition(".")
+        return getattr(import_module(f"gen_invariance.{module}"), name)
+
+    def build(self, data: ImageData, network: Mapping[str, Any]) -> nn.Module:
+        """An untrained translator for images like those of `data`; initial weights come from the global random state.
+
+        Raises:
+            SettingsError: a setting that the translator does not have, or out of its range.
+        """
+        if self.builder is not None:
+            return self.load("builder")(data, network)
+        model = self.load("model")
+        return model(channels=data.images.shape[1], **options_of(model, network, "translator.network"))
+
+    def read_settings(self, values: Mapping[str, Any]) -> Any:
+        """The settings class made of plain values; None where there is none.
+
+        Raises:
+            SettingsError: a setting that does not exist, or out of its range.
+        """
+        return None if self.settings is None else settings_of(self.load("settings"), values, "translator.objective")
+
+    def check_loop(self, name: str, settings: FitSettings) -> None:
+        """Raise `SettingsError` for a setting of the loop that would be passed over."""
+        if self.objective is None:
+            lacking, reason = _OF_THE_LOOP, "is fitted in one go"
+        elif name == "flow":
+            lacking, reason = ("average",), "keeps an average anyway, see its objective"
+        else:
+            return
+        for each in lacking:
+            if getattr(settings, each):
+                raise SettingsError(f"translator {name!r} {reason}, so it has no fit.{each}; leave it out")
 
 
-def fit_by_name(
-    name: str,
-    data: ImageData,
-    loop: FitSettings,
-    *,
-    run: Run,
-    network: Mapping[str, Any] | None = None,
-    objective: Mapping[str, Any] | None = None,
-    progress: bool | None = None,
-    watch: Watch | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> nn.Module:
-    """Fit the translator called `name` on `data`, save it to `run.path / "translator"`, and return it in eval mode.
+KINDS = {
+    "redraw": TranslatorKind(
+        "translator.redraw.model.RedrawTranslator",
+        settings="translator.redraw.fit.PoseSettings",
+        fit="translator.redraw.fit.fit_redraw",
+        builder="translator.redraw.model.build_redraw",
+    ),
+    "pose": TranslatorKind(
+        "translator.redraw.pose.PoseTranslator",
+        settings="translator.redraw.fit.PoseSettings",
+        fit="translator.redraw.fit.fit_pose",
+    ),
+    "spatial": TranslatorKind(
+        "translator.spatial.SpatialTranslator",
+        settings="translator.spatial.SpatialSettings",
+        objective="translator.spatial.SpatialObjective",
+    ),
+    "flow": TranslatorKind(
+        "translator.flow.model.FlowTranslator",
+        settings="translator.flow.objective.FlowSettings",
+        objective="translator.flow.objective.FlowObjective",
+        builder="translator.flow.model.build_flow",
+    ),
+    "munit": TranslatorKind(
+        "translator.munit.model.MunitTranslator",
+        settings="translator.munit.model.MunitSettings",
+        objective="translator.munit.model.MunitObjective",
+    ),
+    "img2img": TranslatorKind("contrib.img2img.DiffusersTranslator", builder="contrib.img2img.build_img2img"),
+}
+"""The kinds by the name that configs use."""
 
-    Args:
-        name: "spatial", "munit", "pose", "redraw" or "flow".
-        data: training images.
-        loop: steps, batch size, head classes.
-        run: of the fit.
-        network: settings of the translator, without `channels`.
-        objective: settings of the objective; of "pose" and "redraw" those of `PoseSettings` not in `loop`, of "flow"
-            `FlowSettings`.
-        progress: show a progress bar; None shows one on a terminal only.
-        watch: see `fit_translator`.
-        say: gets a line when the fit collapses, and when it stops early.
+
+def kind_named(name: str) -> TranslatorKind:
+    """The kind called `name` in configs.
 
     Raises:
-        SettingsError: unknown name, a setting that does not exist, or one of `loop` that this translator does not have;
-            images of fewer than `SMALLEST` pixels a side.
-        RunError: a loss became NaN or infinite.
+        SettingsError: there is none.
     """
-    name = typed(name, str, "translator.name")
-    network = typed(network, Mapping | None, "translator.network")
-    objective = typed(objective, Mapping | None, "translator.objective")
-    channels, *sides = data.images.shape[1:]
-    if min(sides) < SMALLEST:
-        raise SettingsError(
-            f"a translator is fitted on images of {SMALLEST} x {SMALLEST} pixels or more, got {sides[0]} x {sides[1]}; "
-            "set data.image_size"
-        )
-    _check_loop(name, loop)
-    seen = {"run": run, "progress": progress, "watch": watch, "say": say}
-    if name == "img2img":  # nothing to fit: made of a pipeline in a folder
-        return _write(translator_over(network or {}, channels=channels).to(data.device), data, loop, run)
-    if name == "flow":
-        options = settings_of(FlowSettings, objective or {}, "translator.objective")
-        return fit_flow(_new_flow(data, network or {}, run), data, loop, options, **seen)
-    if name not in ("pose", "redraw"):
-        built = build_objective(name, channels=channels, seed=run.seed, network=network, **(objective or {}))
-        return fit_translator(built, data, loop, **seen)
-    shared = {each: getattr(loop, each) for each in ("steps", "batch_size", "classes", "head_from")}
-    given = {**shared, **(objective or {})}
-    settings = settings_of(PoseSettings, given, "translator.objective")
-    with torch.random.fork_rng(devices=[]):
-        # Layers initialise themselves from the global stream; lend it to them and give it back.
-        torch.random.set_rng_state(named_generator(run.seed, "translator").get_state())
-        if name == "redraw":
-            translator, fit = _new_redraw(data, dict(network or {})), fit_redraw
-        else:
-            shape = options_of(PoseTranslator, network or {}, "translator.network")
-            translator, fit = PoseTranslator(channels=channels, **shape), fit_pose
-    fit(translator, data, settings, run=run, progress=progress)
-    write_grid(run.path / "samples" / f"step-{loop.steps:08d}.png", translator, data, class_members(data, loop), run)
-    save_translator(translator, run.path / "translator")
-    return translator
+    if name not in KINDS:
+        raise SettingsError(f"unknown translator {name!r}; choose one of {', '.join(KINDS)}")
+    return KINDS[name]
 
 
-def _check_loop(name: str, loop: FitSettings) -> None:
-    """Raise `SettingsError` for a setting that would be passed over."""
-    lacking = {"flow": ("average",)}.get(name, ()) if name in ("munit", "spatial", "flow") else _LOOP_ONLY
-    for each in lacking:
-        if getattr(loop, each):
-            why = "keeps an average anyway, see its objective" if name == "flow" else "is fitted in one go"
-            raise SettingsError(f"translator {name!r} {why}, so it has no fit.{each}; leave it out")
-
-
-def _new_redraw(data: ImageData, network: dict[str, Any]) -> RedrawTranslator:
-    """An untrained redraw translator for images like those of `data`; what is "auto" or None is chosen by them."""
-    choice = {"parts": network.pop("parts", None), "kind": network.pop("kind", "auto")}
-    return build_redraw(data, **choice, **options_of(RedrawTranslator, network, "translator.network"))
-
-
-def _new_flow(data: ImageData, network: Mapping[str, Any], run: Run) -> FlowTranslator:
-    """An untrained flow translator for images like those of `data`; levels that are not given suit their size."""
-    shape = options_of(FlowTranslator, {k: v for k, v in network.items() if v is not None}, "translator.network")
-    if "levels" not in shape:
-        shape["levels"] = levels_for(min(data.images.shape[2:]), patch=shape.get("patch", 2))
-    with torch.random.fork_rng(devices=[]):
-        torch.random.set_rng_state(named_generator(run.seed, "translator").get_state())
-        return FlowTranslator(channels=data.images.shape[1], **shape)
-
-
-def _write(translator: nn.Module, data: ImageData, loop: FitSettings, run: Run) -> nn.Module:
-    """Save a translator that took no steps, and a sample grid of it."""
-    write_grid(run.path / "samples" / "step-00000000.png", translator, data, class_members(data, loop), run)
-    save_translator(translator, run.path / "translator")
-    return translator
+@functools.cache
+def kinds_by_class() -> dict[str, TranslatorKind]:
+    """The kinds by the class that a saved config names."""
+    return {kind.class_name: kind for kind in KINDS.values()}

@@ -26,12 +26,14 @@ from diffusers.configuration_utils import register_to_config
 from kornia import augmentation
 from kornia.augmentation import AugmentationSequential
 from kornia.filters import gaussian_blur2d
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
-from gen_invariance.translator.munit.blocks import PatchDiscriminator, least_squares
+from gen_invariance.settings import Fraction, settings_class
+from gen_invariance.translator.objective import PatchDiscriminator, least_squares
 from gen_invariance.translator.redraw.congeal import rotate_and_scale
 
 CAPS = {"rotation": 180.0, "scale": math.log(1.6), "gain": math.log(2.0), "bias": 0.4}
@@ -57,7 +59,7 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         self,
         channels: int = 1,
         operations: tuple[str, ...] = ("rotation", "scale", "gain", "bias"),
-        start: float = 0.1,
+        start: Fraction = 0.1,
     ) -> None:
         super().__init__()
         if not operations or set(operations) - set(CAPS) or len(set(operations)) < len(operations):
@@ -148,8 +150,9 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
             return images.clone()
         values = self.parameters_of(draw_to(draw, images))
         result = images.float()
-        if "rotation" in values or "scale" in values:
-            result = _rotate_and_scale(result, values.get("rotation"), values.get("scale"))
+        if "rotation" in values or "scale" in values:  # the family may lack one of the two
+            degrees = values.get("rotation", result.new_zeros(len(result)))
+            result = rotate_and_scale(result, degrees, values.get("scale", result.new_ones(len(result))))
         if "gain" in values:
             result = result * values["gain"].view(-1, 1, 1, 1)
         if "bias" in values:
@@ -157,60 +160,62 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         return result.clamp(0, 1).to(images.dtype)
 
 
-def _rotate_and_scale(images: Tensor, degrees: Tensor | None, scale: Tensor | None) -> Tensor:
-    """`rotate_and_scale` where the family may lack one of the two."""
-    given = degrees if degrees is not None else scale
-    degrees = torch.zeros_like(given) if degrees is None else degrees
-    scale = torch.ones_like(given) if scale is None else scale
-    return rotate_and_scale(images, degrees, scale)
+@settings_class("translator.objective")
+class SpatialSettings:
+    """What fitting minimises, and how fast."""
+
+    bonus: NonNegativeFloat = 0.1
+    """Weight of the summed width shares; larger makes wider, also where the data hold no nuisance."""
+    learning_rate: PositiveFloat = 2e-2
+    """Of the widths."""
+    discriminator_learning_rate: PositiveFloat = 1e-3
+    """Of the adversary."""
+    noise: NonNegativeFloat = 0.03
+    """Standard deviation of the noise on the adversary's inputs, pixel units of [0, 1]."""
+    discriminator_width: PositiveInt = 32
+    """Channels of the adversary's first layer."""
+    discriminator_layers: PositiveInt = 3
+    """Stride-2 layers of the adversary."""
 
 
 class SpatialObjective:
     """What fitting minimises: LSGAN on the marginal of translated images, and a bonus on the widths.
 
     Both inputs of the discriminator are blurred and get a little noise, so that the blur of interpolation gives
-    nothing away.
+    nothing away. The bonus also sets the false width that appears when the data hold no nuisance, so report that
+    control beside a result. See `objective.Objective` for the methods.
 
     Args:
         translator: the distribution to learn.
-        bonus: weight of the summed width shares; larger makes wider. It also sets the false width that appears when
-            the data hold no nuisance, so report that control beside a result.
-        learning_rate: of the widths.
-        discriminator_learning_rate: of the adversary.
-        noise: standard deviation of the noise on the adversary's inputs, pixel units of [0, 1].
-        discriminator_width: channels of the adversary's first layer.
-        discriminator_layers: stride-2 layers of the adversary.
+        settings: None for the defaults.
     """
 
-    def __init__(
-        self,
-        translator: SpatialTranslator,
-        *,
-        bonus: float = 0.1,
-        learning_rate: float = 2e-2,
-        discriminator_learning_rate: float = 1e-3,
-        noise: float = 0.03,
-        discriminator_width: int = 32,
-        discriminator_layers: int = 3,
-    ) -> None:
-        self.translator, self.bonus, self.noise = translator, bonus, noise
+    average_decay = None
+
+    def __init__(self, translator: SpatialTranslator, settings: SpatialSettings | None = None) -> None:
+        self.translator, self.settings = translator, settings or SpatialSettings()
         self.discriminator = PatchDiscriminator(
-            translator.config.channels, width=discriminator_width, layers=discriminator_layers
+            translator.config.channels,
+            width=self.settings.discriminator_width,
+            layers=self.settings.discriminator_layers,
         )
-        self._rates = {"translator": learning_rate, "discriminator": discriminator_learning_rate}
+        self._rates = {
+            "translator": self.settings.learning_rate,
+            "discriminator": self.settings.discriminator_learning_rate,
+        }
         self.optimizers = {
-            "translator": torch.optim.Adam(translator.parameters(), lr=learning_rate, betas=(0.5, 0.99)),
+            "translator": torch.optim.Adam(translator.parameters(), lr=self._rates["translator"], betas=(0.5, 0.99)),
             "discriminator": torch.optim.Adam(
-                self.discriminator.parameters(), lr=discriminator_learning_rate, betas=(0.5, 0.99), fused=True
+                self.discriminator.parameters(), lr=self._rates["discriminator"], betas=(0.5, 0.99), fused=True
             ),
         }
 
-    def learning_rate_at(self, step: int) -> dict[str, float]:
-        """Constant learning rates."""
+    def learning_rate_at(self, step: int, steps: int) -> dict[str, float]:
+        """Constant."""
         return self._rates
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """All randomness of one step: the translator's draw, and `noise` (B, 2, C, H, W) for the adversary's inputs."""
+        """The translator's draw, and `noise` (B, 2, C, H, W) for the adversary's inputs."""
         draw = self.translator.sample(shape, generator=generator)
         count, *image = shape
         return {**draw, "noise": torch.randn(count, 2, *image, generator=generator)}
@@ -220,19 +225,18 @@ class SpatialObjective:
         with torch.no_grad():  # projected gradient: a sigmoid would freeze a width that came near 0
             self.translator.width_shares.clamp_(0, 1)
         fake = self.translator.apply(images, draw)
-        noise = self.noise * draw["noise"]
+        noise = self.settings.noise * draw["noise"]
         return {"real": _blur(images) + noise[:, 0], "fake": _blur(fake) + noise[:, 1]}
 
     def discriminator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """LSGAN, the discriminator's side."""
-        real, fake = self.discriminator(torch.cat([out["real"], out["fake"].detach()])).chunk(2)
-        return {"discriminator": least_squares(real, 1.0) + least_squares(fake, 0.0)}
+        return {"discriminator": self.discriminator.loss(out["real"], out["fake"])}
 
     def translator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """Fool the discriminator; be wide."""
         return {
             "adversarial": least_squares(self.discriminator(out["fake"]), 1.0),
-            "width_bonus": -self.bonus * self.translator.shares().sum(),
+            "width_bonus": -self.settings.bonus * self.translator.shares().sum(),
         }
 
 

@@ -24,7 +24,7 @@ from gen_invariance.experiment.task import prepare
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.settings import settings_of
-from gen_invariance.translator.fit import FitSettings
+from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.spatial import SpatialTranslator
 
 CONFIGS = config_folder()

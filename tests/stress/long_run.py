@@ -35,8 +35,8 @@ from gen_invariance.measure.accuracy import measure_accuracy
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.nuisance import Rotation
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.build import build_objective
-from gen_invariance.translator.fit import FitSettings, fit_translator
+from gen_invariance.translator.fit import build_objective, fit_objective
+from gen_invariance.translator.fit_settings import FitSettings
 
 LOOKS = 20
 
@@ -48,12 +48,12 @@ def data(count: int = 64) -> ImageData:
 
 
 def fit(steps: int, out: Path, look: Callable[[int], None]) -> None:
-    objective = build_objective("spatial", channels=1, seed=0, network={}, discriminator_width=2)
+    objective = build_objective("spatial", data(), settings={"discriminator_width": 2})
     settings = FitSettings(
         steps=steps, batch_size=2, head_from=1, log_every=50, sample_every=steps // 10, checkpoint_every=steps // 100
     )
     objective.forward = looked_at(objective.forward, steps, look)
-    fit_translator(objective, data(), settings, run=Run(out, kind="fit"), progress=False)
+    fit_objective(objective, data(), settings, run=Run(out, kind="fit"), progress=False)
 
 
 def train(steps: int, out: Path, look: Callable[[int], None]) -> None:

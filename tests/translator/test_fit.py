@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,18 +15,18 @@ from sklearn.datasets import load_digits
 
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError
-from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.build import build_objective
-from gen_invariance.translator.fit import FitSettings, fit_translator, save_translator, tile
-from gen_invariance.translator.fit_settings import seconds_of
-from gen_invariance.translator.io import load_translator
-from gen_invariance.translator.redraw.pose import PoseSettings, _members
+from gen_invariance.run import Run
+from gen_invariance.translator.fit import build_objective, fit_objective, fit_translator
+from gen_invariance.translator.fit_settings import FitSettings, parse_seconds
+from gen_invariance.translator.io import load_translator, save_translator
+from gen_invariance.translator.redraw.fit import aligned_rows
 from gen_invariance.translator.redraw.tone import read_tone
-from gen_invariance.translator.registry import fit_by_name
+from gen_invariance.translator.samples import tile
 
 NETWORKS = {
-    "munit": {"network": {"width": 4, "residual_blocks": 1, "mlp_width": 8}, "discriminator_width": 4},
-    "spatial": {"discriminator_width": 4},
+    "munit": {"network": {"width": 4, "residual_blocks": 1, "mlp_width": 8}, "settings": {"discriminator_width": 4}},
+    "spatial": {"settings": {"discriminator_width": 4}},
+    "flow": {"network": {"width": 8, "bank_size": 16}},
 }
 
 
@@ -43,7 +42,7 @@ def digits(counts=(30, 20, 5)):
 
 
 def objective(name="munit", seed=0):
-    return build_objective(name, channels=1, seed=seed, **NETWORKS[name])
+    return build_objective(name, digits(), seed=seed, **NETWORKS[name])
 
 
 def settings(**changes):
@@ -77,14 +76,14 @@ def weights(folder):
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_resumed_equals_uninterrupted_to_the_bit(name, at, tmp_path):
     straight = Run(tmp_path / "straight", kind="fit", seed=7)
-    fit_translator(objective(name), digits(), settings(), run=straight, progress=False)
+    fit_objective(objective(name), digits(), settings(), run=straight, progress=False)
 
     halted = Run(tmp_path / "halted", kind="fit", seed=7)
     with pytest.raises(Interrupted):
-        fit_translator(interrupt(objective(name), at), digits(), settings(), run=halted, progress=False)
+        fit_objective(interrupt(objective(name), at), digits(), settings(), run=halted, progress=False)
     again = Run(tmp_path / "halted", kind="fit", seed=7, resume=True)
     fresh = objective(name, seed=99)  # every weight must come from the checkpoint, if there is one
-    fit_translator(fresh if at > 2 else objective(name), digits(), settings(), run=again, progress=False)
+    fit_objective(fresh if at > 2 else objective(name), digits(), settings(), run=again, progress=False)
 
     expected, got = weights(straight.path), weights(again.path)
     assert expected.keys() == got.keys()
@@ -97,7 +96,7 @@ def test_same_seed_same_weights_and_other_seed_others(tmp_path):
     for place, seed in enumerate((1, 1, 2)):
         run = Run(tmp_path / str(place), kind="fit", seed=seed)
         state = torch.random.get_rng_state()
-        fit_translator(objective(), digits(), settings(steps=2), run=run, progress=False)
+        fit_objective(objective(), digits(), settings(steps=2), run=run, progress=False)
         assert torch.equal(torch.random.get_rng_state(), state)
         found.append(torch.cat([value.flatten() for value in weights(run.path).values()]))
     assert torch.equal(found[0], found[1])
@@ -107,7 +106,7 @@ def test_same_seed_same_weights_and_other_seed_others(tmp_path):
 def test_what_is_left_in_the_folder(tmp_path):
     run = Run(tmp_path / "run", kind="fit")
     whole = objective()
-    translator = fit_translator(
+    translator = fit_objective(
         whole, digits(), settings(sample_every=3, log_every=2, classes="all"), run=run, progress=False
     )
     assert not translator.training
@@ -131,7 +130,7 @@ def test_what_is_left_in_the_folder(tmp_path):
 def test_sample_grid_is_a_png_of_classes_by_draws(tmp_path):
     run = Run(tmp_path / "run", kind="fit")
     data = digits()
-    fit_translator(objective(), data, settings(classes="all"), run=run, progress=False)
+    fit_objective(objective(), data, settings(classes="all"), run=run, progress=False)
     with Image.open(run.path / "samples" / "step-00000006.png") as picture:
         assert picture.format == "PNG"
         assert picture.mode == "RGB"
@@ -172,7 +171,7 @@ def shares_of_classes(data, images):
 def test_classes_are_drawn_evenly_and_tail_classes_not_at_all(tmp_path):
     data, whole = digits((30, 20, 5)), objective("spatial")
     watch = Watch(whole)
-    fit_translator(
+    fit_objective(
         whole, data, settings(steps=10, batch_size=60), run=Run(tmp_path / "head", kind="fit"), progress=False
     )
     shares = shares_of_classes(data, watch.seen)
@@ -183,7 +182,7 @@ def test_classes_are_drawn_evenly_and_tail_classes_not_at_all(tmp_path):
 
     watch.seen.clear()
     every = settings(steps=10, batch_size=60, classes="all")
-    fit_translator(whole, data, every, run=Run(tmp_path / "all", kind="fit"), progress=False)
+    fit_objective(whole, data, every, run=Run(tmp_path / "all", kind="fit"), progress=False)
     shares = shares_of_classes(data, watch.seen)
     assert (shares - 1 / 3).abs().max() < 5 * (2 / 9 / 600) ** 0.5
 
@@ -191,7 +190,7 @@ def test_classes_are_drawn_evenly_and_tail_classes_not_at_all(tmp_path):
 def test_flip_mirrors_about_half(tmp_path):
     data, whole = digits(), objective("spatial")
     watch = Watch(whole)
-    fit_translator(
+    fit_objective(
         whole, data, settings(steps=4, batch_size=50, flip=True), run=Run(tmp_path, kind="fit"), progress=False
     )
     own = {image.numpy().tobytes() for image in data.images}
@@ -214,7 +213,7 @@ def test_a_term_that_is_not_finite_stops_the_fit_and_is_named(bad, tmp_path):
     setattr(whole, side, broken)
     run = Run(tmp_path / "run", kind="fit")
     with pytest.raises(RunError, match=f"stopped at step 5: loss term '{bad}' is (inf|nan)"):
-        fit_translator(whole, digits(), settings(), run=run, progress=False)
+        fit_objective(whole, digits(), settings(), run=run, progress=False)
     state = run.load_latest()
     assert state["step"] == 4
     assert all(value.isfinite().all() for value in state["translator"].values())
@@ -226,18 +225,18 @@ def test_weights_that_broke_in_the_last_step_are_not_kept(tmp_path):
     whole = objective()
     run = Run(tmp_path / "run", kind="fit")
     original, calls = whole.learning_rate_at, iter(range(100))
-    whole.learning_rate_at = lambda step: (
-        {**original(step), "translator": float("inf")} if next(calls) == 5 else original(step)
+    whole.learning_rate_at = lambda step, steps: (
+        {**original(step, steps), "translator": float("inf")} if next(calls) == 5 else original(step, steps)
     )
     with pytest.raises(RunError, match="step 6: a weight of the translator"):
-        fit_translator(whole, digits(), settings(), run=run, progress=False)
+        fit_objective(whole, digits(), settings(), run=run, progress=False)
     assert run.load_latest()["step"] == 4
     assert not (run.path / "translator").exists()
 
 
 def test_no_class_is_large_enough(tmp_path):
     with pytest.raises(SettingsError, match=r"no class has 31 images or more \(largest: 30\); lower fit.head_from"):
-        fit_translator(objective(), digits(), settings(head_from=31), run=Run(tmp_path, kind="fit"), progress=False)
+        fit_objective(objective(), digits(), settings(head_from=31), run=Run(tmp_path, kind="fit"), progress=False)
 
 
 @pytest.mark.parametrize("name", ["munit", "spatial", "flow", "pose", "redraw"])
@@ -245,14 +244,13 @@ def test_every_translator_takes_a_subset_of_classes(name, tmp_path, monkeypatch)
     """Only images of the named classes reach grids and banks, however small the classes are."""
     data, loop = digits((30, 20, 9)), settings(classes=["2", 0], steps=1)
     rows = {}
-    for module in ("registry", "fit", "flow.fit"):
-        monkeypatch.setattr(
-            f"gen_invariance.translator.{module}.write_grid",
-            lambda path, translator, data, members, run: rows.update(members=members),
-        )
+    monkeypatch.setattr(
+        "gen_invariance.translator.fit.write_grid",
+        lambda name, translator, data, members, run: rows.update(members=members),
+    )
     network = {"flow": {"width": 16, "bank_size": 4}, "munit": NETWORKS["munit"]["network"]}.get(name, {})
     chosen = {"redraw": {"parts": ["tone"], "kind": "figure"}}.get(name, network)
-    translator = fit_by_name(name, data, loop, run=Run(tmp_path / "run", kind="fit"), network=chosen, progress=False)
+    translator = fit_translator(name, data, loop, network=chosen, out=tmp_path / "run", progress=False)
     assert {int(data.labels[own].unique()) for own in rows["members"]} == {0, 2}
     if name == "redraw":  # its bank holds what was read off images of these classes, and of no others
         ink = read_tone(data.float_images(), kind="figure").ink
@@ -262,8 +260,8 @@ def test_every_translator_takes_a_subset_of_classes(name, tmp_path, monkeypatch)
 
 
 def test_bank_of_poses_is_of_the_named_classes():
-    data, settings = digits((30, 20, 9)), PoseSettings(classes=("2",), head_from=20)
-    head, tail = _members(data, settings, SimpleNamespace(generator=lambda *purpose: named_generator(0, *purpose)))
+    data, loop = digits((30, 20, 9)), settings(classes=["2"])
+    head, tail = aligned_rows(data, loop, Run(None, kind="fit"), most=200)
     assert [int(data.labels[rows].unique()) for rows in head] == [2]
     assert [int(data.labels[rows].unique()) for rows in tail] == [0, 1]
 
@@ -280,7 +278,7 @@ def test_classes_that_are_not_there(classes, message, tmp_path):
     data = digits()
     data = ImageData(data.images, data.labels, ("0", "1", "2", "3"))
     with pytest.raises(SettingsError, match=message):
-        fit_translator(objective(), data, settings(classes=classes), run=run, progress=False)
+        fit_objective(objective(), data, settings(classes=classes), run=run, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +309,7 @@ def test_bad_settings_are_named(change):
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5 min", 90), ("2h", 7200), (" 10min ", 600)])
 def test_times_are_read(text, seconds):
-    assert seconds_of(text) == seconds
+    assert parse_seconds(text) == seconds
 
 
 def test_identity_names_what_was_added_later_only_where_it_is_on():
@@ -333,20 +331,20 @@ def test_identity_leaves_out_how_often_one_looks():
 
 def test_a_checkpoint_of_another_translator_is_refused(tmp_path):
     run = Run(tmp_path / "run", kind="fit")
-    fit_translator(objective("munit"), digits(), settings(steps=2), run=run, progress=False)
+    fit_objective(objective("munit"), digits(), settings(steps=2), run=run, progress=False)
     with pytest.raises(CheckpointError, match="does not fit this translator"):
-        fit_translator(objective("spatial"), digits(), settings(), run=run, progress=False)
+        fit_objective(objective("spatial"), digits(), settings(), run=run, progress=False)
 
 
 def test_a_finished_fit_is_only_saved_again(tmp_path):
     run = Run(tmp_path / "run", kind="fit")
-    fit_translator(objective(), digits(), settings(steps=2), run=run, progress=False)
+    fit_objective(objective(), digits(), settings(steps=2), run=run, progress=False)
     before = weights(run.path)
     for path in (run.path / "translator").iterdir():
         path.unlink()  # killed between the last checkpoint and the end
     whole = objective(seed=5)
     watch = Watch(whole)
-    fit_translator(whole, digits(), settings(steps=2), run=run, progress=False)
+    fit_objective(whole, digits(), settings(steps=2), run=run, progress=False)
     assert watch.seen == []
     assert all(torch.equal(value, before[name]) for name, value in weights(run.path).items())
 
@@ -358,10 +356,16 @@ def test_saving_where_a_file_is_in_the_way(tmp_path):
 
 
 def test_unknown_translator_and_setting():
-    with pytest.raises(SettingsError, match="unknown translator 'gan'"):
-        build_objective("gan", channels=1)
+    with pytest.raises(
+        SettingsError, match="unknown translator 'gan'; choose one of redraw, pose, spatial, flow, munit"
+    ):
+        fit_translator("gan", digits())
     with pytest.raises(SettingsError, match="widht"):
-        build_objective("munit", channels=1, network={"widht": 3})
+        fit_translator("munit", digits(), network={"widht": 3})
+    with pytest.raises(SettingsError, match=r"translator.network: width must be at least 1, got 0"):
+        fit_translator("munit", digits(), network={"width": 0})
+    with pytest.raises(SettingsError, match=r"translator.objective.learning_rate must be positive, got 0"):
+        fit_translator("spatial", digits(), objective={"learning_rate": 0.0})
 
 
 @pytest.mark.gpu
@@ -376,7 +380,7 @@ def test_every_precision_fits_about_alike_on_a_gpu(name, precision, tmp_path):
         AcceleratorState._reset_state(reset_partial_state=True)
         run = Run(tmp_path / kind, kind="fit")
         how = settings(steps=20, mixed_precision=kind)
-        fit_translator(objective(name), digits().to("cuda"), how, run=run, progress=False)
+        fit_objective(objective(name), digits().to("cuda"), how, run=run, progress=False)
         found[kind] = torch.cat([value.flatten() for value in weights(run.path).values()])
     AcceleratorState._reset_state(reset_partial_state=True)
     assert found[precision].isfinite().all()
@@ -389,11 +393,11 @@ sys.path[:0] = {paths!r}
 torch.set_num_threads(1)
 from test_fit import digits, objective, settings
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit import fit_objective
 import os
 rank = os.environ["RANK"]
 run = Run(sys.argv[1] + rank, kind="fit", seed=3)
-translator = fit_translator(objective(sys.argv[2]), digits(), settings(steps=3), run=run, progress=False)
+translator = fit_objective(objective(sys.argv[2]), digits(), settings(steps=3), run=run, progress=False)
 torch.save(translator.state_dict(), sys.argv[1] + rank + ".pt")
 torch.distributed.destroy_process_group()
 """
@@ -404,7 +408,7 @@ torch.distributed.destroy_process_group()
 def test_two_processes_fit_what_one_does(name, tmp_path):
     """No batch statistics and equal shares: the mean of two half-batch gradients is the whole batch's."""
     run = Run(tmp_path / "one", kind="fit", seed=3)
-    one = fit_translator(objective(name), digits(), settings(steps=3), run=run, progress=False).state_dict()
+    one = fit_objective(objective(name), digits(), settings(steps=3), run=run, progress=False).state_dict()
     program = textwrap.dedent(PROGRAM).format(paths=[os.path.dirname(__file__)])
     port = str(20000 + os.getpid() % 20000)
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
@@ -429,7 +433,7 @@ def test_a_full_disk_while_weights_are_written_is_one_error(tmp_path, monkeypatc
     from safetensors import SafetensorError
 
     from gen_invariance.errors import OutputError
-    from gen_invariance.translator.fit import save_translator
+    from gen_invariance.translator.io import save_translator
     from gen_invariance.translator.spatial import SpatialTranslator
 
     def full(self, *_, **__):
@@ -439,3 +443,26 @@ def test_a_full_disk_while_weights_are_written_is_one_error(tmp_path, monkeypatc
     with pytest.raises(OutputError, match="No space left"):
         save_translator(SpatialTranslator(1), tmp_path / "translator")
     assert not (tmp_path / "translator").exists()
+
+
+def test_in_memory_and_in_a_folder_the_same_is_fitted(tmp_path):
+    """Without a folder nothing is written; with one the result is there, and `resume` goes on."""
+    how = {"settings": settings(steps=4), "seed": 5, "progress": False}
+    inside = fit_translator("spatial", digits(), **how)
+    assert list(tmp_path.iterdir()) == []
+    written = fit_translator("spatial", digits(), **how, out=tmp_path / "run")
+    assert torch.equal(inside.width_shares, written.width_shares)
+    assert torch.equal(weights(tmp_path / "run")["width_shares"], inside.width_shares)
+    with pytest.raises(SettingsError, match="already holds a run"):
+        fit_translator("spatial", digits(), **how, out=tmp_path / "run")
+    (tmp_path / "run" / "translator" / "config.json").unlink()
+    fit_translator("spatial", digits(), **how, out=tmp_path / "run", resume=True)
+    assert torch.equal(weights(tmp_path / "run")["width_shares"], inside.width_shares)
+    with pytest.raises(SettingsError, match="settings differ from the run's in fit"):
+        fit_translator("spatial", digits(), settings(steps=5), seed=5, out=tmp_path / "run", resume=True)
+
+
+def test_a_folder_made_for_bad_input_is_removed(tmp_path):
+    with pytest.raises(SettingsError, match="no class has 31 images"):
+        fit_translator("redraw", digits(), settings(head_from=31), out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from gen_invariance.contrib.pipeline import TranslationPipeline
 from gen_invariance.errors import CheckpointError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
-from gen_invariance.translator.fit import save_translator
 from gen_invariance.translator.flow.model import FlowTranslator, integrate, levels_for
-from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.io import load_translator, save_translator
 
 
 def seeded(number=0):

@@ -14,11 +14,10 @@ from gen_invariance.contrib.pipeline import TranslationPipeline
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
-from gen_invariance.run import Run
-from gen_invariance.translator.fit import FitSettings, save_translator
-from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.quality.verdict import weights_digest
-from gen_invariance.translator.registry import fit_by_name
 
 transformers = pytest.importorskip("transformers")
 import diffusers  # noqa: E402  (the guard of the modules above comes first)
@@ -382,13 +381,13 @@ def test_a_saved_translator_that_was_tampered_with(folder, tmp_path):
 
 def test_by_name(shared, tmp_path):
     data = ImageData((images(24, 3, 16, 16) * 255).byte(), torch.arange(24) % 2, ("a", "b"))
-    run, loop = Run(tmp_path / "run", kind="fit"), FitSettings(head_from=5)
+    folder, loop = tmp_path / "run", FitSettings(head_from=5)
     network = {"pipeline": str(shared), "prompts": ["night"], "steps": 2, "size": None}
-    translator = fit_by_name("img2img", data, loop, run=run, network=network, objective={}, progress=False)
+    translator = fit_translator("img2img", data, loop, network=network, objective={}, out=folder, progress=False)
     assert isinstance(translator, DiffusersTranslator)
-    assert (run.path / "samples" / "step-00000000.png").is_file()
-    assert list(load_translator(run.path).config.prompts) == ["night"]
+    assert (folder / "samples" / "step-00000000.png").is_file()
+    assert list(load_translator(folder).config.prompts) == ["night"]
     with pytest.raises(SettingsError, match=r"needs translator\.network\.pipeline=FOLDER"):
-        fit_by_name("img2img", data, loop, run=run, network={"pipeline": ""}, progress=False)
+        fit_translator("img2img", data, loop, network={"pipeline": ""})
     with pytest.raises(SettingsError, match="no option 'prompt'"):
-        fit_by_name("img2img", data, loop, run=run, network={**network, "prompt": "x"}, progress=False)
+        fit_translator("img2img", data, loop, network={**network, "prompt": "x"})

@@ -8,11 +8,12 @@ import torch
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
-from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.fit import save_translator
-from gen_invariance.translator.io import load_translator
+from gen_invariance.run import named_generator
+from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.redraw.congeal import PoseGrid, congeal, rotate_and_scale
-from gen_invariance.translator.redraw.pose import PoseSettings, PoseTranslator, fit_pose
+from gen_invariance.translator.redraw.fit import PoseSettings
 
 
 def rotated(degrees, seed=0):
@@ -84,14 +85,15 @@ def test_undoing_a_pose_brings_the_image_back():
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
+def fitted():
     prepared = rotated(45.0, seed=1)
-    run = Run(tmp_path_factory.mktemp("fit") / "run", kind="fit", seed=1)
-    with torch.random.fork_rng(devices=[]):
-        torch.random.set_rng_state(named_generator(1, "translator").get_state())
-        translator = PoseTranslator(1)
-    return prepared, fit_pose(
-        translator, prepared.train, PoseSettings(steps=250, images_per_class=60), run=run, progress=False
+    return prepared, fit_pose(prepared, steps=250, seed=1)
+
+
+def fit_pose(prepared, *, seed=0, **settings):
+    objective = {"images_per_class": 60}
+    return fit_translator(
+        "pose", prepared.train, FitSettings(**settings), objective=objective, seed=seed, progress=False
     )
 
 
@@ -141,29 +143,16 @@ def test_the_bank_has_the_range_of_the_nuisance(fitted):
     assert "rotation in degrees" in translator.describe()
 
 
-def test_uniform_rotation_is_recognised(tmp_path):
-    prepared = rotated(180.0)
-    translator = fit_pose(
-        PoseTranslator(1),
-        prepared.train,
-        PoseSettings(steps=1, images_per_class=60),
-        run=Run(tmp_path / "run", kind="fit"),
-        progress=False,
-    )
+def test_uniform_rotation_is_recognised():
+    translator = fit_pose(rotated(180.0), steps=1)
     angles = translator.bank[:, 0].sort().values
     uniform = torch.linspace(-180, 180, len(angles))
     distance = (torch.searchsorted(angles, uniform) / len(angles) - torch.linspace(0, 1, len(angles))).abs().max()
     assert distance < 0.1
 
 
-def test_bad_settings(tmp_path):
-    with pytest.raises(SettingsError, match="steps"):
-        PoseSettings(steps=0)
+def test_bad_settings():
+    with pytest.raises(SettingsError, match=r"translator.objective.images_per_class must be at least 1, got 0"):
+        PoseSettings(images_per_class=0)
     with pytest.raises(SettingsError, match="no class has 5000 images"):
-        fit_pose(
-            PoseTranslator(1),
-            rotated(45.0).train,
-            PoseSettings(head_from=5000),
-            run=Run(tmp_path / "run", kind="fit"),
-            progress=False,
-        )
+        fit_pose(rotated(45.0), head_from=5000)

@@ -14,12 +14,12 @@ from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Background, Lighting
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.nuisance.thickness import dilate
-from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.fit import save_translator
-from gen_invariance.translator.io import load_translator
-from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw, fit_redraw
-from gen_invariance.translator.redraw.pose import PoseSettings
-from gen_invariance.translator.redraw.stroke import match_width, read_width
+from gen_invariance.run import named_generator
+from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.io import load_translator, save_translator
+from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw
+from gen_invariance.translator.redraw.shape import match_width, read_width
 from gen_invariance.translator.redraw.tone import figure_of, looks_like, put_in, read_tone, take_out
 
 
@@ -155,7 +155,7 @@ def test_moments_of_a_photo_are_means_and_deviations():
 
 @pytest.mark.parametrize("nuisance", ["identity", "lighting", "background", "thickness", "mix"])
 def test_digits_are_figures(nuisance):
-    assert build_redraw(prepare(task(nuisance), seed=3).train, parts=("tone",)).config.kind == "figure"
+    assert build_redraw(prepare(task(nuisance), seed=3).train, {"parts": ["tone"]}).config.kind == "figure"
 
 
 def test_noise_is_a_photo():
@@ -204,12 +204,11 @@ def test_a_thin_stroke_is_not_eroded_away():
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
+def fitted():
     """Digits under a strong lighting, and a translator of tone and stroke fitted on them."""
     prepared = prepare(task("lighting", brightness=0.3, contrast=2.0), seed=1)
-    translator = build_redraw(prepared.train, parts=("tone", "stroke"))
-    run = Run(tmp_path_factory.mktemp("fit") / "run", kind="fit", seed=1)
-    return prepared, fit_redraw(translator, prepared.train, PoseSettings(), run=run, progress=False)
+    network = {"parts": ("tone", "stroke")}
+    return prepared, fit_translator("redraw", prepared.train, network=network, seed=1, progress=False)
 
 
 def test_laws(fitted, tmp_path):
@@ -255,9 +254,8 @@ def test_translated_images_have_the_spread_of_head_images(fitted):
             assert abs(values[0] - values[1]) < 0.08, (part, levels)
 
 
-def test_without_a_nuisance_the_tone_stays_still(digits, tmp_path):
-    translator = build_redraw(digits, parts=("tone",))
-    fit_redraw(translator, digits, PoseSettings(), run=Run(tmp_path / "run", kind="fit"), progress=False)
+def test_without_a_nuisance_the_tone_stays_still(digits):
+    translator = fit_translator("redraw", digits, network={"parts": ["tone"]}, progress=False)
     images = digits.float_images()
     moved = translator.apply(images, translator.sample(images.shape, generator=named_generator(0)))
     assert (moved - images).abs().mean() < 0.05
@@ -277,22 +275,21 @@ def test_strength_goes_from_nothing_to_all(fitted):
     assert changes[0] < changes[1] < changes[2]
 
 
-def test_photographs_get_the_moments_of_a_head_image(tmp_path):
+def test_photographs_get_the_moments_of_a_head_image():
     generator = named_generator(0)
     base = torch.rand(80, 3, 12, 12, generator=generator)
     cast = 0.3 * torch.rand(80, 3, 1, 1, generator=generator)
     images = (0.3 * base + 0.3 + cast).mul(255).round().to(torch.uint8)
     data = ImageData(images, torch.arange(80) % 2, class_names=("a", "b"), name="noise")
-    translator = build_redraw(data)
+    translator = fit_translator("redraw", data, progress=False)
     assert translator.config.kind == "photo"
-    fit_redraw(translator, data, PoseSettings(), run=Run(tmp_path / "run", kind="fit"), progress=False)
     floats = data.float_images()
     draw = translator.sample(floats.shape, generator=generator)
     made = translator.apply(floats, draw)
     torch.testing.assert_close(made.mean((2, 3)), translator.ground[draw["row"]], atol=0.02, rtol=0)
 
 
-def test_a_pose_is_taken_from_the_same_head_image_as_the_tone(tmp_path):
+def test_a_pose_is_taken_from_the_same_head_image_as_the_tone():
     """Bright digits stand upright, dark ones lie: the dependence between the parts survives."""
     plain = prepare(task("identity"), seed=0).train
     largest = plain.counts.argsort(descending=True)[:3]
@@ -301,9 +298,10 @@ def test_a_pose_is_taken_from_the_same_head_image_as_the_tone(tmp_path):
     images = plain.float_images()
     images = torch.where(lying[:, None, None, None], 0.4 * images.rot90(1, (2, 3)), images)
     data = replace(plain, images=(images * 255).round().to(torch.uint8))
-    translator = build_redraw(data, parts=("tone", "pose"), kind="figure")
-    fast = PoseSettings(steps=1, images_per_class=25, head_from=20)
-    fit_redraw(translator, data, fast, run=Run(tmp_path / "run", kind="fit"), progress=False)
+    network, objective = {"parts": ["tone", "pose"], "kind": "figure"}, {"images_per_class": 25}
+    translator = fit_translator(
+        "redraw", data, FitSettings(steps=1), network=network, objective=objective, progress=False
+    )
     dark = translator.ink[:, 0] < 0.5
     # Which pose is called upright is free, and some shapes can be read both ways.
     angles = torch.deg2rad(translator.pose.bank[:, 0])
@@ -326,7 +324,6 @@ def test_bad_settings_are_named(bad, message):
         RedrawTranslator(1, **bad)
 
 
-def test_no_head_class_is_named(digits, tmp_path):
-    translator = build_redraw(digits, parts=("tone",))
+def test_no_head_class_is_named(digits):
     with pytest.raises(SettingsError, match="no class has 500"):
-        fit_redraw(translator, digits, PoseSettings(head_from=500), run=Run(tmp_path / "run", kind="fit"))
+        fit_translator("redraw", digits, FitSettings(head_from=500), network={"parts": ["tone"]})

@@ -9,11 +9,11 @@ from sklearn.datasets import load_digits
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.nuisance import Nuisance, Rotation, select_rows
-from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.build import build_objective
-from gen_invariance.translator.fit import FitSettings, fit_translator
+from gen_invariance.run import named_generator
+from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.quality.measures import kolmogorov_distance
-from gen_invariance.translator.spatial import CAPS, SpatialObjective, SpatialTranslator
+from gen_invariance.translator.spatial import CAPS, SpatialObjective, SpatialSettings, SpatialTranslator
 
 
 def real_digits(count=None, size=16):
@@ -157,7 +157,7 @@ def test_every_width_has_a_gradient(operation):
 
 
 def test_terms_of_the_objective():
-    objective = build_objective("spatial", channels=1, bonus=0.25, noise=0.0)
+    objective = SpatialObjective(SpatialTranslator(), SpatialSettings(bonus=0.25, noise=0.0))
     images = real_digits(6)
     out = objective.forward(images, objective.sample(images.shape, generator=named_generator(0)))
     terms = {**objective.discriminator_terms(out), **objective.translator_terms(out)}
@@ -170,7 +170,7 @@ def test_terms_of_the_objective():
 
 
 def test_the_bonus_pushes_widths_up_and_projection_keeps_them_legal():
-    objective = build_objective("spatial", channels=1, network={"start": 1.0}, learning_rate=0.5)
+    objective = SpatialObjective(SpatialTranslator(start=1.0), SpatialSettings(learning_rate=0.5))
     images = real_digits(6)
     draw = objective.sample(images.shape, generator=named_generator(0))
     objective.translator.width_shares.data = torch.tensor([1.4, -0.2, 0.5, 1.0])
@@ -204,11 +204,9 @@ def test_round_trip_keeps_the_learned_widths(tmp_path):
 def learned_rotation(images, folder, *, steps):
     labels = torch.from_numpy(load_digits().target[: len(images)]).long()
     data = ImageData(to_uint8(images), labels, tuple("0123456789"))
-    objective = build_objective("spatial", channels=1, network={"operations": ("rotation",)})
-    assert isinstance(objective, SpatialObjective)
     settings = FitSettings(steps=steps, batch_size=64, sample_every=steps, checkpoint_every=steps)
-    run = Run(folder, kind="fit")
-    return fit_translator(objective, data, settings, run=run, progress=False).widths()["rotation"]
+    network = {"operations": ("rotation",)}
+    return fit_translator("spatial", data, settings, network=network, out=folder, progress=False).widths()["rotation"]
 
 
 @pytest.mark.slow

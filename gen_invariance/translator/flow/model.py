@@ -1,6 +1,6 @@
 """Flow matching from a content view: the image is drawn again from what the nuisance leaves, in another image's style.
 
-The network sees a view of the image that holds nothing the nuisance may change (`flow_view`), and a style: a few
+The network sees a view of the image that holds nothing the nuisance may change (`flow.view`), and a style: a few
 numbers that an encoder reads off an image. Fitting asks for nothing but images (no pairs, labels or adversary): from
 its own view, its own style and noise the image has to come back,
 
@@ -19,8 +19,9 @@ from __future__ import annotations
 import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads to torchvision)
 
 # isort: split
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +31,12 @@ from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from gen_invariance.data.images import check_images
+from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.settings import options_of
 from gen_invariance.translator.flow.view import check_removes, content_view
-from gen_invariance.translator.munit.blocks import check_side
+from gen_invariance.translator.objective import check_side
 
 _TIMES = 1000  # the network's clock: t in (0, 1] is shown as t * 1000
 
@@ -64,7 +66,7 @@ class FlowTranslator(ModelMixin, ConfigMixin):
 
     Args:
         channels: 1 or 3.
-        removes: what the content view leaves out beyond brightness and contrast, see `flow_view.REMOVABLE`. What it
+        removes: what the content view leaves out beyond brightness and contrast, see `flow.view.REMOVABLE`. What it
             leaves in cannot be changed by the translator.
         style_dim: length of the style code; short, so that it cannot hold what the image shows.
         width: channels of the first block; doubled by the second.
@@ -189,6 +191,19 @@ def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, *, start: 
 def levels_for(size: int, *, patch: int) -> int:
     """How many resolutions suit images of side `size`: the coarsest is 4 to 8 pixels wide; 2 to 4."""
     return min(max((size // patch // 4).bit_length(), 2), 4)
+
+
+def build_flow(data: ImageData, network: Mapping[str, Any]) -> FlowTranslator:
+    """An untrained translator for images like those of `data`; levels that are not given suit their size.
+
+    Raises:
+        SettingsError: a setting that does not exist, or out of its range.
+    """
+    given = {name: value for name, value in network.items() if value is not None}
+    options = options_of(FlowTranslator, given, "translator.network")
+    if "levels" not in options:
+        options["levels"] = levels_for(min(data.images.shape[2:]), patch=options.get("patch", 2))
+    return FlowTranslator(channels=data.images.shape[1], **options)
 
 
 def _check_steps(steps: int, strength: float) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads to torchvision)
 
 # isort: split
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -22,22 +21,71 @@ import torch.nn.functional as F
 # diffusers reloads a model only if its module holds these very names.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
-from gen_invariance.translator.munit.blocks import (
-    AdaptiveResidualBlock,
-    PatchDiscriminator,
-    ResidualBlock,
-    UpsampleBlock,
-    check_side,
-    convolution,
-    kaiming_init,
-    least_squares,
-)
-from gen_invariance.translator.munit.cpu_convolutions import narrow_convolve
+from gen_invariance.settings import settings_class
+from gen_invariance.translator.munit.cpu_convolutions import narrow_convolve, upsample_convolve
+from gen_invariance.translator.objective import PatchDiscriminator, check_side, convolution, least_squares
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(norm(conv(x)))), instance-normalised; no bias, since the normalisation removes it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = convolution(width, width, 3, bias=False)
+        self.second = convolution(width, width, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, W, h, w) to the same shape."""
+        hidden = F.relu(F.instance_norm(self.first(x)))
+        return x + F.instance_norm(self.second(hidden))
+
+
+class AdaptiveResidualBlock(nn.Module):
+    """A residual block whose scale and shift come from the style (adaptive instance normalisation)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = convolution(width, width, 3, bias=False)
+        self.second = convolution(width, width, 3, bias=False)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """(B, W, h, w) and style parameters (B, 4, W): scale and shift for each of the two convolutions."""
+        hidden = F.relu(_modulate(self.first(x), style[:, 0], style[:, 1]))
+        return x + _modulate(self.second(hidden), style[:, 2], style[:, 3])
+
+
+def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.instance_norm(x) * scale[..., None, None] + shift[..., None, None]
+
+
+class UpsampleBlock(nn.Module):
+    """Nearest upsampling by 2, a 5 x 5 convolution, layer normalisation over the whole image, relu."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.convolution = convolution(inputs, outputs, 5)
+        self.scale = nn.Parameter(torch.ones(outputs, 1, 1))
+        self.shift = nn.Parameter(torch.zeros(outputs, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, W, h, w) to (B, W', 2h, 2w)."""
+        x = upsample_convolve(x, self.convolution)
+        return F.relu(F.layer_norm(x, x.shape[1:]) * self.scale + self.shift)
+
+
+def kaiming_init(module: nn.Module) -> None:
+    """He initialisation of every convolution and linear layer, zero biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 class ContentEncoder(nn.Module):
@@ -104,8 +152,8 @@ class Decoder(nn.Module):
         """Content codes (B, W', h, w) and style codes (B, S) to images in [-1, 1]."""
         parameters = self.style(style).unflatten(1, (len(self.blocks), 4, -1))
         x = content
-        for place, block in enumerate(self.blocks):
-            x = block(x, parameters[:, place])
+        for index, block in enumerate(self.blocks):
+            x = block(x, parameters[:, index])
         for block in self.up:
             x = block(x)
         return torch.tanh(narrow_convolve(x, self.last))
@@ -135,14 +183,14 @@ class MunitTranslator(ModelMixin, ConfigMixin):
     def __init__(
         self,
         channels: int = 1,
-        width: int = 64,
-        downsamples: int = 2,
-        residual_blocks: int = 4,
-        style_dim: int = 8,
-        style_downsamples: int = 4,
-        mlp_width: int = 256,
+        width: PositiveInt = 64,
+        downsamples: PositiveInt = 2,
+        residual_blocks: PositiveInt = 4,
+        style_dim: PositiveInt = 8,
+        style_downsamples: PositiveInt = 4,
+        mlp_width: PositiveInt = 256,
         styles: str = "prior",
-        bank_size: int = 0,
+        bank_size: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         _check_styles(styles, bank_size)
@@ -219,54 +267,73 @@ def _check_styles(styles: str, bank_size: int) -> None:
         )
 
 
-@dataclass(frozen=True)
+@settings_class("translator.objective.weights")
 class MunitWeights:
     """Weights of the loss terms (protocol of Zhou et al. 2022): adversarial, and three L1 reconstructions."""
 
-    adversarial: float = 1.0
-    image: float = 10.0
-    style: float = 1.0
-    content: float = 1.0
+    adversarial: NonNegativeFloat = 1.0
+    image: NonNegativeFloat = 10.0
+    style: NonNegativeFloat = 1.0
+    content: NonNegativeFloat = 1.0
+
+
+@settings_class("translator.objective")
+class MunitSettings:
+    """What fitting minimises, and how fast."""
+
+    learning_rate: PositiveFloat = 1e-4
+    """Of Adam, for translator and discriminator."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Of Adam."""
+    halve_every: PositiveInt = 100_000
+    """Steps after which the learning rate is halved, again and again."""
+    discriminator_width: PositiveInt | None = None
+    """Channels of the discriminator's first layer; null takes the translator's width."""
+    discriminator_layers: PositiveInt = 4
+    """Stride-2 layers of the discriminator."""
+    weights: MunitWeights = Field(default_factory=MunitWeights)
+    """Weights of the loss terms."""
 
 
 class MunitObjective:
     """What fitting minimises: LSGAN, and reconstruction of image, content and style (Huang et al. 2018, section 3).
 
     One forward pass (`forward`) serves both updates: the discriminator sees its fakes detached, the translator is
-    judged on the same fakes.
+    judged on the same fakes. See `objective.Objective` for the methods.
+
+    Args:
+        translator: untrained.
+        settings: None for the defaults.
     """
 
-    def __init__(
-        self,
-        translator: MunitTranslator,
-        *,
-        weights: MunitWeights | None = None,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 1e-4,
-        halve_every: int = 100_000,
-        discriminator_width: int | None = None,
-        discriminator_layers: int = 4,
-    ) -> None:
-        self.translator, self.weights = translator, weights or MunitWeights()
-        self.learning_rate, self.halve_every = learning_rate, halve_every
+    average_decay = None
+
+    def __init__(self, translator: MunitTranslator, settings: MunitSettings | None = None) -> None:
+        self.translator, self.settings = translator, settings or MunitSettings()
         config = translator.config
         self.discriminator = PatchDiscriminator(
-            config.channels, width=discriminator_width or config.width, layers=discriminator_layers
+            config.channels,
+            width=self.settings.discriminator_width or config.width,
+            layers=self.settings.discriminator_layers,
         )
         self.optimizers = {
             name: torch.optim.Adam(
-                module.parameters(), lr=learning_rate, betas=(0.5, 0.999), weight_decay=weight_decay, fused=True
+                module.parameters(),
+                lr=self.settings.learning_rate,
+                betas=(0.5, 0.999),
+                weight_decay=self.settings.weight_decay,
+                fused=True,
             )
             for name, module in (("translator", translator), ("discriminator", self.discriminator))
         }
 
-    def learning_rate_at(self, step: int) -> dict[str, float]:
-        """Learning rate of each optimiser at `step`: halved every `halve_every` steps."""
-        rate = self.learning_rate * 0.5 ** (step // self.halve_every)
+    def learning_rate_at(self, step: int, steps: int) -> dict[str, float]:
+        """Halved every `halve_every` steps."""
+        rate = self.settings.learning_rate * 0.5 ** (step // self.settings.halve_every)
         return dict.fromkeys(self.optimizers, rate)
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """All randomness of one step: styles of the prior, which is what the decoder learns to understand."""
+        """Styles of the prior, which is what the decoder learns to understand."""
         return self.translator.sample_prior(shape, generator=generator)
 
     def forward(self, images: Tensor, draw: Draw) -> dict[str, Tensor]:
@@ -278,13 +345,11 @@ class MunitObjective:
 
     def discriminator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """LSGAN, the discriminator's side."""
-        scores = self.discriminator(torch.cat([out["real"], out["fake"].detach()]))
-        real, fake = scores.chunk(2)
-        return {"discriminator": least_squares(real, 1.0) + least_squares(fake, 0.0)}
+        return {"discriminator": self.discriminator.loss(out["real"], out["fake"])}
 
     def translator_terms(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weighted terms of the translator: fool the discriminator, and give back image, content and style."""
-        weights, translator = self.weights, self.translator
+        """Fool the discriminator, and give back image, content and style."""
+        weights, translator = self.settings.weights, self.translator
         return {
             "adversarial": weights.adversarial * least_squares(self.discriminator(out["fake"]), 1.0),
             "image": weights.image * F.l1_loss(out["same"], out["real"]) * 2,  # pixels span 2 in the paper's scale

@@ -11,15 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from gen_invariance.data.grouping import check_groups, hold_groups
-from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
+from gen_invariance.data.images import ImageData
+from gen_invariance.errors import DataError, RangeError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+from gen_invariance.settings import settings_class
 from gen_invariance.stats import bootstrap_ratio, half_sample_interval, permutation_p_value
 from gen_invariance.translator.quality.measures import (
     between_class_share,
@@ -91,26 +94,57 @@ def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@settings_class("quality")
+class AssessSettings:
+    """How closely a translator is looked at."""
+
+    draws: Annotated[int, Field(ge=2)] = 4
+    """Translations of each image."""
+    neighbours: PositiveInt = 5
+    """k of precision, recall, density and coverage."""
+    failures: NonNegativeInt = 8
+    """Worst translations to keep."""
+    batch_size: PositiveInt = 256
+    """Images at a time."""
+
+
+class Judge(Protocol):
+    """A classifier that tells whether translations keep their class; `classifier.backbones.Classifier` is one."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, D), on any scale."""
+        ...
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a translator may have memorised.
+
+    Attributes:
+        images: float (M, C, H, W), training images.
+        rows: int64 (N,), which of them each assessed image is, -1 for none; None where none of them is.
+    """
+
+    images: Tensor
+    rows: Tensor | None = None
+
+
 @torch.no_grad()
 def assess(
     nuisance: Nuisance,
-    images: Tensor,
-    labels: Tensor,
+    data: ImageData,
     *,
-    judge: Callable[[Tensor], Tensor],
-    features: Callable[[Tensor], Tensor],
-    bank: Tensor,
-    bank_rows: Tensor,
-    num_classes: int,
+    judge: Judge,
+    memory: Memory,
     generator: torch.Generator,
+    settings: AssessSettings | None = None,
     sources: Tensor | None = None,
-    draws: int = 4,
-    neighbours: int = 5,
-    failures: int = 8,
-    batch_size: int = 256,
-    groups: Tensor | None = None,
 ) -> Quality:
-    """Look at `draws` translations of each image.
+    """Translate each image of `data` several times, and measure what comes out.
 
     Figures: `agreement` (judged class stays), `accuracy` (judged class is the true one), `accuracy_kept` (that over
     the accuracy on the images as they are), `kernel_distance`, `precision`, `density`, `recall`, `coverage` (one half
@@ -120,74 +154,58 @@ def assess(
 
     Args:
         nuisance: learned or hand-written.
-        images: float (N, C, H, W) in [0, 1]; the judge must not have been trained on them.
-        labels: int64 (N,).
-        judge: images to logits (B, K).
-        features: images to features (B, D), on any scale; standardised over `images`.
-        bank: float (M, C, H, W), what the translator may have memorised.
-        bank_rows: int64 (N,), row of `bank` that each image is, -1 for none.
-        num_classes: K.
+        data: N images that the judge was not trained on; halves of them that are compared share no group.
+        judge: trained on other images.
+        memory: training images, to find copies of.
         generator: CPU generator of draws, halves and intervals.
-        sources: float (N, C, H, W), what is translated in place of `images`: the same images before the nuisance in
-            the data acted on them, when that nuisance is looked at. The rest still compares with `images`.
-        draws: translations of each image, 2 or more.
-        neighbours: k of precision, recall, density and coverage.
-        failures: worst rows to name.
-        batch_size: images at a time.
-        groups: int64 (N,), images of one number show the same thing; the halves then share no group.
+        settings: see `AssessSettings`; None for the defaults.
+        sources: float (N, C, H, W), what is translated in place of `data`: the same images before the nuisance in the
+            data acted on them, when that nuisance is assessed. The rest still compares with `data`.
 
     Raises:
         DataError: fewer than 4 * neighbours images, or groups that leave a half with fewer than 2 * neighbours.
         RangeError: the nuisance gives NaN or leaves [0, 1].
         ShapeError: it changes the shape.
-        SettingsError: fewer than two draws.
     """
-    if draws < 2:
-        raise SettingsError(f"quality needs at least 2 draws of each image, got {draws}")
-    if len(images) < 4 * neighbours:
+    settings = settings or AssessSettings()
+    least = 4 * settings.neighbours
+    if len(data) < least:
         raise DataError(
-            f"quality needs at least {4 * neighbours} images that the judge has not seen, got {len(images)}; "
+            f"quality needs at least {least} images that the judge has not seen, got {len(data)}; "
             "hold out more, or lower head_from"
         )
-
-    def in_batches(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        return torch.cat([function(part) for part in rows.split(batch_size)]).double()
-
+    images, labels, draws = data.float_images(), data.labels, settings.draws
     sources = images if sources is None else sources
-    moved = translations(nuisance, sources, draws=draws, generator=generator, batch_size=batch_size)
-    before = F.log_softmax(in_batches(judge, images), 1)
-    after = F.log_softmax(in_batches(judge, moved.flatten(0, 1)), 1).unflatten(0, (draws, len(images)))
+    moved = translations(nuisance, sources, draws=draws, generator=generator, batch_size=settings.batch_size)
+
+    def in_batches(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the images (N, ...) and of their translations (S, N, ...), float64."""
+        rows = torch.cat([images, moved.flatten(0, 1)]).split(settings.batch_size)
+        values = torch.cat([function(part) for part in rows]).double()
+        return values[: len(images)], values[len(images) :].unflatten(0, (draws, len(images)))
+
+    before, after = (logits.log_softmax(-1) for logits in in_batches(judge))
     right_before, right = (before.argmax(1) == labels).double(), (after.argmax(2) == labels).double()
     same = (after.argmax(2) == before.argmax(1)).double()
-
-    real = in_batches(features, images)
-    centre, scale = real.mean(0), real.std(0).clamp_min(1e-6)
-    real = (real - centre) / scale
-    fake = (in_batches(features, moved.flatten(0, 1)).unflatten(0, (draws, len(images))) - centre) / scale
-
     figures = {
         "agreement": Figure(bootstrap_ratio(same.mean(0), generator=generator), 1.0),
         "accuracy": Figure(bootstrap_ratio(right.mean(0), generator=generator), float(right_before.mean())),
         "accuracy_kept": Figure(bootstrap_ratio(right.mean(0), right_before, generator=generator), 1.0),
-        **match_of(real, fake, neighbours=neighbours, generator=generator, groups=groups),
     }
-    pixels = moved.flatten(2)
-    for name, drawn, rows in (("feature_diversity", fake, real), ("diversity", pixels, images.flatten(1))):
-        scale = torch.full((len(images),), spread_within_classes(rows, labels))
-        figures[name] = Figure(bootstrap_ratio(spread_of_draws(drawn), scale, generator=generator), 0.0)
-    copied = copy_ratio(pixels.flatten(0, 1), bank.flatten(1), bank_rows.repeat(draws)) < NEAR_COPY
-    plain = copy_ratio(images.flatten(1), bank.flatten(1), bank_rows) < NEAR_COPY
-    copied = copied.unflatten(0, (draws, len(images))).double().mean(0)
-    figures["near_copies"] = Figure(bootstrap_ratio(copied, generator=generator), float(plain.double().mean()))
-    figures["class_share"], p_value = class_share(describe_change(sources, moved[0]), labels, generator=generator)
+    real, fake = in_batches(judge.features)
+    centre, scale = real.mean(0), real.std(0).clamp_min(1e-6)
+    real, fake = (real - centre) / scale, (fake - centre) / scale
+    figures |= compare_distributions(
+        real, fake, neighbours=settings.neighbours, generator=generator, groups=data.groups
+    )
+    figures["feature_diversity"] = compare_spreads(fake, real, labels, generator=generator)
+    figures["diversity"] = compare_spreads(moved.flatten(2), images.flatten(1), labels, generator=generator)
+    figures["near_copies"] = count_near_copies(images, moved, memory, generator=generator)
+    changes = describe_change(sources, moved[0])
+    figures["class_share"], p_value = measure_class_share(changes, labels, generator=generator)
 
-    # A judge that is wrong about the image itself says nothing about its translations.
-    loss = -after.gather(2, labels.expand(draws, -1)[..., None])[..., 0]
-    loss = torch.where(right_before.bool(), loss, -1.0)
-    worst, draw = loss.max(0)
-    order = worst.argsort(descending=True)[:failures]
-    order = order[worst[order] > 0]
-    member = F.one_hot(labels, num_classes).double()
+    worst, draw = _find_worst(after, labels, right_before.bool(), most=settings.failures)
+    member = F.one_hot(labels, data.num_classes).double()
     count = member.sum(0)
     return Quality(
         figures=figures,
@@ -195,11 +213,23 @@ def assess(
         accuracy_by_class=(right.mean(0) @ member / count).cpu(),
         count_by_class=count.long().cpu(),
         class_p_value=p_value,
-        worst=order.cpu(),
-        worst_images=moved[draw[order], order].cpu(),
-        worst_judged=after.argmax(2)[draw[order], order].cpu(),
+        worst=worst.cpu(),
+        worst_images=moved[draw, worst].cpu(),
+        worst_judged=after.argmax(2)[draw, worst].cpu(),
         verdict=judge_figures(figures, chance=1 / max(int((count > 0).sum()), 1)),
     )
+
+
+def _find_worst(log_probabilities: Tensor, labels: Tensor, right_before: Tensor, *, most: int) -> tuple[Tensor, Tensor]:
+    """Rows and draws with the largest loss in (S, N, K), the largest first, one draw an image.
+
+    A judge that is wrong about the image itself says nothing about its translations.
+    """
+    loss = -log_probabilities.gather(2, labels.expand(len(log_probabilities), -1)[..., None])[..., 0]
+    largest, draw = torch.where(right_before, loss, -1.0).max(0)
+    rows = largest.argsort(descending=True)[:most]
+    rows = rows[largest[rows] > 0]
+    return rows, draw[rows]
 
 
 @torch.no_grad()
@@ -217,8 +247,8 @@ def translations(
         draw = nuisance.sample(images.shape, generator=generator)
         parts = []
         for rows in torch.arange(len(images)).split(batch_size):
-            own = images[rows.to(images.device)]
-            parts.append(nuisance.apply(own, draw_to(select_rows(draw, rows), own)))
+            batch = images[rows.to(images.device)]
+            parts.append(nuisance.apply(batch, draw_to(select_rows(draw, rows), batch)))
         rounds.append(torch.cat(parts))
     moved = torch.stack(rounds)
     if moved.shape[1:] != images.shape:
@@ -230,7 +260,7 @@ def translations(
     return moved
 
 
-def match_of(
+def compare_distributions(
     real: Tensor, fake: Tensor, *, neighbours: int, generator: torch.Generator, groups: Tensor | None = None
 ) -> dict[str, Figure]:
     """Kernel distance, precision, density, recall and coverage of translations against images they are not made of.
@@ -271,17 +301,36 @@ def _halves(count: int, groups: Tensor | None, *, least: int, generator: torch.G
     if groups is None:
         return order[: count // 2], order[count // 2 : 2 * (count // 2)]
     labels, wanted = torch.zeros(count, dtype=torch.int64), torch.tensor([count // 2])
-    held = hold_groups(labels, check_groups(groups, labels), wanted=wanted, generator=generator)[order]
-    half = int(min(held.sum(), (~held).sum()))
+    first = hold_groups(labels, check_groups(groups, labels), wanted=wanted, generator=generator)[order]
+    half = int(min(first.sum(), (~first).sum()))
     if half < least:
         raise DataError(
             f"quality compares two halves of images that share no group, and the smaller has {half} images of {least} "
             "needed; hold out more groups, or lower head_from"
         )
-    return order[held][:half], order[~held][:half]
+    return order[first][:half], order[~first][:half]
 
 
-def class_share(styles: Tensor, labels: Tensor, *, generator: torch.Generator, most: int = 400) -> tuple[Figure, float]:
+def compare_spreads(drawn: Tensor, real: Tensor, labels: Tensor, *, generator: torch.Generator) -> Figure:
+    """Mean distance of two draws of one image (S, N, D), over that of two real images (N, D) of one class."""
+    scale = torch.full((len(real),), spread_within_classes(real, labels))
+    return Figure(bootstrap_ratio(spread_of_draws(drawn), scale, generator=generator), 0.0)
+
+
+def count_near_copies(images: Tensor, moved: Tensor, memory: Memory, *, generator: torch.Generator) -> Figure:
+    """Share of translations (S, N, C, H, W) that nearly are another image of `memory`; the floor is that of images."""
+    draws, count = moved.shape[:2]
+    rows = torch.full((count,), -1) if memory.rows is None else memory.rows
+    known = memory.images.flatten(1)
+    copied = copy_ratio(moved.flatten(0, 1).flatten(1), known, rows.repeat(draws)) < NEAR_COPY
+    untouched = copy_ratio(images.flatten(1), known, rows) < NEAR_COPY
+    share = copied.unflatten(0, (draws, count)).double().mean(0)
+    return Figure(bootstrap_ratio(share, generator=generator), float(untouched.double().mean()))
+
+
+def measure_class_share(
+    styles: Tensor, labels: Tensor, *, generator: torch.Generator, most: int = 400
+) -> tuple[Figure, float]:
     """`between_class_share` of styles (N, D) with its interval, and its p-value under shuffled labels.
 
     At most `most` rows take part, chosen by `generator`.
@@ -289,9 +338,9 @@ def class_share(styles: Tensor, labels: Tensor, *, generator: torch.Generator, m
     rows = torch.randperm(len(labels), generator=generator)[:most].to(labels.device)
     styles, labels = styles[rows], labels[rows]
 
-    def of_rows(chosen: Tensor) -> float:
+    def share_of_rows(chosen: Tensor) -> float:
         chosen = chosen.to(labels.device)
         return between_class_share(styles[chosen], labels[chosen])
 
     p_value = permutation_p_value(lambda shuffled: between_class_share(styles, shuffled), labels, generator=generator)
-    return Figure(half_sample_interval(of_rows, len(labels), generator=generator), 0.0), p_value
+    return Figure(half_sample_interval(share_of_rows, len(labels), generator=generator), 0.0), p_value

@@ -1,9 +1,9 @@
-"""Look at a translator while it is fitted: is it any good yet, has it collapsed, is the time up?
+"""Monitor a translator while it is fitted: is it any good yet, has it collapsed, is the time up?
 
-A fifth of the images of each class is held out from the fit. Every so many steps `quality.assess` translates them, the
-figures are logged, the two ways in which an adversarial fit goes wrong are named (draws of one image no longer differ;
-translated images lose their class), and the weights of the best look are kept. The judge is somebody else's: whoever
-fits trains it once and hands it in.
+A fifth of the images of each class is held out from the fit. Every so many steps `assess` translates them, the figures
+are logged, the two ways in which an adversarial fit goes wrong are named (draws of one image no longer differ;
+translated images lose their class), and the weights of the best evaluation are kept. The judge comes from outside:
+whoever fits trains it once and hands it in.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.fit_settings import FitSettings, class_members, seconds_of
-from gen_invariance.translator.quality.assess import assess
+from gen_invariance.translator.fit_settings import FitSettings, class_members, parse_seconds
+from gen_invariance.translator.quality.assess import AssessSettings, Judge, Memory, assess
 from gen_invariance.translator.quality.verdict import RULES
 
-Watch = Callable[[Nuisance, int], Mapping[str, float]]
-"""What is asked of the translator after a step: figures by name, among them those of `score_of`."""
+Evaluate = Callable[[Nuisance, int], Mapping[str, float]]
+"""Gives figures of the translator after a step, by name, among them those of `compute_score`."""
 
 HELD_OUT = 5
 """One in so many images of each class is held out."""
 
 _RULES = {rule.figure: rule for rule in RULES}
-_NEIGHBOURS = 5
+_SETTINGS = AssessSettings(failures=0)
+_RECOVERED = 1.1  # a collapse is over above this many times its limit
 
 
 @dataclass(frozen=True)
 class Collapse:
-    """A way in which a fit goes wrong: `figure` below `limit`; it is over above 1.1 times that."""
+    """A way in which a fit goes wrong: `figure` below `limit`."""
 
     name: str
     figure: str
@@ -54,8 +55,8 @@ COLLAPSES = (
 )
 
 
-def score_of(figures: Mapping[str, float]) -> float:
-    """One number for the best look, in [0, 1]: 0 for an identity or a lost class, about 1 for the nuisance itself.
+def compute_score(figures: Mapping[str, float]) -> float:
+    """One number in [0, 1] for finding the best weights: 0 for an identity or a lost class, about 1 for the nuisance.
 
     The harmonic mean of `accuracy_kept`, `precision`, `coverage` (as shares of what untouched images get) and
     `diversity` over 0.05, each cut at 1: what is good in three ways does not make up for a failure in the fourth.
@@ -74,28 +75,25 @@ def split_members(
 
     With `groups`, int64 (N,) for all rows of the set, whole groups are held out, see `grouping.hold_groups`.
     """
-    if groups is not None:
-        return _split_by_groups(members, groups.cpu(), seed=seed)
-    fitted, held = [], []
-    for place, rows in enumerate(members):
-        order = torch.randperm(len(rows), generator=named_generator(seed, "held out", place))
-        cut = len(rows) // HELD_OUT
-        fitted.append(rows[order[cut:].sort().values])
-        held.append(rows[order[:cut].sort().values])
-    return fitted, held
-
-
-def _split_by_groups(members: list[Tensor], groups: Tensor, *, seed: int) -> tuple[list[Tensor], list[Tensor]]:
     counts = torch.tensor([len(rows) for rows in members])
-    labels, rows = torch.arange(len(members)).repeat_interleave(counts), torch.cat(members).cpu()
-    out = hold_groups(
-        labels,
-        check_groups(groups[rows], labels),
-        wanted=counts // HELD_OUT,
-        generator=named_generator(seed, "held out", "groups"),
-    ).split(counts.tolist())
-    parts = [(own[~held.to(own.device)], own[held.to(own.device)]) for own, held in zip(members, out, strict=True)]
-    return [fitted for fitted, _ in parts], [held for _, held in parts]
+    if groups is None:
+        masks = []
+        for index, rows in enumerate(members):
+            mask = torch.zeros(len(rows), dtype=torch.bool)
+            shuffled = torch.randperm(len(rows), generator=named_generator(seed, "held out", index))
+            mask[shuffled[: len(rows) // HELD_OUT]] = True
+            masks.append(mask)
+    else:
+        labels, rows = torch.arange(len(members)).repeat_interleave(counts), torch.cat(members).cpu()
+        masks = hold_groups(
+            labels,
+            check_groups(groups.cpu()[rows], labels),
+            wanted=counts // HELD_OUT,
+            generator=named_generator(seed, "held out", "groups"),
+        ).split(counts.tolist())
+    fitted = [rows[~mask.to(rows.device)] for rows, mask in zip(members, masks, strict=True)]
+    held_out = [rows[mask.to(rows.device)] for rows, mask in zip(members, masks, strict=True)]
+    return fitted, held_out
 
 
 def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[ImageData, ImageData]:
@@ -108,99 +106,81 @@ def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[Im
 
     Raises:
         DataError: fewer than two classes, or too few images held out.
-        SettingsError: see `fit_settings.chosen_classes`.
+        SettingsError: see `fit_settings.class_members`.
     """
     members = class_members(data, settings)
     parts = split_members(members, seed=seed, groups=data.groups)
-    held = sum(map(len, parts[1]))
-    if len(members) < 2 or held < 4 * _NEIGHBOURS:
+    held_out, least = sum(map(len, parts[1])), 4 * _SETTINGS.neighbours
+    if len(members) < 2 or held_out < least:
         raise DataError(
-            f"{data.name}: watching a fit needs two classes and {4 * _NEIGHBOURS} held-out images, got {len(members)} "
-            f"and {held}; choose more classes, or set fit.watch_every=0"
+            f"{data.name}: monitoring a fit needs two classes and {least} held-out images, got {len(members)} and "
+            f"{held_out}; choose more classes, or set fit.watch_every=0"
         )
     classes = [int(data.labels[rows[0]]) for rows in members]
     learned, judged = (data.subset(torch.cat(part)).select_classes(classes) for part in parts)
     return learned, judged
 
 
-def quality_watch(
-    seen: ImageData,
-    held: ImageData,
-    *,
-    judge: Callable[[Tensor], Tensor],
-    features: Callable[[Tensor], Tensor],
-    seed: int,
-    draws: int = 4,
-    most: int = 400,
-) -> Watch:
-    """Looks by `quality.assess`: precision and coverage as shares of what untouched images get.
+def quality_evaluator(seen: ImageData, held_out: ImageData, *, judge: Judge, seed: int, most: int = 400) -> Evaluate:
+    """Evaluation by `assess`: precision and coverage as shares of what untouched images get.
 
     Args:
         seen: what the judge was trained on, see `judge_sets`.
-        held: the images to translate.
-        judge: images to logits.
-        features: images to features.
-        seed: of the draws, which are the same at every look, so that looks differ by the translator alone.
-        draws: translations of each image.
+        held_out: the images to translate.
+        judge: see `assess`.
+        seed: of the draws, which are the same every time, so that evaluations differ by the translator alone.
         most: most images that are translated, and a fifth of those that copies are looked for in.
     """
-    rows, bank = (
-        torch.randperm(len(part), generator=named_generator(seed, "watch", name))[:count].sort().values
-        for name, part, count in (("images", held, most), ("bank", seen, 5 * most))
-    )
-    images, labels, memory = held.float_images(rows), held.labels[rows.to(held.device)], seen.float_images(bank)
 
-    def look(nuisance: Nuisance, step: int) -> dict[str, float]:
-        quality = assess(
-            nuisance,
-            images,
-            labels,
-            judge=judge,
-            features=features,
-            bank=memory,
-            bank_rows=torch.full((len(images),), -1),
-            num_classes=held.num_classes,
-            generator=named_generator(seed, "watch", "assess"),
-            draws=draws,
-            groups=None if held.groups is None else held.groups[rows.to(held.device)],
-            neighbours=_NEIGHBOURS,
-        )
+    def some(data: ImageData, name: str, count: int) -> ImageData:
+        rows = torch.randperm(len(data), generator=named_generator(seed, "watch", name))[:count].sort().values
+        return data.subset(rows)
+
+    images = some(held_out, "images", most)
+    memory = Memory(some(seen, "bank", 5 * most).float_images())
+
+    def evaluate(nuisance: Nuisance, step: int) -> dict[str, float]:
+        generator = named_generator(seed, "watch", "assess")
+        quality = assess(nuisance, images, judge=judge, memory=memory, generator=generator, settings=_SETTINGS)
         figures = {name: figure.estimate.value for name, figure in quality.figures.items()}
         for name in ("precision", "coverage"):
             figures[name] /= quality.figures[name].floor or math.nan
         return figures
 
-    return look
+    return evaluate
 
 
-class Watcher:
-    """What stops a fit before its last step, and what is kept of it.
+class QualityMonitor:
+    """What stops a fit before its last step, and which weights of it are kept.
 
     Attributes:
-        best: weights of the look with the highest score, on the CPU; None before the first look.
+        best: weights of the evaluation with the highest score, on the CPU; None before the first one.
         best_step: after which step that was.
     """
 
     def __init__(
         self,
         settings: FitSettings,
-        watch: Watch | None,
+        evaluate: Evaluate | None,
         *,
         run: Run,
         accelerator: Accelerator,
         say: Callable[[str], None],
     ) -> None:
-        if settings.watch_every and watch is None:
-            raise SettingsError("fit.watch_every needs a judge, which only the verb fit trains; set it to 0")
-        self.settings, self.watch, self.run, self.accelerator, self._say = settings, watch, run, accelerator, say
+        if settings.watch_every and evaluate is None:
+            raise SettingsError(
+                "fit.watch_every needs a judge, which only the verb fit trains; set it to 0, or give `evaluate`"
+            )
+        self.settings, self.run, self.accelerator = settings, run, accelerator
+        self._evaluate, self._say = evaluate, say
         self.best: dict[str, Tensor] | None = None
         self.best_step, self._best_score, self._stale = 0, -math.inf, 0
         self._collapsed = dict.fromkeys((each.name for each in COLLAPSES), False)
-        self._limit = math.inf if settings.budget is None else seconds_of(settings.budget)
+        self._limit = math.inf if settings.budget is None else parse_seconds(settings.budget)
         self._used, self._since = 0.0, time.monotonic()
 
     def fitted(self, members: list[Tensor], groups: Tensor | None) -> list[Tensor]:
-        """The part of `members` that is fitted on: all of it, unless some is held out to look at.
+        """The part of `members` that is fitted on: all of it, unless some is held out for evaluation.
 
         `groups`, of all rows of the set where they are known, are held out whole.
         """
@@ -209,7 +189,7 @@ class Watcher:
         return split_members(members, seed=self.run.seed, groups=groups)[0]
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint; empty unless there is a budget, or something is watched."""
+        """For a checkpoint; empty unless there is a budget, or the quality is monitored."""
         state: dict[str, Any] = {}
         if self.settings.budget is not None:
             state["seconds"] = self._seconds()
@@ -227,61 +207,60 @@ class Watcher:
         """Go on from what `state` put into a checkpoint.
 
         Raises:
-            KeyError: the checkpoint was not watched, and this fit is.
+            KeyError: the checkpoint was not monitored, and this fit is.
         """
         self._used, self._since = float(state.get("seconds", 0.0)), time.monotonic()
         if self.settings.watch_every:
-            found = state["watch"]
-            self.best = found["best"] or None
-            self.best_step, self._best_score = int(found["best_step"]), float(found["best_score"])
-            self._stale, self._collapsed = int(found["stale"]), dict(found["collapsed"])
+            saved = state["watch"]
+            self.best = saved["best"] or None
+            self.best_step, self._best_score = int(saved["best_step"]), float(saved["best_score"])
+            self._stale, self._collapsed = int(saved["stale"]), dict(saved["collapsed"])
 
     def out_of_time(self, step: int) -> bool:
         """Whether the budget is used up; says so."""
         if self._limit == math.inf or not self._agreed(self._seconds() >= self._limit):
             return False
-        self._tell(step, f"stopped, fit.budget={self.settings.budget} is used up")
+        self._log(step, f"stopped, fit.budget={self.settings.budget} is used up")
         return True
 
     def out_of_patience(self, step: int) -> bool:
-        """Whether there were `patience` looks without a better score; says so."""
+        """Whether there were `patience` evaluations without a better score; says so."""
         patience = self.settings.patience
         if not patience or not self._agreed(self._stale >= patience):
             return False
-        self._tell(step, f"stopped, no better score in {self._stale} looks since step {self.best_step}")
+        self._log(step, f"stopped, no better score in {self._stale} evaluations since step {self.best_step}")
         return True
 
-    def look(self, translator: nn.Module, step: int) -> None:
+    def evaluate(self, translator: nn.Module, step: int) -> None:
         """Log the figures, name a collapse, keep the weights if they are the best so far."""
-        figures = dict(self.watch(translator, step))
-        score = score_of(figures)
+        figures = dict(self._evaluate(translator, step))
+        score = compute_score(figures)
         if self.accelerator.is_main_process:
-            self.run.log(
-                step=step, quality_score=score, **{f"quality_{name}": value for name, value in figures.items()}
-            )
+            named = {f"quality_{name}": value for name, value in figures.items()}
+            self.run.log(step=step, quality_score=score, **named)
         for collapse in COLLAPSES:
-            self._name(collapse, figures[collapse.figure], step)
+            self._log_collapse(collapse, figures[collapse.figure], step)
         if score > self._best_score:
             self.best = {name: value.detach().cpu().clone() for name, value in translator.state_dict().items()}
             self.best_step, self._best_score, self._stale = step, score, 0
         else:
             self._stale += 1
 
-    def _name(self, collapse: Collapse, value: float, step: int) -> None:
-        """Say when a collapse begins and when it is over, and nothing in between."""
+    def _log_collapse(self, collapse: Collapse, value: float, step: int) -> None:
+        """Log when a collapse begins and when it is over, and nothing in between."""
         was = self._collapsed[collapse.name]
-        now = not value >= collapse.limit * (1.1 if was else 1.0)  # NaN is a collapse
+        now = not value >= collapse.limit * (_RECOVERED if was else 1.0)  # NaN is a collapse
         self._collapsed[collapse.name] = now
         if now and not was:
             bound = f"{collapse.figure} {value:.3g}, below {collapse.limit:g}"
-            self._tell(step, f"{collapse.name}: {collapse.meaning} ({bound})")
+            self._log(step, f"{collapse.name}: {collapse.meaning} ({bound})")
         if was and not now:
-            self._tell(step, f"no {collapse.name} any more ({collapse.figure} {value:.3g})")
+            self._log(step, f"no {collapse.name} any more ({collapse.figure} {value:.3g})")
 
     def _seconds(self) -> float:
         return self._used + time.monotonic() - self._since
 
-    def _tell(self, step: int, text: str) -> None:
+    def _log(self, step: int, text: str) -> None:
         if self.accelerator.is_main_process:
             self.run.log(step=step, note=text)
             self._say(f"step {step}: {text}")

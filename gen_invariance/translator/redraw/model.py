@@ -6,15 +6,15 @@ by hand; what they do is read off the data.
 
     T(x) = tone_k( pose_k( stroke_k( content(x) ) ) ),   k uniform over a bank of head images
 
-Tone, stroke width and place are read in closed form (`tone`, `stroke`, `place`), the pose by a small network (`pose`).
+Tone, stroke width and place are read in closed form (`tone`, `shape`), the pose by a small network (`pose`).
 Place and slant take part where they vary within classes by more than handwriting does of itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,16 +25,16 @@ import gen_invariance.torchvision_guard  # noqa: F401  (diffusers may lead to to
 # diffusers reloads a model only if its module holds these very names.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from pydantic import PositiveInt
 
-from gen_invariance.data.images import ImageData, check_images, to_uint8
+from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
-from gen_invariance.run import Run
+from gen_invariance.settings import options_of
 from gen_invariance.translator.redraw.congeal import move_by
 from gen_invariance.translator.redraw.parts import shown_parts, some_rows
-from gen_invariance.translator.redraw.place import read_place, to_the_centre
-from gen_invariance.translator.redraw.pose import PoseSettings, PoseTranslator, fit_pose_and_rows, head_labels
-from gen_invariance.translator.redraw.stroke import match_width, read_width
+from gen_invariance.translator.redraw.pose import PoseTranslator, describe_quantiles
+from gen_invariance.translator.redraw.shape import match_width, read_place, read_width, to_the_centre
 from gen_invariance.translator.redraw.tone import KINDS, Tone, figure_of, looks_like, put_in, read_tone, take_out
 
 PARTS = ("tone", "stroke", "pose", "slant", "place")
@@ -62,8 +62,8 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         channels: int = 1,
         parts: tuple[str, ...] = ("tone", "stroke", "pose"),
         kind: str = "figure",
-        width: int = 32,
-        bank_size: int = 1024,
+        width: PositiveInt = 32,
+        bank_size: PositiveInt = 1024,
         scale: bool = True,
         strength: float = 1.0,
     ) -> None:
@@ -92,27 +92,21 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
     def parameters_of(self, draw: Draw) -> dict[str, Tensor]:
         """What a draw gives, in readable units, each (B,): pixel units, pixels, degrees, factor, shares of the side."""
         rows = draw["row"].to(self.ground.device)
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         if "tone" in self.config.parts:
             low, high = ("mean", "mean + deviation") if self.config.kind == "photo" else ("ground", "ink")
-            found |= {low: self.ground[rows].mean(1), high: self.ink[rows].mean(1)}
+            parameters |= {low: self.ground[rows].mean(1), high: self.ink[rows].mean(1)}
         if "stroke" in self.config.parts:
-            found["stroke width"] = self.log_width[rows].exp()
+            parameters["stroke width"] = self.log_width[rows].exp()
         if self.pose is not None:
-            found |= self.pose.parameters_of({"pose": rows})
+            parameters |= self.pose.parameters_of({"pose": rows})
         if "place" in self.config.parts:
-            found |= {"place across": self.place[rows, 0], "place down": self.place[rows, 1]}
-        return found
+            parameters |= {"place across": self.place[rows, 0], "place down": self.place[rows, 1]}
+        return parameters
 
     def describe(self) -> str:
         """The bank in words, a line for each parameter."""
-        everything = self.parameters_of({"row": torch.arange(self.config.bank_size)})
-        levels = torch.tensor([0.025, 0.25, 0.5, 0.75, 0.975], device=self.ground.device)
-        lines = []
-        for name, values in everything.items():
-            shown = ", ".join(f"{value:.3g}" for value in values.float().quantile(levels).tolist())
-            lines.append(f"{name}: quantiles .025 .25 .5 .75 .975 are {shown}")
-        return "\n".join(lines)
+        return describe_quantiles(self.parameters_of({"row": torch.arange(self.config.bank_size)}))
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Each image with the readings of a head image; same shape, dtype, device and range."""
@@ -152,83 +146,22 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         return move_by(content, still, source=points[0], target=points[1], mode="bicubic")
 
 
-def build_redraw(
-    data: ImageData, *, parts: Sequence[str] | None = None, kind: str = "auto", **network: object
-) -> RedrawTranslator:
-    """A new translator for the images of `data`; what is "auto" or None is chosen by looking at large classes.
+def build_redraw(data: ImageData, network: Mapping[str, Any] | None = None) -> RedrawTranslator:
+    """A new translator for the images of `data`; a kind "auto" and parts None are chosen by looking at large classes.
 
     Of photographs that is the tone, of figures tone and pose, and stroke, slant and place where the data show them
-    (`family`): an operation that the data do not show costs identity and gains nothing.
+    (`parts`): an operation that the data do not show costs identity and gains nothing.
+
+    Raises:
+        SettingsError: a setting that does not exist, or out of its range.
     """
+    given = dict(network or {})
+    parts, kind = given.pop("parts", None), given.pop("kind", "auto")
+    options = options_of(RedrawTranslator, given, "translator.network")
     rows = some_rows(data)
     images, labels = data.float_images(rows), data.labels[rows]
     if kind == "auto":
         kind = looks_like(images)
     if parts is None:
         parts = ("tone",) if kind == "photo" else ("tone", "pose", *shown_parts(images, labels))
-    return RedrawTranslator(data.images.shape[1], tuple(parts), kind, **network)
-
-
-def fit_redraw(
-    translator: RedrawTranslator,
-    data: ImageData,
-    settings: PoseSettings,
-    *,
-    run: Run,
-    progress: bool | None = None,
-) -> RedrawTranslator:
-    """Fill the bank with the readings of head images and learn to read poses; in eval mode. Not saved.
-
-    Takes seconds, so a stopped fit starts again and ends in the same weights.
-
-    Args:
-        translator: new.
-        data: the training set.
-        settings: of the pose; `classes` and `head_from` say whose readings enter the bank.
-        run: for its generators and metrics.
-        progress: show a progress bar; None shows one on a terminal only.
-
-    Raises:
-        SettingsError: no class is large enough.
-        RunError: the loss became NaN or infinite.
-    """
-    tones, figures = _readings(translator, data)
-    if translator.pose is not None:
-        centred = to_the_centre(figures, read_place(figures)) if "place" in translator.config.parts else figures
-        canonical = replace(data, images=to_uint8(centred))
-        _, rows = fit_pose_and_rows(translator.pose, canonical, settings, run=run, progress=progress)
-    else:
-        run.load_latest()  # drops metrics of a stopped fit
-        rows = _head_rows(data, settings, translator.config.bank_size, run)
-    rows = rows.to(tones.ground.device)
-    translator.to(data.device)
-    for name in ("ground", "base", "ink"):
-        getattr(translator, name).copy_(getattr(tones, name)[rows])
-    if translator.config.kind != "photo":
-        translator.log_width.copy_(read_width(figures[rows]))
-        translator.place.copy_(read_place(figures[rows]))
-    return translator.eval()
-
-
-def _readings(translator: RedrawTranslator, data: ImageData, *, chunk: int = 4096) -> tuple[Tone, Tensor]:
-    """Tone and figure (N, 1, H, W) of all images."""
-    kind, tones, figures = translator.config.kind, [], []
-    for rows in torch.arange(len(data)).split(chunk):
-        images = data.float_images(rows)
-        tones.append(read_tone(images, kind=kind))
-        figures.append(figure_of(take_out(images, tones[-1], kind=kind), kind=kind))
-    levels = (torch.cat([getattr(tone, name) for tone in tones]) for name in ("ground", "base", "ink"))
-    return Tone(*levels), torch.cat(figures)
-
-
-def _head_rows(data: ImageData, settings: PoseSettings, size: int, run: Run) -> Tensor:
-    """Rows of images of head classes, every class with the same weight."""
-    labels = data.labels.cpu()
-    head = head_labels(data, settings)
-    generator = run.generator("bank")
-    members = [(labels == label).nonzero().squeeze(1) for label in head]
-    classes = torch.randint(len(head), (size,), generator=generator).tolist()
-    share = torch.rand(size, generator=generator).tolist()
-    return torch.stack(
-        [members[place][int(part * len(members[place]))] for place, part in zip(classes, share, strict=True)]
-    )
+    return RedrawTranslator(data.images.shape[1], tuple(parts), kind, **options)

@@ -20,9 +20,8 @@ from torch import Tensor
 from gen_invariance.data.images import ImageData
 from gen_invariance.run import named_generator
 from gen_invariance.translator.redraw.congeal import PoseGrid, congeal
-from gen_invariance.translator.redraw.place import read_place, to_the_centre
 from gen_invariance.translator.redraw.pose import SLOPES, small
-from gen_invariance.translator.redraw.stroke import read_width
+from gen_invariance.translator.redraw.shape import read_place, read_width, to_the_centre
 from gen_invariance.translator.redraw.tone import figure_of, read_tone, take_out
 
 SHOWS = {"stroke": 0.145, "slant": 0.18, "place": 0.06}

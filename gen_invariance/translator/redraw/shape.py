@@ -1,7 +1,7 @@
-"""The stroke width of a figure, read off and changed.
+"""Stroke width and place of a figure: read off and changed.
 
 A stroke of width w and length l has area w * l and an outline of about 2 * l, so width = 2 * area / outline. It is read
-off content (`tone.take_out`), where it knows nothing of levels.
+off content (`tone.take_out`), where it knows nothing of levels. The place is the centre of mass.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen_invariance.nuisance.thickness import dilate, erode
+from gen_invariance.translator.redraw.congeal import move_by
 
 SIDES = (-4, -3, -2, 1, 2, 3, 4)
 """Operations tried: erosion by a square of that side where negative, dilation where positive, 1 for neither."""
@@ -52,3 +53,19 @@ def match_width(
     share = ((log_width - low) / (high - low)).clamp(0, 1)
     share = torch.where(low.isfinite() & (high > low), share, 1.0)[:, None, None, None]
     return torch.lerp(tried[lower, rows], tried[upper, rows], share)
+
+
+def read_place(figures: Tensor) -> Tensor:
+    """Centre of mass of figures (B, 1, H, W): x, y as shares of the sides from the centre, (B, 2); 0 where empty."""
+    mass = figures.sum((1, 2, 3)).clamp(min=1e-6)
+    found = []
+    for axes, size in (((1, 2), figures.shape[3]), ((1, 3), figures.shape[2])):
+        share = (torch.arange(size, device=figures.device, dtype=figures.dtype) + 0.5) / size - 0.5
+        found.append((figures.sum(axes) * share).sum(1) / mass)
+    return torch.stack(found, dim=1)
+
+
+def to_the_centre(figures: Tensor, place: Tensor) -> Tensor:
+    """Figures moved so that the point `place` (B, 2) comes to the centre; bilinear, zeros outside."""
+    still = torch.eye(2, device=figures.device, dtype=figures.dtype).expand(len(figures), 2, 2)
+    return move_by(figures, still, source=place)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gen_invariance.translator.munit import cpu_convolutions as forms
-from gen_invariance.translator.munit.blocks import UpsampleBlock, convolution
 from gen_invariance.translator.munit.cpu_convolutions import (
     form_by_columns,
     narrow_convolve,
@@ -18,6 +17,8 @@ from gen_invariance.translator.munit.cpu_convolutions import (
     phase_kernels,
     upsample_convolve,
 )
+from gen_invariance.translator.munit.model import UpsampleBlock
+from gen_invariance.translator.objective import convolution
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

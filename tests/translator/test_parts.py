@@ -7,14 +7,15 @@ from scipy import ndimage
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Shear, Translation
-from gen_invariance.run import Run, named_generator
+from gen_invariance.run import named_generator
+from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.redraw.congeal import PoseGrid, congeal, move_by, pose_matrix, rotate_and_scale
-from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw, fit_redraw
+from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw
 from gen_invariance.translator.redraw.parts import part_spreads
-from gen_invariance.translator.redraw.place import read_place, to_the_centre
-from gen_invariance.translator.redraw.pose import PoseSettings
+from gen_invariance.translator.redraw.shape import read_place, to_the_centre
 
-FAST = PoseSettings(steps=60, images_per_class=40, head_from=20)
+FAST = {"settings": FitSettings(steps=60), "objective": {"images_per_class": 40}, "progress": False}
 
 
 def digits(nuisance, **options):
@@ -86,8 +87,7 @@ def test_shears_are_read():
 def test_what_the_image_has_is_taken_out(nuisance, part, tmp_path):
     """The same draw given to an image and to that image leant or shifted further comes out nearly the same."""
     prepared = digits("shear" if part == "slant" else "translation")
-    translator = build_redraw(prepared.train, parts=("pose", part))
-    fit_redraw(translator, prepared.train, FAST, run=Run(tmp_path / "run", kind="fit"), progress=False)
+    translator = fit_translator("redraw", prepared.train, network={"parts": ["pose", part]}, **FAST)
     plain = prepared.split.train.float_images()[:80]
     other = nuisance.apply(plain, nuisance.sample(plain.shape, generator=named_generator(1)))
     draw = translator.sample(plain.shape, generator=named_generator(0))
@@ -100,8 +100,7 @@ def test_what_the_image_has_is_taken_out(nuisance, part, tmp_path):
 
 def test_the_drawn_place_is_reached(tmp_path):
     prepared = digits("translation", share=0.1)
-    translator = build_redraw(prepared.train, parts=("place",))
-    fit_redraw(translator, prepared.train, FAST, run=Run(tmp_path / "run", kind="fit"), progress=False)
+    translator = fit_translator("redraw", prepared.train, network={"parts": ["place"]}, **FAST)
     images = prepared.split.train.float_images()[:60]
     draw = translator.sample(images.shape, generator=named_generator(0))
     wanted = translator.place[draw["row"]]

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +12,10 @@ from gen_invariance.experiment import inspect as inspecting
 from gen_invariance.experiment.build import StageSettings
 from gen_invariance.experiment.inspect import (
     InspectSettings,
+    Truth,
     differences_from_fit,
     head_classes,
     inspect_translator,
-    learned_parameters,
     obey_verdict,
     output_folder,
     policy_from_verdict,
@@ -24,7 +23,8 @@ from gen_invariance.experiment.inspect import (
 )
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
-from gen_invariance.translator.fit import save_translator
+from gen_invariance.translator.io import save_translator
+from gen_invariance.translator.quality.inspection import compare_parameters
 from gen_invariance.translator.quality.verdict import DO_NOT, LOWER, USE, read_verdict, weights_digest
 from gen_invariance.translator.spatial import SpatialTranslator
 
@@ -51,7 +51,8 @@ def prepared():
 @pytest.fixture(scope="module")
 def good(prepared):
     said = []
-    return inspect_translator(Rotation(180), prepared, SETTINGS, say=said.append), said
+    truth = Truth(prepared.nuisance, prepared.originals("train"))
+    return inspect_translator(Rotation(180), prepared.train, SETTINGS, truth=truth, say=said.append), said
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_the_true_rotation_may_be_used(good):
 
 
 def test_noise_must_not_be_used(prepared):
-    found = inspect_translator(Noise(), prepared, dataclasses.replace(SETTINGS, judge_epochs=4), oracle=False)
+    found = inspect_translator(Noise(), prepared.train, dataclasses.replace(SETTINGS, judge_epochs=4))
     assert found.quality.verdict.word == DO_NOT
     assert found.oracle is None
 
@@ -92,7 +93,7 @@ def test_judge_and_translations_share_no_image(good, prepared):
 
 def test_the_same_seed_gives_the_same_figures(prepared):
     short = dataclasses.replace(SETTINGS, judge_epochs=2)
-    found = [inspect_translator(Rotation(180), prepared, short, seed=seed, oracle=False) for seed in (0, 0, 1)]
+    found = [inspect_translator(Rotation(180), prepared.train, short, seed=seed) for seed in (0, 0, 1)]
     first, again, other = (each.quality.to_json() for each in found)
     assert first == again
     assert first != other
@@ -119,21 +120,21 @@ def test_settings_out_of_range_are_named(changes):
 
 def test_parameters_are_compared_with_the_truth(prepared):
     images = prepared.train.float_images(torch.arange(200))
-    narrow, same = (learned_parameters(which, images, truth=Rotation(90))[0] for which in (Rotation(45), Rotation(90)))
+    narrow, same = (compare_parameters(which, images, truth=Rotation(90))[0] for which in (Rotation(45), Rotation(90)))
     assert narrow.name == "rotation"
     assert narrow.drawn.shape == (16, 200)
     assert narrow.distance[0] == pytest.approx(0.25, abs=0.03)  # of uniform on +-45 from uniform on +-90
     assert same.distance[0] < 2 * same.distance[1]
     assert narrow.resultant.value == pytest.approx(0.90, abs=0.01)  # sin(a) / a at 45 degrees
-    names = [each.name for each in learned_parameters(Compose([Rotation(9), Lighting()]), images)]
+    names = [each.name for each in compare_parameters(Compose([Rotation(9), Lighting()]), images)]
     assert names == ["rotation", "brightness", "contrast", "gamma"]
-    assert learned_parameters(Noise(), images) == ()
-    assert learned_parameters(Identity(), images, truth=Rotation(9)) == ()
+    assert compare_parameters(Noise(), images) == ()
+    assert compare_parameters(Identity(), images, truth=Rotation(9)) == ()
 
 
 def test_a_learned_translator_shows_its_parameters(prepared):
     translator = SpatialTranslator(operations=("rotation", "gain"), start=0.25)
-    found = learned_parameters(translator, prepared.train.float_images(torch.arange(50)), truth=Rotation(180))
+    found = compare_parameters(translator, prepared.train.float_images(torch.arange(50)), truth=Rotation(180))
     assert [each.name for each in found] == ["rotation", "gain"]
     assert found[0].drawn.abs().max() <= 45
     assert found[0].distance[0] == pytest.approx(0.375, abs=0.04)
@@ -145,7 +146,8 @@ def test_the_page_holds_everything_and_escapes_names(good, folder, tmp_path):
     found, _ = good
     names = (EVIL, *found.head.class_names[1:])
     evil = dataclasses.replace(found, head=dataclasses.replace(found.head, class_names=names))
-    page = write_inspection(evil, tmp_path, translator=folder, task=TASK, settings=SETTINGS, seed=0).read_text()
+    facts = TASK.identity()
+    page = write_inspection(evil, tmp_path, translator=folder, data=facts, settings=SETTINGS, seed=0).read_text()
     assert EVIL not in page
     assert "&lt;script&gt;" in page
     assert "//" not in re.sub(r"data:image/png;base64,[^\"]+", "", page)
@@ -160,6 +162,15 @@ def test_the_page_holds_everything_and_escapes_names(good, folder, tmp_path):
     assert about["oracle"]["verdict"] == "use"
     assert about["parameters"]["rotation"]["kolmogorov_distance"] < 0.1
     assert about["figures"]["precision"]["untouched"] > 0.9
+
+
+def test_a_folder_is_inspected_and_its_verdict_written_beside_it(folder, prepared):
+    short = dataclasses.replace(SETTINGS, judge_epochs=2, failures=0)
+    found = inspect_translator(folder, prepared.train, short, out=output_folder(folder))
+    assert read_verdict(folder).word == found.quality.verdict.word
+    assert "(nuisance in the data" not in (folder / "inspect.html").read_text()
+    for name in ("quality.json", "inspect.html"):
+        (folder / name).unlink()
 
 
 def test_the_policy_follows_the_verdict(folder):
@@ -244,20 +255,18 @@ def test_bad_input_is_one_line(given, match, folder, capsys):
 def test_the_judge_has_seen_no_other_image_of_what_is_looked_at(prepared, monkeypatch):
     train = dataclasses.replace(prepared.train, groups=torch.arange(len(prepared.train)) // 4)
     seen, looked_at = [], []
-    monkeypatch.setattr(
-        inspecting, "train_judge", lambda data, *_, **__: seen.append(data) or SimpleNamespace(features=None)
-    )
+    monkeypatch.setattr(inspecting, "train_judge", lambda data, *_, **__: seen.append(data))
 
     class Stop(Exception):
         pass
 
-    def stop(nuisance, images, labels, *, groups, **_):
-        looked_at.append(groups)
+    def stop(nuisance, data, **_):
+        looked_at.append(data.groups)
         raise Stop
 
     monkeypatch.setattr(inspecting, "assess", stop)
     with pytest.raises(Stop):
-        inspect_translator(Rotation(180), dataclasses.replace(prepared, train=train), SETTINGS)
+        inspect_translator(Rotation(180), train, SETTINGS)
     assert len(looked_at[0]) > 100
     assert not set(seen[0].groups.tolist()) & set(looked_at[0].tolist())
 

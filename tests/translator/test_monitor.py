@@ -12,10 +12,9 @@ from gen_invariance.errors import CheckpointError, DataError, SettingsError
 from gen_invariance.files import load_checkpoint
 from gen_invariance.nuisance import Identity, Rotation
 from gen_invariance.run import Run
-from gen_invariance.translator.fit import fit_translator
-from gen_invariance.translator.quality import monitor as watching
-from gen_invariance.translator.quality.monitor import judge_sets, quality_watch, score_of, split_members
-from gen_invariance.translator.registry import fit_by_name
+from gen_invariance.translator.fit import fit_objective, fit_translator
+from gen_invariance.translator.quality import monitor as monitoring
+from gen_invariance.translator.quality.monitor import compute_score, judge_sets, quality_evaluator, split_members
 
 FINE = {"accuracy_kept": 1.0, "precision": 1.0, "coverage": 1.0, "diversity": 0.5}
 
@@ -40,11 +39,13 @@ def measured(nuisance, step):
     }
 
 
-def fit(tmp_path, watch=None, *, name="spatial", whole=None, resume=False, said=None, **changes):
+def fit(tmp_path, evaluate=None, *, name="spatial", whole=None, resume=False, said=None, **changes):
     run = Run(tmp_path, kind="fit", seed=7, resume=resume)
     lines = [] if said is None else said
     built = whole or objective(name)
-    return fit_translator(built, digits(), settings(**changes), run=run, progress=False, watch=watch, say=lines.append)
+    return fit_objective(
+        built, digits(), settings(**changes), run=run, progress=False, evaluate=evaluate, say=lines.append
+    )
 
 
 # ---- what is looked at
@@ -78,7 +79,7 @@ def test_the_judge_has_seen_no_group_that_it_judges(tmp_path):
     data = replace(data, groups=torch.arange(len(data)) // 3)
     spy, loop = Watch(whole), settings(steps=10, batch_size=120, watch_every=5)
     run = Run(tmp_path / "run", kind="fit", seed=7)
-    fit_translator(whole, data, loop, run=run, progress=False, watch=lambda nuisance, step: FINE)
+    fit_objective(whole, data, loop, run=run, progress=False, evaluate=lambda nuisance, step: FINE)
     seen, held = judge_sets(data, loop, seed=7)
     assert not set(seen.groups.tolist()) & set(held.groups.tolist())
     pixels = {image.numpy().tobytes() for image in (torch.cat(spy.seen) * 255).round().byte()}
@@ -89,7 +90,7 @@ def test_held_out_images_are_never_fitted_on(tmp_path):
     data, whole = digits((60, 50, 5)), objective("spatial")
     spy, loop = Watch(whole), settings(steps=10, batch_size=120, watch_every=5)
     run = Run(tmp_path / "run", kind="fit", seed=7)
-    fit_translator(whole, data, loop, run=run, progress=False, watch=lambda nuisance, step: FINE)
+    fit_objective(whole, data, loop, run=run, progress=False, evaluate=lambda nuisance, step: FINE)
     seen, held = judge_sets(data, loop, seed=7)
     pixels = {image.numpy().tobytes() for image in (torch.cat(spy.seen) * 255).round().byte()}
     assert pixels == {image.numpy().tobytes() for image in seen.images}
@@ -108,8 +109,21 @@ def test_sets_of_the_judge_number_the_chosen_classes():
 
 @pytest.mark.parametrize("counts", [(150,), (30, 30, 30)])
 def test_too_little_to_look_at_is_named(counts):
-    with pytest.raises(DataError, match=r"watching a fit needs two classes and 20 held-out images, got \d"):
+    with pytest.raises(DataError, match=r"monitoring a fit needs two classes and 20 held-out images, got \d"):
         judge_sets(digits(counts), settings(), seed=0)
+
+
+class MeansJudge:
+    """The nearest class mean of the pixels."""
+
+    def __init__(self, means):
+        self.means = means
+
+    def __call__(self, images):
+        return -torch.cdist(self.features(images), self.means)
+
+    def features(self, images):
+        return images.flatten(1)
 
 
 def test_figures_of_a_nuisance_that_does_nothing_and_of_one_that_does():
@@ -117,29 +131,28 @@ def test_figures_of_a_nuisance_that_does_nothing_and_of_one_that_does():
     seen, held = judge_sets(digits((100, 100, 100)), settings(), seed=0)
     ink = seen.float_images().flatten(1)
     means = torch.stack([ink[seen.labels == label].mean(0) for label in range(3)])
-    options = {"judge": lambda x: -torch.cdist(x.flatten(1), means), "features": lambda x: x.flatten(1)}
-    look = quality_watch(seen, held, seed=0, **options)
+    look = quality_evaluator(seen, held, judge=MeansJudge(means), seed=0)
     still = look(Identity(), 1)
     assert still["accuracy_kept"] == still["precision"] == still["coverage"] == 1
-    assert still["diversity"] == score_of(still) == 0
+    assert still["diversity"] == compute_score(still) == 0
     turned, again = look(Rotation(180), 1), look(Rotation(180), 9)
     assert turned == again, "looks differ by the translator alone"
     assert turned["accuracy_kept"] < 0.9
     assert turned["diversity"] > 0.3
-    assert score_of(look(Rotation(20), 1)) > 0
+    assert compute_score(look(Rotation(20), 1)) > 0
 
 
 def test_halves_of_a_look_share_no_group(monkeypatch):
     data = replace(digits((100, 100)), groups=torch.arange(200) // 5)
     seen, held = judge_sets(data, settings(), seed=0)
     given = []
-    monkeypatch.setattr(watching, "assess", lambda nuisance, images, *_, groups, **__: given.append((images, groups)))
-    look = quality_watch(seen, held, judge=None, features=None, seed=0, most=25)
+    monkeypatch.setattr(monitoring, "assess", lambda nuisance, data, **_: given.append((data.images, data.groups)))
+    look = quality_evaluator(seen, held, judge=None, seed=0, most=25)
     with pytest.raises(AttributeError):  # no figures
         look(Identity(), 1)
     group_of = {image.numpy().tobytes(): int(group) for image, group in zip(data.images, data.groups, strict=True)}
     images, groups = given[0]
-    assert [group_of[(image * 255).round().byte().numpy().tobytes()] for image in images] == groups.tolist()
+    assert [group_of[image.numpy().tobytes()] for image in images] == groups.tolist()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +166,7 @@ def test_halves_of_a_look_share_no_group(monkeypatch):
     ],
 )
 def test_score_is_a_harmonic_mean(change, parts):
-    assert score_of({**FINE, **change}) == pytest.approx(harmonic_mean(parts))
+    assert compute_score({**FINE, **change}) == pytest.approx(harmonic_mean(parts))
 
 
 # ---- what is done about it
@@ -168,7 +181,7 @@ def test_best_weights_are_kept_and_patience_ends_the_fit(tmp_path):
     assert all(torch.equal(value, best[name]) for name, value in fitted.state_dict().items())
     assert all(torch.equal(value, best[name]) for name, value in weights(tmp_path / "run").items())
     assert not torch.equal(look.seen[3][1]["width_shares"], best["width_shares"])
-    assert said == ["step 4: stopped, no better score in 2 looks since step 2"]
+    assert said == ["step 4: stopped, no better score in 2 evaluations since step 2"]
     run = Run(tmp_path / "run", kind="fit", seed=7, resume=True)
     assert [row["quality_precision"] for row in run.metrics() if "quality_score" in row] == values[:4]
     assert (tmp_path / "run" / "samples" / "kept.png").exists()
@@ -232,12 +245,12 @@ def test_the_average_by_hand(tmp_path, monkeypatch):
     """The first step counts whole, later ones by 1 - min(decay, (1 + n) / (10 + n)); grids show the average."""
     whole, trail, grids = objective("spatial"), [], []
     rates = whole.learning_rate_at
-    whole.learning_rate_at = lambda step: (
-        trail.append(whole.translator.width_shares.detach().clone().clamp(0, 1)) or rates(step)
+    whole.learning_rate_at = lambda step, steps: (
+        trail.append(whole.translator.width_shares.detach().clone().clamp(0, 1)) or rates(step, steps)
     )
     monkeypatch.setattr(
         "gen_invariance.translator.fit.write_grid",
-        lambda path, translator, *_: grids.append(translator.width_shares.detach().clone()),
+        lambda name, translator, *_: grids.append(translator.width_shares.detach().clone()),
     )
     fitted = fit(tmp_path / "run", whole=whole, average=0.3, steps=6, sample_every=3)
     last = load_checkpoint(tmp_path / "run" / "checkpoints" / "step-00000006.ckpt")["translator"]["width_shares"]
@@ -267,7 +280,7 @@ class Clock:
 
 
 def test_the_budget_ends_the_fit_and_all_its_parts_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(watching, "time", Clock())
+    monkeypatch.setattr(monitoring, "time", Clock())
     fit(tmp_path / "whole", name="munit")
     said = []
     fit(tmp_path / "run", name="munit", budget="3s", said=said)
@@ -291,19 +304,18 @@ def test_the_budget_ends_the_fit_and_all_its_parts_count(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["pose", "redraw", "img2img"])
 @pytest.mark.parametrize("change", [{"budget": "1h"}, {"average": 0.5}, {"watch_every": 5}])
-def test_settings_that_would_be_passed_over_are_refused(name, change, tmp_path):
+def test_settings_that_would_be_passed_over_are_refused(name, change):
     with pytest.raises(SettingsError, match=f"'{name}' is fitted in one go, so it has no fit.{next(iter(change))}"):
-        fit_by_name(name, digits(), settings(**change), run=Run(tmp_path, kind="fit"))
+        fit_translator(name, digits(), settings(**change))
 
 
 def test_flow_is_watched_and_has_its_own_average(tmp_path):
     with pytest.raises(SettingsError, match="keeps an average anyway"):
-        fit_by_name("flow", digits(), settings(average=0.5), run=Run(tmp_path / "no", kind="fit"))
+        fit_translator("flow", digits(), settings(average=0.5))
     look, said = scripted({"precision": 0.9}, {"precision": 0.4}, {"precision": 0.3}), []
     run = Run(tmp_path / "run", kind="fit", seed=7)
     loop = settings(watch_every=1, patience=1, sample_every=9)
     small = {"width": 16, "bank_size": 8}
-    more = {"run": run, "network": small, "progress": False, "watch": look, "say": said.append}
-    fit_by_name("flow", digits(), loop, **more)
-    assert said == ["step 2: stopped, no better score in 1 looks since step 1"]
+    fit_translator("flow", digits(), loop, network=small, out=run, progress=False, evaluate=look, say=said.append)
+    assert said == ["step 2: stopped, no better score in 1 evaluations since step 1"]
     assert all(torch.equal(value, look.seen[0][1][name]) for name, value in weights(run.path).items())

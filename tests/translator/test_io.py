@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from gen_invariance.errors import CheckpointError
-from gen_invariance.translator.fit import save_translator
-from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.munit.model import MunitTranslator
 from gen_invariance.translator.spatial import SpatialTranslator
 

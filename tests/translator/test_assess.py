@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_quality_measures import seeded
 
+from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, DataError, RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance import Identity, Rotation
-from gen_invariance.run import named_generator
 from gen_invariance.stats import Estimate
-from gen_invariance.translator.quality.assess import _halves, assess, translations
+from gen_invariance.translator.quality.assess import AssessSettings, Memory, _halves, assess, translations
 from gen_invariance.translator.quality.verdict import (
     DO_NOT,
     LOWER,
@@ -52,8 +52,14 @@ def judge(images):
     return -4 * (mean[:, None] - torch.tensor([2.0, 3.7, 5.6])).abs()
 
 
-def features(images):
-    return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
+class Radius:
+    """The judge: tells classes by their radius; its features are a small copy of the image."""
+
+    def __call__(self, images):
+        return judge(images)
+
+    def features(self, images):
+        return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
 
 
 class Fixed:
@@ -93,11 +99,17 @@ class OfOneClass(Rotation):
         return torch.where((judge(images).argmax(1) == 2)[:, None, None, None], (moved + 0.5).clamp(max=1), moved)
 
 
-def looked_at(nuisance, count=160, **changes):
-    images, labels = dots(count)
-    facts = {"judge": judge, "features": features, "bank": images, "bank_rows": torch.arange(count)}
-    facts |= {"num_classes": 3, "generator": seeded(1), "draws": 3, **changes}
-    return assess(nuisance, images, labels, **facts)
+def looked_at(nuisance, count=160, sources=None, **changes):
+    data = as_data(*dots(count))
+    settings = AssessSettings(**{"draws": 3, **changes})
+    memory = Memory(data.float_images(), torch.arange(count))
+    return assess(
+        nuisance, data, judge=Radius(), memory=memory, generator=seeded(1), settings=settings, sources=sources
+    )
+
+
+def as_data(images, labels, **more):
+    return ImageData(to_uint8(images), labels, ("small", "medium", "large"), **more)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +149,16 @@ def test_frames_of_one_thing_do_not_flatter_the_floor():
     """Each image twice: halves by image find every image again in the other half, halves by group none."""
     images, labels = dots(80)
     images, labels, groups = images.repeat(2, 1, 1, 1), labels.repeat(2), torch.arange(80).repeat(2)
-    facts = {"judge": judge, "features": features, "bank": images, "bank_rows": torch.arange(160), "num_classes": 3}
+    memory = Memory(images, torch.arange(160))
     plain, grouped = (
-        assess(Identity(), images, labels, generator=seeded(1), draws=2, groups=each, **facts)
+        assess(
+            Identity(),
+            as_data(images, labels, groups=each),
+            judge=Radius(),
+            memory=memory,
+            generator=seeded(1),
+            settings=AssessSettings(draws=2),
+        )
         for each in (None, groups)
     )
     assert grouped.figures["kernel_distance"].floor > plain.figures["kernel_distance"].floor
@@ -194,8 +213,9 @@ def test_an_image_that_the_judge_gets_wrong_is_no_failure_of_the_translator():
     images, labels = dots(60)
     wrong = labels.clone()
     wrong[:40] = (labels[:40] + 1) % 3
-    facts = {"judge": judge, "features": features, "bank": images, "bank_rows": torch.arange(60), "num_classes": 3}
-    found = assess(Noise(), images, wrong, generator=seeded(), failures=60, **facts)
+    data, how = as_data(images, wrong), AssessSettings(failures=60)
+    memory = Memory(images, torch.arange(60))
+    found = assess(Noise(), data, judge=Radius(), memory=memory, generator=seeded(), settings=how)
     assert set(found.worst.tolist()) == set(range(40, 60))
 
 
@@ -215,7 +235,7 @@ def test_translating_other_sources_leaves_the_comparison_with_the_images():
 def test_bad_input_is_named():
     with pytest.raises(DataError, match="at least 20 images"):
         looked_at(Rotation(), count=19)
-    with pytest.raises(SettingsError, match="at least 2 draws"):
+    with pytest.raises(SettingsError, match=r"quality.draws must be at least 2, got 1"):
         looked_at(Rotation(), draws=1)
     for value in (math.nan, 1.5, -0.1):
         with pytest.raises(RangeError, match="NaN or outside"):
@@ -235,7 +255,7 @@ def test_json_holds_plain_numbers(good):
 
 def test_assessing_leaves_the_global_stream_alone():
     before = torch.random.get_rng_state()
-    looked_at(Rotation(180), count=40, generator=named_generator(0, "x"))
+    looked_at(Rotation(180), count=40)
     assert torch.equal(before, torch.random.get_rng_state())
 
 

@@ -1,0 +1,68 @@
+"""What is made of a translator and real images around a fit: its bank of styles, and grids to look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gen_invariance.data.images import ImageData, to_uint8
+from gen_invariance.files import atomic_write
+from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.run import Run
+from gen_invariance.translator.fit_settings import draw_balanced_rows
+
+KEPT_GRID = "kept.png"
+"""Sample grid of the weights that a monitored fit keeps."""
+
+
+@torch.no_grad()
+def fill_bank(translator: nn.Module, data: ImageData, members: list[Tensor], run: Run) -> None:
+    """Put styles of images of the chosen classes in the bank, every class with the same weight.
+
+    Args:
+        translator: has `config.bank_size`, `style(images)` and a buffer `bank` (bank_size, S); one without a bank, or
+            with an empty one, is left as it is.
+        data: on the device of the translator.
+        members: rows of each chosen class.
+        run: for its generator; the same at every call.
+    """
+    size = getattr(getattr(translator, "config", None), "bank_size", 0)
+    if not size:
+        return
+    rows = draw_balanced_rows(members, size, generator=run.generator("bank"))
+    parts = [translator.style(data.float_images(part)) for part in rows.split(256)]
+    translator.bank.copy_(torch.cat(parts))
+
+
+@torch.no_grad()
+def write_grid(
+    name: str, translator: Nuisance, data: ImageData, members: list[Tensor], run: Run, *, draws: int = 7
+) -> None:
+    """Write the PNG `name` into the run's samples: first column untouched images, one class a row (8 at most), then
+    `draws` translations of each. A run without a folder gets none.
+    """
+    if run.path is None:
+        return
+    images = data.float_images(torch.stack([rows[0] for rows in members[:8]]))
+    repeated = images.repeat_interleave(draws, 0)
+    draw = translator.sample(repeated.shape, generator=run.generator("grid"))
+    training = translator.training
+    translator.eval()
+    translated = translator.apply(repeated, draw).unflatten(0, (len(images), draws))
+    translator.train(training)
+    cells = torch.cat([images[:, None], translated], dim=1).cpu()
+    with atomic_write(run.path / "samples" / name) as temporary:
+        Image.fromarray(tile(cells)).save(temporary, format="PNG")
+
+
+def tile(cells: Tensor, *, enlarge: int | None = None, gap: int = 1) -> np.ndarray:
+    """Images (R, S, C, H, W) in [0, 1] as one uint8 RGB picture, R rows of S, white gaps, small images enlarged."""
+    rows, columns, channels, height, _ = cells.shape
+    enlarge = enlarge or max(1, round(64 / height))
+    cells = cells.expand(-1, -1, 3, -1, -1) if channels == 1 else cells
+    large = cells.repeat_interleave(enlarge, 3).repeat_interleave(enlarge, 4)
+    framed = torch.nn.functional.pad(large, (gap, gap, gap, gap), value=1.0)
+    picture = framed.permute(0, 3, 1, 4, 2).reshape(rows * framed.shape[3], columns * framed.shape[4], 3)
+    return to_uint8(picture.clamp(0, 1)).numpy()
