@@ -40,9 +40,9 @@ from gen_invariance.nuisance import Background
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
 from gen_invariance.stats import mean_interval, paired_difference
-from gen_invariance.translator.fit import build_objective
 from gen_invariance.translator.munit.model import MunitTranslator
 from gen_invariance.translator.quality.assess import Memory, assess
+from gen_invariance.translator.registry import build_objective
 from studies.translators import DRAWS, methods
 
 ARMS = {

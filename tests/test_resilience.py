@@ -25,8 +25,9 @@ from gen_invariance.errors import CheckpointError, SettingsError
 from gen_invariance.files import load_checkpoint, save_checkpoint
 from gen_invariance.run import Run, named_generator
 from gen_invariance.stopping import Terminated, signals_noted, sigterm_raises
-from gen_invariance.translator.fit import build_objective, fit_objective
+from gen_invariance.translator.fit import fit_objective
 from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.registry import build_objective
 
 
 @pytest.fixture(autouse=True)

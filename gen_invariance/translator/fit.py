@@ -23,14 +23,14 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.devices import accelerator_on
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import draw_to, select_rows
-from gen_invariance.run import MISFITS, Run, named_generator
+from gen_invariance.run import MISFITS, Run
 from gen_invariance.settings import typed
 from gen_invariance.stopping import signals_noted
 from gen_invariance.translator.fit_settings import FitSettings, class_members, draw_balanced_rows
 from gen_invariance.translator.io import save_translator
 from gen_invariance.translator.objective import Objective
 from gen_invariance.translator.quality.monitor import Evaluate, QualityMonitor
-from gen_invariance.translator.registry import kind_named
+from gen_invariance.translator.registry import build_objective, initial_weights_from, kind_named
 from gen_invariance.translator.samples import KEPT_GRID, fill_bank, write_grid
 
 SMALLEST_SIDE = 4
@@ -110,7 +110,7 @@ def fit_translator(
         if kind.objective:
             target = build_objective(name, data, network=network, settings=objective, seed=run.seed)
             return fit_objective(target, data, settings, run=run, progress=progress, evaluate=evaluate, say=say)
-        with _initial_weights_from(run.seed):
+        with initial_weights_from(run.seed):
             translator = kind.build(data, network)
         options = kind.read_settings(objective)
         members = class_members(data, settings)
@@ -120,40 +120,6 @@ def fit_translator(
         write_grid(f"step-{settings.steps if kind.fit else 0:08d}.png", translator, data, members, run)
         _save(translator, run)
         return translator
-
-
-def build_objective(
-    name: str,
-    data: ImageData,
-    *,
-    network: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Objective:
-    """The objective of the kind `name` over a new translator for images like those of `data`.
-
-    Args:
-        name: "spatial", "munit" or "flow".
-        data: images, or a few like them.
-        network: settings of the translator, without `channels`.
-        settings: of the objective.
-        seed: of the initial weights; the global random state is left alone.
-
-    Raises:
-        SettingsError: an unknown name, or a setting that does not exist or is out of range.
-    """
-    kind = kind_named(name)
-    with _initial_weights_from(seed):
-        translator = kind.build(data, network or {})
-        return kind.load("objective")(translator, kind.read_settings(settings or {}))
-
-
-@contextmanager
-def _initial_weights_from(seed: int) -> Iterator[None]:
-    """Layers initialise themselves from the global random stream; lend it to them and give it back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.random.set_rng_state(named_generator(seed, "translator").get_state())
-        yield
 
 
 def _save(translator: nn.Module, run: Run) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import nn
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
+from gen_invariance.run import named_generator
 from gen_invariance.settings import options_of, settings_of
 from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.objective import Objective
 
 _OF_THE_LOOP = ("average", "budget", "watch_every")  # settings that only translators fitted by `fit_objective` have
 
@@ -127,3 +131,37 @@ def kind_named(name: str) -> TranslatorKind:
 def kinds_by_class() -> dict[str, TranslatorKind]:
     """The kinds by the class that a saved config names."""
     return {kind.class_name: kind for kind in KINDS.values()}
+
+
+def build_objective(
+    name: str,
+    data: ImageData,
+    *,
+    network: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Objective:
+    """The objective of the kind `name` over a new translator for images like those of `data`.
+
+    Args:
+        name: "spatial", "munit" or "flow".
+        data: images, or a few like them.
+        network: settings of the translator, without `channels`.
+        settings: of the objective.
+        seed: of the initial weights; the global random state is left alone.
+
+    Raises:
+        SettingsError: an unknown name, or a setting that does not exist or is out of range.
+    """
+    kind = kind_named(name)
+    with initial_weights_from(seed):
+        translator = kind.build(data, network or {})
+        return kind.load("objective")(translator, kind.read_settings(settings or {}))
+
+
+@contextmanager
+def initial_weights_from(seed: int) -> Iterator[None]:
+    """Layers initialise themselves from the global random stream; lend it to them and give it back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.set_rng_state(named_generator(seed, "translator").get_state())
+        yield

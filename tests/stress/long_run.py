@@ -35,8 +35,9 @@ from gen_invariance.measure.accuracy import measure_accuracy
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.nuisance import Rotation
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.fit import build_objective, fit_objective
+from gen_invariance.translator.fit import fit_objective
 from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.registry import build_objective
 
 LOOKS = 20
 
