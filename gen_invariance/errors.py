@@ -56,11 +56,18 @@ class RunError(GenInvarianceError, RuntimeError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device or the machine had no memory left; torch says so in errors of several kinds."""
-    said = re.search("out of memory|not enough memory|can't allocate memory", str(error))
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said is not None)
+    if isinstance(error, MemoryError):
+        return True
+    text = "out of memory|not enough memory|can't allocate memory"
+    return isinstance(error, RuntimeError) and re.search(text, str(error)) is not None
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def printable(text: object) -> str:
+    """`text`, such as a path, for a message: line breaks and undecodable bytes escaped, so that it stays one line."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(text))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.readers.folder import shown
+from gen_invariance.errors import printable
 
 if TYPE_CHECKING:
     from gen_invariance.data.split import LongTailSplit
@@ -118,7 +118,7 @@ def split_duplicates(
 
 
 def _name(rows: Sequence[int], files: Sequence[str] | None, row: int) -> str:
-    return f"training row {rows[row]}" if files is None else shown(files[rows[row]])
+    return f"training row {rows[row]}" if files is None else printable(files[rows[row]])
 
 
 def compare_marked(

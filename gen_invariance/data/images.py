@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gen_invariance.errors import DataError, RangeError, ShapeError
+
+_RESIZE_CHUNK = 4096  # images resized at once; bounds the memory for their float copies
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,10 @@ class ImageData:
         # `index_select` copies whole rows; an index in brackets goes pixel by pixel, ten times as long on a CPU.
         return to_float(self.images if indices is None else self.images.index_select(0, indices.to(self.device)))
 
+    def resized(self, image_size: int | None) -> ImageData:
+        """The central square of each image at side `image_size`, see `resize_images`; None keeps the images."""
+        return self if image_size is None else replace(self, images=resize_images(self.images, image_size))
+
     def select_classes(self, labels: Tensor | Sequence[int]) -> ImageData:
         """The images of the classes `labels`, in their order here; class `labels[i]` becomes class i."""
         labels = torch.as_tensor(labels, dtype=torch.int64).cpu()
@@ -160,6 +167,27 @@ def to_uint8(images: Tensor) -> Tensor:
         )
     # In float32: bfloat16 holds 255.5 as 256, which would wrap around from white to black.
     return images.float().clamp(0, 1).mul(255).add(0.5).to(torch.uint8)
+
+
+def resize_images(images: Tensor, image_size: int) -> Tensor:
+    """uint8 (N, C, S, S): the central square of each image, scaled with an antialiased bilinear filter.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        image_size: S; images of that size come back as they are.
+    """
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = images[..., top : top + side, left : left + side]
+    if side == image_size:
+        return square.contiguous()
+    size = (image_size, image_size)
+    scaled = [
+        F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True).add_(0.5).clamp_(0, 255).byte()
+        for chunk in square.split(_RESIZE_CHUNK)
+    ]
+    return torch.cat(scaled)
 
 
 def check_images(images: Tensor, *, channels: int | None = None, where: str = "images") -> None:

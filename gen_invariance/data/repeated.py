@@ -29,7 +29,7 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.run import named_generator
 
 if TYPE_CHECKING:
-    from gen_invariance.data.readers.registry import Source
+    from gen_invariance.data.readers.base import Source
 
 Shortage = Literal["error", "repeat", "cap"]
 SHORTAGES: tuple[str, ...] = ("error", "repeat", "cap")

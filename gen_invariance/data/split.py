@@ -29,13 +29,12 @@ from gen_invariance.data.longtail import (
     zipf_counts,
 )
 from gen_invariance.data.readers.arrays import load_arrays
-from gen_invariance.data.readers.folder import shown
-from gen_invariance.errors import DataError, SettingsError
+from gen_invariance.errors import DataError, SettingsError, printable
 from gen_invariance.files import atomic_write
 from gen_invariance.run import named_generator
 
 if TYPE_CHECKING:
-    from gen_invariance.data.readers.registry import Source
+    from gen_invariance.data.readers.base import Source
 
 Profile = Literal["exponential", "step", "zipf", "none"]
 PROFILES: tuple[str, ...] = ("exponential", "step", "zipf", "none")
@@ -288,6 +287,6 @@ def load_split_indices(path: Path | str) -> dict[str, Tensor]:
     needed = set(_INDEX_KEYS) - {"test_indices"}
     if not needed <= arrays.keys() or any(array.dtype.kind != "i" or array.ndim != 1 for array in arrays.values()):
         raise DataError(
-            f"{shown(path)} lacks the arrays of a saved split ({', '.join(sorted(needed))}); write it again"
+            f"{printable(path)} lacks the arrays of a saved split ({', '.join(sorted(needed))}); write it again"
         )
     return {key: torch.from_numpy(array.astype(np.int64)) for key, array in arrays.items()}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from gen_invariance.data.duplicates import DuplicateReport, compare_marked, find_duplicates
 from gen_invariance.data.readers.arrays import read_npz
-from gen_invariance.data.readers.folder import shown
+from gen_invariance.errors import printable as shown
 from gen_invariance.export.formats.base import Entry, Form
 from gen_invariance.export.pictures import UnusablePictureError
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.readers.folder import shown
 from gen_invariance.errors import DataError
+from gen_invariance.errors import printable as shown
 from gen_invariance.export.formats.base import Entry, Form
 from gen_invariance.export.pictures import UnusablePictureError, decode, prepare
 

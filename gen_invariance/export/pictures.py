@@ -6,15 +6,9 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from gen_invariance.data.readers.folder import _central_square, _grey_or_rgb, shown
-
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
-
-
-class UnusablePictureError(Exception):
-    """A picture that cannot be used; the text says why. Caught and written into the manifest, never shown."""
+from gen_invariance.data.readers.pictures import UnusablePictureError, crop_centre, decode_picture
 
 
 @dataclass(frozen=True)
@@ -43,23 +37,7 @@ def decode(content: bytes | np.ndarray) -> Image.Image:
         return Image.fromarray(content[0] if len(content) == 1 else np.ascontiguousarray(content.transpose(1, 2, 0)))
     if not content:
         raise UnusablePictureError("empty file")
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnusablePictureError(f"more than {MAX_PIXELS} pixels, which may be a decompression bomb")
-            # Phones store a photo and its preview as two frames (MPO); the photo comes first.
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                raise UnusablePictureError(f"{image.n_frames} pictures in one file, an animation or pages")
-            image.load()
-            return _grey_or_rgb(ImageOps.exif_transpose(image))
-    except UnusablePictureError:
-        raise
-    except Image.DecompressionBombError:
-        raise UnusablePictureError(f"more than {MAX_PIXELS} pixels, which may be a decompression bomb") from None
-    except UnidentifiedImageError:
-        raise UnusablePictureError("not an image of a known format") from None
-    except Exception as error:  # damaged files make decoders raise almost anything
-        raise UnusablePictureError(f"cannot be decoded ({shown(error)[:200] or type(error).__name__})") from error
+    return decode_picture(io.BytesIO(content))
 
 
 def prepare(image: Image.Image, *, size: int | None, whole: bool, channels: int | None) -> Picture:
@@ -79,7 +57,7 @@ def prepare(image: Image.Image, *, size: int | None, whole: bool, channels: int 
         scale = size / min(original)
         image = _scaled(image, tuple(max(1, round(side * scale)) for side in original))
     elif size is not None:
-        image = _scaled(_central_square(image), (size, size))
+        image = _scaled(crop_centre(image), (size, size))
     pixels = np.asarray(image)
     if channels == 1 and pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():

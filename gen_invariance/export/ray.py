@@ -12,8 +12,8 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 
-from gen_invariance.data.readers.folder import shown
 from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
+from gen_invariance.errors import printable as shown
 from gen_invariance.export.units import Job, Unit
 from gen_invariance.export.workers import one_unit, start_worker
 

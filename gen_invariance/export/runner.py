@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gen_invariance.data.readers.folder import shown
 from gen_invariance.errors import CheckpointError, DataError, OutputError, SettingsError
+from gen_invariance.errors import printable as shown
 from gen_invariance.export.formats.base import Entry, Finish, Form, Row
 from gen_invariance.export.manifest import read_manifest, read_unit, write_manifest
 from gen_invariance.export.preview import write_preview

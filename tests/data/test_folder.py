@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gen_invariance.data.readers.folder import find_splits, read_image_folder, shown
-from gen_invariance.errors import DataError, DataNotFoundError, GenInvarianceError, SettingsError
+from gen_invariance.data.readers.folder import find_splits, read_image_folder
+from gen_invariance.errors import DataError, DataNotFoundError, GenInvarianceError, SettingsError, printable
 
 RED, GREEN, GREY = (200, 10, 20), (10, 200, 20), (90, 90, 90)
 
@@ -206,9 +206,9 @@ DEFECTS = {
     "cut.webp": (lambda path: whole(path, "webp")[:-200], ""),
     "cut.ppm": (lambda path: whole(path, "ppm")[:-400], "decoded"),
     "bomb.png": (lambda _: png_bomb(), "bomb"),
-    "moving.gif": (lambda path: animated(path, "gif"), "animated image with 2 frames"),
-    "moving.png": (lambda path: animated(path, "png"), "animated"),
-    "moving.webp": (lambda path: animated(path, "webp"), "animated"),
+    "moving.gif": (lambda path: animated(path, "gif"), "2 pictures in one file, an animation"),
+    "moving.png": (lambda path: animated(path, "png"), "animation"),
+    "moving.webp": (lambda path: animated(path, "webp"), "animation"),
 }
 
 
@@ -329,5 +329,5 @@ def test_a_class_may_be_called_train(tmp_path):
     assert read_image_folder(tmp_path)[0].class_names == ("bus", "train")
 
 
-def test_shown_paths_are_one_line():
-    assert shown("a\nb\udcff c é") == "a\\nb\\udcff c é"
+def test_printable_paths_are_one_line():
+    assert printable("a\nb\udcff c é") == "a\\nb\\udcff c é"

@@ -32,7 +32,8 @@ def pixels(*shape):
 
 
 def small(monkeypatch, reader, **counts):
-    monkeypatch.setattr(reader, "facts", replace(reader.facts, **counts))
+    for name, value in counts.items():
+        monkeypatch.setattr(reader, name, value)
 
 
 def write_idx(path, array):
@@ -58,7 +59,7 @@ def test_k49(tmp_path, monkeypatch):
     arrays = write_k49(tmp_path)
     with pytest.raises(DataError, match=r"k49: got 60 training images, the published set has 232365"):
         load_source("k49", tmp_path)
-    small(monkeypatch, characters._Kuzushiji49, train_images=60, test_images=50)
+    small(monkeypatch, characters.Kuzushiji49, train_images=60, test_images=50)
     source = load_source("k49", tmp_path)
     assert not source.flip_safe
     for part in ("train", "test"):
@@ -98,9 +99,9 @@ def test_k49_is_downloaded_once_and_checked(tmp_path, monkeypatch):
     write_k49(publisher)
     files = tuple(
         replace(file, md5=hashlib.md5((publisher / file.name).read_bytes()).hexdigest())
-        for file in characters._Kuzushiji49.facts.files
+        for file in characters.Kuzushiji49.files
     )
-    small(monkeypatch, characters._Kuzushiji49, train_images=60, test_images=50, files=files)
+    small(monkeypatch, characters.Kuzushiji49, train_images=60, test_images=50, files=files)
     asked = []
 
     def urlopen(url, timeout):
@@ -114,7 +115,7 @@ def test_k49_is_downloaded_once_and_checked(tmp_path, monkeypatch):
     load_source("k49")
     assert len(asked) == 4
 
-    place = characters._Kuzushiji49.facts.place(None)
+    place = characters.Kuzushiji49(None).folder
     (place / files[0].name).unlink()
     (publisher / files[0].name).write_bytes(b"an error page")
     with pytest.raises(DataNotFoundError, match=r"k49-train-imgs\.npz"):
@@ -128,7 +129,7 @@ def test_kmnist_and_emnist(tmp_path, monkeypatch):
     for part in ("train", "t10k"):
         write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", images)
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", labels)
-    small(monkeypatch, characters._KuzushijiMnist, train_images=12, test_images=12)
+    small(monkeypatch, characters.KuzushijiMnist, train_images=12, test_images=12)
     source = load_source("kmnist", tmp_path)
     assert np.array_equal(source.test.images[:, 0].numpy(), images)
     assert source.train.class_names[3] == "tsu"
@@ -164,7 +165,7 @@ def test_devanagari_and_omniglot(tmp_path, monkeypatch):
         for name in ("character_1_ka", "digit_0"):
             for place in range(number):
                 save(tmp_path / part / name / f"{place}.png", pixels(32, 32))
-    small(monkeypatch, characters._Devanagari, train_images=6, test_images=4, classes=2)
+    small(monkeypatch, characters.Devanagari, train_images=6, test_images=4, classes=2)
     source = load_source("devanagari", tmp_path)
     assert source.train.class_names == ("character_1_ka", "digit_0")
     assert source.test.images.shape == (4, 1, 32, 32)
@@ -174,7 +175,7 @@ def test_devanagari_and_omniglot(tmp_path, monkeypatch):
     for name in ("Greek/character01", "Greek/character02", "Latin/character01"):
         for place in range(2):
             save(tmp_path / "images_background" / name / f"{place}.png", paper)
-    small(monkeypatch, characters._Omniglot, train_images=6, classes=3)
+    small(monkeypatch, characters.Omniglot, train_images=6, classes=3)
     source = load_source("omniglot", tmp_path)
     assert source.test is None
     assert source.train.class_names == ("Greek/character01", "Greek/character02", "Latin/character01")
@@ -195,12 +196,12 @@ def test_cifar(tmp_path, monkeypatch):
     names = [f"kind{number}" for number in range(10)]
     (tmp_path / "batches.meta.txt").write_text("\n".join(names) + "\n\n")
     records = {name: np.concatenate([RNG.integers(0, 10, (7, 1), dtype=np.uint8), pixels(7, 3072)], axis=1)
-               for name in (*photos._Cifar10.train_files, "test_batch.bin")}  # fmt: skip
+               for name in (*photos.Cifar10.train_files, "test_batch.bin")}  # fmt: skip
     for name, rows in records.items():
         (tmp_path / name).write_bytes(rows.tobytes())
-    small(monkeypatch, photos._Cifar10, train_images=35, test_images=7)
+    small(monkeypatch, photos.Cifar10, train_images=35, test_images=7)
     source = load_source("cifar10", tmp_path)
-    rows = np.concatenate([records[name] for name in photos._Cifar10.train_files])
+    rows = np.concatenate([records[name] for name in photos.Cifar10.train_files])
     assert source.train.labels.tolist() == rows[:, 0].tolist()
     assert np.array_equal(source.train.images.numpy(), rows[:, 1:].reshape(-1, 3, 32, 32))
     assert (source.train.class_names, source.flip_safe) == (tuple(names), True)
@@ -214,7 +215,7 @@ def test_cifar(tmp_path, monkeypatch):
     )
     for name in ("train.bin", "test.bin"):
         (tmp_path / name).write_bytes(rows.tobytes())
-    small(monkeypatch, photos._Cifar100, train_images=5, test_images=5)
+    small(monkeypatch, photos.Cifar100, train_images=5, test_images=5)
     assert load_source("cifar100", tmp_path).train.labels.tolist() == [95, 96, 97, 98, 99]
 
 
@@ -230,13 +231,13 @@ def test_gtsrb_and_tiny_imagenet(tmp_path, monkeypatch):
     frame = np.full((33, 33, 3), 9, np.uint8)
     for name in ("00000/00001_00000", "00042/00000_00001", "00042/00001_00000"):
         save(tmp_path / f"GTSRB/Final_Training/Images/{name}.ppm", frame)
-    small(monkeypatch, photos._Gtsrb, train_images=5, test_images=2)
+    small(monkeypatch, photos.Gtsrb, train_images=5, test_images=2)
     assert load_source("gtsrb", tmp_path).train.groups.tolist() == [0, 1, 2, 2, 3]  # tracks begin anew in each class
     with pytest.raises(SettingsError, match="gtsrb has no group 'site'; it has 'track'"):
         load_source("gtsrb", tmp_path, group="site")
     for name in ("00000/00001_00000", "00042/00000_00001", "00042/00001_00000"):
         (tmp_path / f"GTSRB/Final_Training/Images/{name}.ppm").unlink()
-    small(monkeypatch, photos._Gtsrb, train_images=2, test_images=2)
+    small(monkeypatch, photos.Gtsrb, train_images=2, test_images=2)
     source = load_source("gtsrb", tmp_path)
     assert source.test.groups is None
     assert source.train.labels.tolist() == [0, 42]
@@ -253,16 +254,16 @@ def test_gtsrb_and_tiny_imagenet(tmp_path, monkeypatch):
     for place in range(2):
         save(tmp_path / f"val/images/val_{place}.JPEG", np.full((64, 64, 3), 200, np.uint8))
     (tmp_path / "val/val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t1\t1\nval_1.JPEG\tn01\t0\t0\t1\t1\n")
-    small(monkeypatch, photos._TinyImageNet, train_images=2, test_images=2, classes=2)
+    small(monkeypatch, photos.TinyImageNet, train_images=2, test_images=2, classes=2)
     source = load_source("tiny_imagenet", tmp_path)
     assert source.test.labels.tolist() == [1, 0]
     assert source.test.class_names == ("n01", "n02")
 
 
 @pytest.mark.parametrize(("name", "prefix", "reader"), [
-    ("imagenet_lt", "ImageNet_LT", photos._ImageNetLt), ("places_lt", "Places_LT", photos._PlacesLt)])  # fmt: skip
+    ("imagenet_lt", "ImageNet_LT", photos.ImageNetLt), ("places_lt", "Places_LT", photos.PlacesLt)])  # fmt: skip
 def test_official_lists(name, prefix, reader, tmp_path, monkeypatch):
-    for file in reader.facts.files:
+    for file in reader.files:
         if "." not in file.name:
             (tmp_path / file.name).mkdir()
     lines = {"train": ["data_256/b.jpg 1", "data_256/a.jpg 0", "data_256/b.jpg 1"], "test": ["data_256/a.jpg 0"]}
@@ -271,7 +272,7 @@ def test_official_lists(name, prefix, reader, tmp_path, monkeypatch):
     for part, rows in lines.items():
         (tmp_path / f"{prefix}_{part}.txt").write_text("\n".join(rows) + "\n")
     published_counts = {"imagenet_lt": (115_846, 50_000, 1000), "places_lt": (62_500, 36_500, 365)}
-    assert (reader.facts.train_images, reader.facts.test_images, reader.facts.classes) == published_counts[name]
+    assert (reader.train_images, reader.test_images, reader.classes) == published_counts[name]
     small(monkeypatch, reader, train_images=3, test_images=1, classes=2)
     source = load_source(name, tmp_path)
     assert source.train.labels.tolist() == [1, 0, 1]
@@ -289,7 +290,7 @@ def test_inaturalist(tmp_path, monkeypatch):
         table = {"images": [{"id": place, "file_name": f"train_val2018/{place}.jpg"} for place in order],
                  "annotations": [{"image_id": place, "category_id": 5 * place} for place in (0, 1)]}  # fmt: skip
         (tmp_path / f"{part}2018.json").write_text(json.dumps(table))
-    small(monkeypatch, photos._INaturalist2018, train_images=2, test_images=1, classes=6)
+    small(monkeypatch, photos.INaturalist2018, train_images=2, test_images=1, classes=6)
     source = load_source("inaturalist2018", tmp_path)
     assert source.train.labels.tolist() == [5, 0]
     assert source.test.labels.tolist() == [0]

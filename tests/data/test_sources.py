@@ -7,14 +7,15 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from gen_invariance.data.readers import registry as sources
-from gen_invariance.data.readers.registry import load_source, resize_images, source_names
+from gen_invariance.data.images import resize_images
+from gen_invariance.data.readers import photos, published
+from gen_invariance.data.readers.registry import READERS, load_source, missing_files, source_names
 from gen_invariance.data.split import make_long_tailed
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 
 PINNED_DIGITS = "2b82f2c356ba0bd3669683371f26b162e7425604949bd3be38a85dcdb29a53ca"
 PINNED_DIGITS_LT = "7fefeab7c20d6ffed22b1c3f64c664b397f1dd621684ad23483e3b18ff80c1ba"
-FILES = [name for pair in sources._FASHION_FILES for name in pair]
+FILES = [file.name.removesuffix(".gz") for file in photos.FashionMnist.files]
 
 
 def one_line(caught, *words):
@@ -26,8 +27,8 @@ def one_line(caught, *words):
 
 @pytest.fixture(autouse=True)
 def no_fashion_mnist_of_this_machine(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "_FASHION_DEBIAN", tmp_path / "debian")
-    monkeypatch.setattr(sources, "_download_fashion_mnist", lambda cache: False)
+    monkeypatch.setattr(photos, "_DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(published, "download", lambda file, folder: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -93,16 +94,27 @@ def test_fashion_mnist_is_looked_for_in_the_package_then_in_the_cache(tmp_path, 
 
 
 def test_fashion_mnist_is_downloaded_into_the_cache_as_a_last_resort(tmp_path, monkeypatch):
+    write_fashion(tmp_path / "published")
     asked = []
 
-    def download(cache):
-        asked.append(cache)
-        write_fashion(cache / "FashionMNIST" / "raw")
+    def download(file, folder):
+        asked.append(file.url)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file.name).write_bytes((tmp_path / "published" / file.name).read_bytes())
         return True
 
-    monkeypatch.setattr(sources, "_download_fashion_mnist", download)
+    monkeypatch.setattr(published, "download", download)
     assert len(load_source("fashion_mnist").test) == 5
-    assert asked == [tmp_path / "cache" / "gen_invariance"]
+    assert [url.rpartition("/")[2] for url in asked] == [f"{name}.gz" for name in FILES]
+    assert len(list((tmp_path / "cache" / "gen_invariance" / "fashion_mnist").iterdir())) == 4
+    assert len(load_source("fashion_mnist").test) == len(asked) + 1 == 5, "and not twice"
+
+
+def test_published_files_of_fashion_mnist_are_those_that_torchvision_knows():
+    from torchvision.datasets import FashionMNIST
+
+    known = [(FashionMNIST.mirrors[0] + name, md5) for name, md5 in FashionMNIST.resources]
+    assert [(file.url, file.md5) for file in photos.FashionMnist.files] == known
 
 
 def test_missing_fashion_mnist_says_what_to_put_where(tmp_path):
@@ -210,6 +222,12 @@ def test_names_paths_and_sizes_are_checked():
         one_line(caught, words)
     with pytest.raises(SettingsError, match="image_size"):
         load_source("digits", image_size=0)
+
+
+def test_every_reader_can_be_made_and_says_what_is_missing():
+    assert len(READERS) > 10
+    for name in READERS:
+        assert bool(missing_files(name)) == (name != "digits")
 
 
 def test_resizing_agrees_with_pillow_and_crops_the_centre():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import exponential_counts, zipf_counts
-from gen_invariance.data.readers.registry import Source
+from gen_invariance.data.readers.base import Source
 from gen_invariance.data.split import load_split_indices, make_long_tailed, save_split
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
 

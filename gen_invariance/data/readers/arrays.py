@@ -21,8 +21,8 @@ from torch import Tensor
 
 from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData, names_or_numbers, to_uint8
-from gen_invariance.data.readers.folder import shown
-from gen_invariance.errors import DataError, DataNotFoundError, RangeError, ShapeError
+from gen_invariance.data.readers.base import Reader, ReadOptions, Source, check_same_shape
+from gen_invariance.errors import DataError, DataNotFoundError, RangeError, ShapeError, printable
 
 DAMAGED = (
     *(ValueError, OSError, EOFError, MemoryError, NotImplementedError, TypeError, RecursionError, SyntaxError),
@@ -31,6 +31,20 @@ DAMAGED = (
 """What reading a damaged .npz file raises; array headers are parsed as Python literals."""
 KeyOf = Callable[[Any, int, str], Hashable]
 _NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names", "test_class_names")
+
+
+class NpzReader(Reader):
+    """Arrays in an .npz file; `read_npz` documents its keys. Flips are not safe: wrong ones harm more than none."""
+
+    needs_path = "the .npz file with train_images, train_labels[, test_images, test_labels, class_names]"
+    takes_group = True
+
+    def read(self, options: ReadOptions) -> Source:
+        """Both parts of the file."""
+        train, test = read_npz(self.path, group=options.group)
+        train, test = train.resized(options.image_size), None if test is None else test.resized(options.image_size)
+        check_same_shape(train, test, printable(self.path))
+        return Source(train, test, self.flip_safe)
 
 
 def read_npz(
@@ -59,22 +73,19 @@ def read_npz(
     """
     path, name = Path(path), group or usual
     arrays = load_arrays(path, (*_NPZ_KEYS, f"train_{name}", f"test_{name}"))
-    where = shown(path)
+    where = printable(path)
     if group is not None and f"train_{group}" not in arrays:
         raise DataError(
-            f"{where} has no train_{group}, which group={shown(group)} asks for; add it, or leave group out"
+            f"{where} has no train_{group}, which group={printable(group)} asks for; add it, or leave group out"
         )
-    train_names = _class_names(arrays, "class_names", where)
-    train, test = _part(arrays, "train", train_names, path), None
-    if "test_images" in arrays or "test_labels" in arrays:
-        test_names = _class_names(arrays, "test_class_names", where)
-        test = _part(arrays, "test", test_names or train.class_names, path)
-    keys = [
-        None if data is None else _group_keys(arrays, f"{part}_{name}", data, key_of, where)
-        for part, data in (("train", train), ("test", test))
-    ]
-    of_train, of_test = number_groups(*keys)
-    return replace(train, groups=of_train), None if test is None else replace(test, groups=of_test)
+    train = _part(arrays, "train", _class_names(arrays, "class_names", where), path)
+    train_keys = _group_keys(arrays, f"train_{name}", train, key_of, where)
+    if "test_images" not in arrays and "test_labels" not in arrays:
+        return replace(train, groups=number_groups(train_keys)[0]), None
+    test = _part(arrays, "test", _class_names(arrays, "test_class_names", where) or train.class_names, path)
+    test_keys = _group_keys(arrays, f"test_{name}", test, key_of, where)
+    train_groups, test_groups = number_groups(train_keys, test_keys)
+    return replace(train, groups=train_groups), replace(test, groups=test_groups)
 
 
 def load_arrays(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -86,12 +97,12 @@ def load_arrays(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataNotFoundError(f"{shown(path)} does not exist or is not a file; give the path of an .npz file")
+        raise DataNotFoundError(f"{printable(path)} does not exist or is not a file; give the path of an .npz file")
     key = "its index"
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise DataError(f"{shown(path)} is truncated or no .npz file; write it with numpy.savez")
+                raise DataError(f"{printable(path)} is truncated or no .npz file; write it with numpy.savez")
         arrays = {}
         with np.load(path, allow_pickle=False) as stored:
             for key in keys:
@@ -102,14 +113,15 @@ def load_arrays(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
     except DAMAGED as error:
         if "Object arrays" in str(error):
             raise DataError(
-                f"{shown(path)}: {key} holds pickled objects, which are never loaded; store plain numbers or strings"
+                f"{printable(path)}: {key} holds pickled objects, which are never loaded; "
+                "store plain numbers or strings"
             ) from error
-        reason = shown(str(error))[:200] or type(error).__name__
+        reason = printable(error)[:200] or type(error).__name__
         raise DataError(
-            f"{shown(path)}: {key} cannot be read ({reason}); the file is damaged, write it anew"
+            f"{printable(path)}: {key} cannot be read ({reason}); the file is damaged, write it anew"
         ) from error
     if wrong := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
-        raise DataError(f"{shown(path)}: {wrong[0]} is no array; write the file with numpy.savez")
+        raise DataError(f"{printable(path)}: {wrong[0]} is no array; write the file with numpy.savez")
     return arrays
 
 
@@ -122,18 +134,18 @@ def _class_names(arrays: dict[str, np.ndarray], key: str, where: str) -> tuple[s
             f"{where}: {key} must be a list of strings, got {names.dtype} {names.shape}; store one per class"
         )
     try:
-        found = tuple(name.decode() if isinstance(name, bytes) else name for name in names.tolist())
+        decoded = tuple(name.decode() if isinstance(name, bytes) else name for name in names.tolist())
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: {key} holds bytes that are not UTF-8; store the names as strings") from error
-    if len(set(found)) < len(found):
-        double = next(name for name in found if found.count(name) > 1)
+    if len(set(decoded)) < len(decoded):
+        double = next(name for name in decoded if decoded.count(name) > 1)
         raise DataError(f"{where}: {key} names {double!r} twice; give each class a name of its own")
-    return found
+    return decoded
 
 
 def _part(arrays: dict[str, np.ndarray], part: str, names: tuple[str, ...] | None, path: Path) -> ImageData:
     """The images and labels of "train" or "test"."""
-    where = shown(path)
+    where = printable(path)
     for key in (f"{part}_images", f"{part}_labels"):
         if key not in arrays:
             raise DataError(f"{where} has no {key}; found {', '.join(arrays) or 'no known key'}; add that array")
@@ -207,20 +219,20 @@ def read_idx(path: Path | str) -> Tensor:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataNotFoundError(f"{shown(path)} does not exist; put the IDX file there")
+        raise DataNotFoundError(f"{printable(path)} does not exist; put the IDX file there")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{shown(path)} is damaged ({shown(str(error))}); get the file again") from error
+        raise DataError(f"{printable(path)} is damaged ({printable(error)}); get the file again") from error
     # Header: two zero bytes, type code (8: unsigned byte), number of axes, then each axis as a big-endian int32.
     start = 4 + 4 * content[3] if len(content) > 3 else 4
     if content[:3] != b"\x00\x00\x08" or len(content) < start:
-        raise DataError(f"{shown(path)} is truncated or no IDX file of unsigned bytes; get the file again")
+        raise DataError(f"{printable(path)} is truncated or no IDX file of unsigned bytes; get the file again")
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
     expected = int(np.prod(shape, dtype=object))
     if len(content) - start != expected:
         raise DataError(
-            f"{shown(path)} holds {len(content) - start} bytes where its header {shape} promises {expected}; "
+            f"{printable(path)} holds {len(content) - start} bytes where its header {shape} promises {expected}; "
             "get the file again"
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
@@ -236,11 +248,11 @@ def read_idx_pair(images_path: Path | str, labels_path: Path | str, *, num_class
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not images.numel():
         raise DataError(
-            f"{shown(images_path)} {tuple(images.shape)} and {shown(labels_path)} {tuple(labels.shape)} do not belong "
-            "together; expected images (N, H, W) and labels (N,), get both files again"
+            f"{printable(images_path)} {tuple(images.shape)} and {printable(labels_path)} {tuple(labels.shape)} do not "
+            "belong together; expected images (N, H, W) and labels (N,), get both files again"
         )
     if int(labels.max()) >= num_classes:
         raise RangeError(
-            f"{shown(labels_path)}: label {int(labels.max())} is not below {num_classes}; get the file again"
+            f"{printable(labels_path)}: label {int(labels.max())} is not below {num_classes}; get the file again"
         )
     return images.unsqueeze(1), labels.long()

@@ -1,18 +1,16 @@
 """A user's image folder, `root/class_name/*.png`, read into `ImageData`.
 
 Classes and files are taken in sorted order, so class numbers do not depend on the file system; hidden files are
-ignored. Pictures arrive upright (EXIF orientation applied), in 8 bits (16-bit grey is scaled), in grey or RGB
-(palette and CMYK are converted, transparency is laid over white). A damaged image stops the reading with its name
-unless the caller asks to skip damaged ones; what was skipped, and why, is in the report.
+ignored. `pictures` says how a picture is decoded. A damaged image stops the reading with its name unless the caller
+asks to skip damaged ones; what was skipped, and why, is in the report.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,15 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
+from gen_invariance.data.readers.base import Reader, ReadOptions, Source, check_same_shape
+from gen_invariance.data.readers.pictures import UnusablePictureError, crop_centre, decode_picture
+from gen_invariance.errors import DataError, DataNotFoundError, SettingsError, printable
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _TEST_FOLDERS = ("test", "val", "validation", "valid")
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,36 @@ class FolderReport:
     paths: tuple[Path, ...]
     skipped: tuple[tuple[Path, str], ...] = ()
     groups: tuple[str, ...] = ()
+
+
+class FolderReader(Reader):
+    """A user's image folder, with classes as sub-folders, or with train/ and test/ (or val/) above those."""
+
+    flip_safe = True  # taken to be photos
+    needs_path = "the folder with one sub-folder of images for each class"
+    takes_group = True
+
+    def read(self, options: ReadOptions) -> Source:
+        """The folder's images; test images get the classes of the training images."""
+        root = existing_folder(self.path)
+        splits = find_splits(root)
+        train, report = read_image_folder(splits.get("train", root), **vars(options))
+        train = replace(train, name=root.name or "folder")
+        files = tuple(os.path.relpath(file, root) for file in report.paths)
+        if "test" not in splits:
+            return Source(train, None, self.flip_safe, report.skipped, files)
+        test, test_report = read_image_folder(splits["test"], class_names=train.class_names, **vars(options))
+        test = replace(test, name=train.name)
+        channels = max(train.images.shape[1], test.images.shape[1])
+        train, test = (
+            replace(part, images=part.images.expand(-1, channels, -1, -1).contiguous()) for part in (train, test)
+        )
+        if options.group is not None:  # each part was numbered by itself
+            train_groups, test_groups = number_groups(report.groups, test_report.groups)
+            train, test = replace(train, groups=train_groups), replace(test, groups=test_groups)
+        check_same_shape(train, test, printable(root))
+        test_files = tuple(os.path.relpath(file, root) for file in test_report.paths)
+        return Source(train, test, self.flip_safe, report.skipped + test_report.skipped, files, test_files)
 
 
 def read_image_folder(
@@ -79,16 +108,20 @@ def read_image_folder(
         raise SettingsError(f"channels must be 1 (grey), 3 (RGB) or left out, got {channels}")
     if image_size is not None and image_size < 1:
         raise SettingsError(f"image_size must be a positive number of pixels, got {image_size}")
-    pattern = None if group is None else _compiled(group)
+    pattern = None if group is None else _compile(group)
     root = existing_folder(path)
     names = _class_folders(root, class_names)
-    files = [_image_files(root / name) for name in names]
-    numbered = [(file, label) for label, found in enumerate(files) for file in found]
-    captured = {} if pattern is None else {file: _captured(pattern, file) for file, _ in numbered}
+    labelled = [(file, label) for label, name in enumerate(names) for file in _image_files(root / name)]
+    captured = {} if pattern is None else {file: _capture(pattern, file) for file, _ in labelled}
     data, report = read_listed_images(
-        numbered, names, name=root.name or "folder", image_size=image_size, channels=channels,
-        skip_corrupt=skip_corrupt, progress=progress,
-    )  # fmt: skip
+        labelled,
+        names,
+        name=root.name or "folder",
+        image_size=image_size,
+        channels=channels,
+        skip_corrupt=skip_corrupt,
+        progress=progress,
+    )
     _check_none_lost(root, names, data.labels.tolist(), class_names)
     if pattern is None:
         return data, report
@@ -96,7 +129,7 @@ def read_image_folder(
     return replace(data, groups=number_groups(groups)[0]), replace(report, groups=groups)
 
 
-def _compiled(group: str) -> re.Pattern[str]:
+def _compile(group: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(group)
     except (re.error, OverflowError, RecursionError) as error:
@@ -111,19 +144,18 @@ def _compiled(group: str) -> re.Pattern[str]:
     return pattern
 
 
-def _captured(pattern: re.Pattern[str], file: Path) -> str:
-    """What `pattern` captures in the path of `file` below the folder of its class."""
+def _capture(pattern: re.Pattern[str], file: Path) -> str:
     match = pattern.search(file.name)
     if match is None or match[1] is None:
         raise DataError(
-            f"{shown(file)}: group {pattern.pattern!r} does not match {shown(file.name)!r}; "
+            f"{printable(file)}: group {pattern.pattern!r} does not match {printable(file.name)!r}; "
             "rename the file, or change the expression"
         )
     return match[1]
 
 
 def read_listed_images(
-    numbered: Sequence[tuple[Path, int]],
+    labelled: Sequence[tuple[Path, int]],
     class_names: Sequence[str],
     *,
     name: str,
@@ -137,19 +169,19 @@ def read_listed_images(
     Raises:
         DataError: a damaged or animated image, or images of several sizes.
     """
-    rows, skipped, labels = [], [], []
-    with closing(_decode_all([file for file, _ in numbered], image_size=image_size, progress=progress)) as decoded:
-        for (file, label), picture in zip(numbered, decoded, strict=True):
+    rows, labels, skipped = [], [], []
+    with closing(_decode_all([file for file, _ in labelled], image_size=image_size, progress=progress)) as decoded:
+        for (file, label), picture in zip(labelled, decoded, strict=True):
             if isinstance(picture, np.ndarray):
                 rows.append((file, picture))
                 labels.append(label)
             elif skip_corrupt:
                 skipped.append((file, picture))
             else:
-                raise DataError(f"{shown(file)}: {picture}; repair or remove it, or set data.skip_corrupt=true")
-    _check_sizes(rows)
+                raise DataError(f"{printable(file)}: {picture}; repair or remove it, or set data.skip_corrupt=true")
     if not rows:
-        raise DataError(f"{name}: no readable image among {len(numbered)} files; check them")
+        raise DataError(f"{name}: no readable image among {len(labelled)} files; check them")
+    _check_sizes(rows)
     data = ImageData(
         images=_stack([picture for _, picture in rows], channels),
         labels=torch.tensor(labels, dtype=torch.int64),
@@ -168,11 +200,13 @@ def find_splits(path: Path | str) -> dict[str, Path]:
         DataNotFoundError: no such folder.
     """
     root = existing_folder(path)
-    splits = {"train": root / "train"}
-    if not splits["train"].is_dir() or not _sub_folders(splits["train"]):
+    train = root / "train"
+    if not train.is_dir() or not sub_folders(train):
         return {}
-    others = [root / name for name in _TEST_FOLDERS if (root / name).is_dir() and _sub_folders(root / name)]
-    return splits | ({"test": others[0]} if others else {})
+    for name in _TEST_FOLDERS:
+        if (root / name).is_dir() and sub_folders(root / name):
+            return {"train": train, "test": root / name}
+    return {"train": train}
 
 
 def existing_folder(path: Path | str) -> Path:
@@ -180,34 +214,35 @@ def existing_folder(path: Path | str) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise DataNotFoundError(f"{shown(folder)} {kind}; give a folder with one sub-folder of images for each class")
+        raise DataNotFoundError(
+            f"{printable(folder)} {kind}; give a folder with one sub-folder of images for each class"
+        )
     return folder
 
 
-def shown(path: Path | str) -> str:
-    """`path` for a message: line breaks and undecodable bytes escaped, so that the message stays one line."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))
-
-
-def _sub_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def sub_folders(folder: Path) -> list[Path]:
+    """Folders in `folder` that are not hidden, sorted."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _class_folders(root: Path, class_names: Sequence[str] | None) -> list[str]:
     """Class names in label order."""
     if find_splits(root):
-        raise DataError(f"{shown(root)} holds train/ and test/ parts, not classes; read {shown(root / 'train')}")
-    found = _sub_folders(root)
-    if not found:
         raise DataError(
-            f"{shown(root)} has no sub-folders; put the images of each class into a sub-folder named after the class"
+            f"{printable(root)} holds train/ and test/ parts, not classes; read {printable(root / 'train')}"
+        )
+    names = [folder.name for folder in sub_folders(root)]
+    if not names:
+        raise DataError(
+            f"{printable(root)} has no sub-folders; put the images of each class into a sub-folder named after the "
+            "class"
         )
     if class_names is None:
-        return found
-    unknown = sorted(set(found) - set(class_names))
+        return names
+    unknown = sorted(set(names) - set(class_names))
     if unknown:
         raise DataError(
-            f"{shown(root)}: class {unknown[0]!r} is not among the {len(class_names)} training classes; "
+            f"{printable(root)}: class {unknown[0]!r} is not among the {len(class_names)} training classes; "
             "rename or remove the folder"
         )
     return list(class_names)
@@ -217,26 +252,23 @@ def _image_files(folder: Path) -> list[Path]:
     """Image files of one class, sorted; a class of a fixed list may have no folder."""
     if not folder.is_dir():
         return []
-    found = [
+    files = [
         entry
         for entry in sorted(folder.iterdir())
         if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and not entry.is_dir()
     ]
-    if not found:
+    if not files:
         raise DataError(
-            f"class folder {shown(folder)} holds no image ({', '.join(sorted(SUFFIXES))}); add images or remove it"
+            f"class folder {printable(folder)} holds no image ({', '.join(sorted(SUFFIXES))}); add images or remove it"
         )
-    return found
+    return files
 
 
-def _decode_all(
-    files: list[Path], *, image_size: int | None, progress: bool
-) -> Generator[np.ndarray | str, None, None]:
+def _decode_all(files: list[Path], *, image_size: int | None, progress: bool) -> Iterator[np.ndarray | str]:
     """Each file's picture, or the reason why it has none, in order; decoding runs in a few threads."""
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # remarks on odd metadata of readable pictures
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             pictures: Iterator[np.ndarray | str] = pool.map(lambda file: _decode(file, image_size), files)
             if progress:
@@ -250,71 +282,27 @@ def _decode_all(
 
 def _decode(file: Path, image_size: int | None) -> np.ndarray | str:
     """Uint8 (H, W) when the picture is grey, else (H, W, 3); a string says why there is none."""
+    if file.exists() and not file.is_file():
+        return "not a regular file"  # a pipe or a device would block or never end
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            return "not a regular file"  # a pipe or a device would block or never end
-        with Image.open(file) as image:
-            # Phones store a photo and its preview as two frames (MPO); the photo comes first.
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                return f"animated image with {image.n_frames} frames where a single picture is expected"
-            image.load()
-            upright = _grey_or_rgb(ImageOps.exif_transpose(image))
-            if image_size is not None:
-                upright = _central_square(upright).resize((image_size, image_size), Image.Resampling.BILINEAR)
-            return _drop_equal_channels(np.asarray(upright))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return f"more than {Image.MAX_IMAGE_PIXELS} pixels, which may be a decompression bomb"
-    except UnidentifiedImageError:
-        return "empty file" if file.stat().st_size == 0 else "not an image of a known format"
-    except Exception as error:  # damaged files make decoders raise almost anything
-        return f"cannot be decoded ({_one_line(error)})"
-
-
-def _one_line(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return shown(text)[:200] or type(error).__name__
-
-
-def _grey_or_rgb(image: Image.Image) -> Image.Image:
-    """`image` in mode "L" or "RGB"."""
-    if image.mode in _SIXTEEN_BIT:
-        return _eight_bits(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is unknown")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey: 65535 becomes 255, rounded."""
-    wide = np.asarray(image).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 65535:
-        raise ValueError("grey pixels of more than 16 bits")
-    return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
-
-
-def _central_square(image: Image.Image) -> Image.Image:
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    return image.crop((left, top, left + side, top + side))
-
-
-def _drop_equal_channels(picture: np.ndarray) -> np.ndarray:
-    if picture.ndim == 3 and (picture == picture[..., :1]).all():
-        return picture[..., 0].copy()
-    return picture
+        image = decode_picture(file)
+    except UnusablePictureError as error:
+        return "empty file" if file.exists() and not file.stat().st_size else str(error)
+    if image_size is not None:
+        image = crop_centre(image).resize((image_size, image_size), Image.Resampling.BILINEAR)
+    picture = np.asarray(image)
+    is_grey = picture.ndim == 3 and (picture == picture[..., :1]).all()
+    return picture[..., 0].copy() if is_grey else picture
 
 
 def _check_sizes(rows: list[tuple[Path, np.ndarray]]) -> None:
+    first_file, first = rows[0]
     for file, picture in rows:
-        first_file, first = rows[0]
         if picture.shape[:2] != first.shape[:2]:
             raise DataError(
-                f"images differ in size: {shown(first_file)} is {first.shape[1]}x{first.shape[0]}, {shown(file)} is "
-                f"{picture.shape[1]}x{picture.shape[0]} (width x height); set image_size=N to scale all to N x N"
+                f"images differ in size: {printable(first_file)} is {first.shape[1]}x{first.shape[0]}, "
+                f"{printable(file)} is {picture.shape[1]}x{picture.shape[0]} (width x height); set image_size=N to "
+                "scale all to N x N"
             )
 
 
@@ -322,7 +310,7 @@ def _check_none_lost(root: Path, names: list[str], labels: list[int], class_name
     """Skipping must not empty a class; a test part with fixed classes may lack some, but not all."""
     lost = sorted(set(range(len(names))) - set(labels))
     if lost and (class_names is None or not labels):
-        raise DataError(f"class {names[lost[0]]!r} of {shown(root)} has no readable image; add some or remove it")
+        raise DataError(f"class {names[lost[0]]!r} of {printable(root)} has no readable image; add some or remove it")
 
 
 def _stack(pictures: list[np.ndarray], channels: int | None) -> torch.Tensor:

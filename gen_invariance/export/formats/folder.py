@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gen_invariance.data.readers.folder import SUFFIXES, existing_folder, find_splits, shown
+from gen_invariance.data.readers.folder import SUFFIXES, existing_folder, find_splits
 from gen_invariance.errors import DataError
+from gen_invariance.errors import printable as shown
 from gen_invariance.export.formats.base import Entry, Finish, Row, Stored
 from gen_invariance.export.pictures import UnusablePictureError
 from gen_invariance.files import atomic_write

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gen_invariance.data.readers.folder import shown
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
+from gen_invariance.errors import printable as shown
 from gen_invariance.export.formats.base import Entry, Finish, Form, Row, Stored, in_order
 from gen_invariance.export.formats.folder import FolderForm, read_regular
 from gen_invariance.export.formats.table import TableForm

@@ -9,8 +9,9 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gen_invariance.data.readers.folder import SUFFIXES, shown
+from gen_invariance.data.readers.folder import SUFFIXES
 from gen_invariance.errors import DataError, DataNotFoundError
+from gen_invariance.errors import printable as shown
 from gen_invariance.export.formats.base import Entry, Finish, Row, Stored, in_order, unique_keys
 from gen_invariance.export.pictures import UnusablePictureError
 from gen_invariance.files import atomic_write

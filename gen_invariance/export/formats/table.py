@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from gen_invariance.data.readers.folder import shown
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
+from gen_invariance.errors import printable as shown
 from gen_invariance.export.formats.base import Entry, Finish, Row, Stored, in_order, unique_keys
 from gen_invariance.export.formats.folder import key_of, place_files, read_regular
 from gen_invariance.files import atomic_write
