@@ -91,16 +91,11 @@ def main() -> None:
         )
     with clock.of("relation"):
         order = subset_order(
-            cell_bounds(
-                drawn.scores,
-                sample_variance=drawn.sample_variance,
-                sample_freedom=drawn.sample_freedom,
-                largest=drawn.largest,
-                simultaneous="bootstrap",
-            ),
+            cell_bounds(drawn, simultaneous="bootstrap"),
             subsets=subsets,
             pairs=class_pairs(options.classes),
             class_names=[str(c) for c in range(options.classes)],
+            threshold=0.9,
         )
         counts, covers = order.counts(), len(order.covers(relation="estimated"))
     with clock.of("diagram"), tempfile.TemporaryDirectory() as folder:

@@ -40,6 +40,9 @@ _HOMES = {
     "fit_classifier": "classifier.train",
     "measure_accuracy": "measure.accuracy",
     "measure_invariance": "measure.invariance",
+    "OrderRun": "experiment.order",
+    "OrderSettings": "experiment.order",
+    "run_order": "experiment.order",
 }
 
 __all__ = sorted(_HOMES)

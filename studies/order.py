@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError
-from gen_invariance.experiment.order_study import OrderSettings, run_order
+from gen_invariance.experiment.order import OrderRun, OrderSettings, run_order
 from gen_invariance.nuisance import Rotation
-from gen_invariance.order.analysis import AnalysisSettings
-from gen_invariance.order.backbone import SourceSettings
+from gen_invariance.order.analysis.study import AnalysisSettings
 from gen_invariance.order.sets import random_subsets
+from gen_invariance.order.source import SourceSettings
 from gen_invariance.report.order_page import findings
 from gen_invariance.run import named_generator
 
@@ -40,11 +40,7 @@ def digits() -> tuple[ImageData, ImageData, OrderSettings]:
         largest=7,
         subsets=(tuple(range(10)),),
         seeds=(0, 1, 2, 3, 4),
-        pool=40,
-        source=SourceSettings(images_per_class=40, epochs=6, learning_rate=0.05),
-        analysis=AnalysisSettings(threshold=0.95, resamples=2000),
         curriculum=True,
-        device="cpu",
     )
     return data.subset(order[:1000]), data.subset(order[1000:]), settings
 
@@ -62,11 +58,9 @@ def cifar10(path: Path, *, seeds: int) -> tuple[ImageData, ImageData, OrderSetti
         subsets=(*(subset for subset in six if subset != best), best, tuple(range(10))),
         seeds=tuple(range(seeds)),
         pool=100,
-        source=SourceSettings(budget="steps", steps=60, images_per_class=400, learning_rate=0.05, flip=True),
+        source=SourceSettings(budget="steps", steps=60, images_per_class=400, flip=True),
         analysis=AnalysisSettings(threshold=0.75),
         draws=3,
-        invariance_images=20,
-        device="cpu",
     )
     return train, test, settings
 
@@ -93,9 +87,8 @@ def main() -> None:
     try:
         train, test, settings = digits() if given.study == "digits" else cifar10(given.data, seeds=given.seeds)
         command = f"python -m studies.order {given.study}"
-        study = run_order(
-            train, test, given.out, settings, nuisance=Rotation(30), resume=True, progress=True, command=command
-        )
+        run = OrderRun(order=settings, out=str(given.out), device="cpu", resume=True, progress=True)
+        study = run_order(run, images=(train, test), nuisance=Rotation(30), command=command)
     except GenInvarianceError as error:
         raise SystemExit(f"studies.order: {error}") from error
     print("\n".join(findings(study)))

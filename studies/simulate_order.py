@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 import torch
 
-from gen_invariance.order.bootstrap import CellBounds, cell_bounds, crossed_bootstrap
+from gen_invariance.order.bootstrap import CellBounds, Resamples, cell_bounds, crossed_bootstrap
 from gen_invariance.order.relation import inclusion, subset_order
 
 REFERENCE = {3: 35, 5: 47, 10: 62, 20: 71}
@@ -46,7 +46,7 @@ def draw_truth(pairs: int, rng: np.random.Generator) -> np.ndarray:
 def from_scores(seeds: int, simultaneous: str, rng: np.random.Generator) -> tuple[bool, float]:
     truth = draw_truth(20, rng)
     scores = truth + rng.normal(0, DEVIATION, (seeds, *truth.shape))
-    return judge(cell_bounds(scores, simultaneous=simultaneous), truth)
+    return judge(cell_bounds(Resamples(scores), simultaneous=simultaneous), truth)
 
 
 def from_hits(seeds: int, simultaneous: str, rng: np.random.Generator) -> tuple[bool, float]:
@@ -62,13 +62,7 @@ def from_hits(seeds: int, simultaneous: str, rng: np.random.Generator) -> tuple[
     packed = np.packbits(difficulty < chance, axis=-1)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     drawn = crossed_bootstrap(packed, labels, num_classes=classes, resamples=300, generator=generator)
-    bounds = cell_bounds(
-        drawn.scores,
-        sample_variance=drawn.sample_variance,
-        sample_freedom=drawn.sample_freedom,
-        largest=drawn.largest,
-        simultaneous=simultaneous,
-    )
+    bounds = cell_bounds(drawn, simultaneous=simultaneous)
     return judge(bounds, truth)
 
 

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 
 from gen_invariance.cli.main import _compose, run
-from gen_invariance.experiment.order import order_settings
-from gen_invariance.experiment.order_study import OrderSettings
-from gen_invariance.order.analysis import AnalysisSettings
-from gen_invariance.order.backbone import SourceSettings
+from gen_invariance.experiment.order import OrderRun
 from gen_invariance.order.relation import SubsetOrder
 from gen_invariance.records import finished_cells, load_records, measured
+from gen_invariance.settings import defaults_of, settings_of
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -170,8 +168,8 @@ BAD = {
     "mode": (["order.mode=half"], ["mode", "'half'", "frozen"]),
     "same seed twice": (["order.seeds=[1,1]"], ["seeds"]),
     "word for a seed": (["order.seeds=[x]"], ["order.seeds"]),
-    "threshold of chance": (["order.analysis.threshold=0.5"], ["threshold is 0.5"]),
-    "alpha": (["order.analysis.alpha=2"], ["alpha is 2"]),
+    "threshold of chance": (["order.analysis.threshold=0.5"], ["order.analysis.threshold", "0.5"]),
+    "alpha": (["order.analysis.alpha=2"], ["order.analysis.alpha", "got 2"]),
     "correction": (["order.analysis.simultaneous=holm"], ["'holm'", "bonferroni"]),
     "held out and used": (
         ["order.choose=list", "order.subsets=[[ant,bee]]", "order.analysis.heldout_classes=[1,2]"],
@@ -205,15 +203,13 @@ def test_foreign_folder_and_other_runs_are_left_alone(toy, tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_the_file_of_settings_has_all_of_the_library_and_is_read():
-    values = _compose("order", [])["order"]
-    assert set(values) == set(OrderSettings.__dataclass_fields__) - {"seed", "device"}
-    assert set(values["source"]) == set(SourceSettings.__dataclass_fields__)
-    assert set(values["analysis"]) == set(AnalysisSettings.__dataclass_fields__) - {"seed"}
-    settings = order_settings(values, seed=7)
-    assert (settings.seed, settings.analysis.seed) == (7, 7)
-    assert settings.seeds == (0, 1, 2)
-    assert isinstance(settings.source, SourceSettings)
+def test_the_file_of_settings_has_all_of_the_library_and_its_defaults():
+    values = _compose("order", [])
+    assert values["order"] == defaults_of(OrderRun)["order"]
+    assert set(values) == set(defaults_of(OrderRun))
+    settings = settings_of(OrderRun, values, "")
+    assert settings.order.seeds == (0, 1, 2)
+    assert settings.order.source.epochs == 6
 
 
 @pytest.mark.slow

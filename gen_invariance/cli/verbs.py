@@ -5,6 +5,8 @@ Rooms are imported inside the verbs, so that help is quick.
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -147,12 +149,16 @@ def _augment(config: dict[str, Any]) -> None:
     check_complete(summary)
 
 
-def _order(config: dict[str, Any]) -> None:
-    from gen_invariance.experiment.launch import choose_device, shows_progress
-    from gen_invariance.experiment.order import order_subsets
+def _order(settings: Any) -> None:
+    from gen_invariance.experiment.order import run_order
+    from gen_invariance.report.diagram import diagram_text
+    from gen_invariance.report.order_page import findings
 
-    device = choose_device(config["device"])
-    _say_all(order_subsets(config, device=device, progress=shows_progress(config["progress"])))
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    study = run_order(settings, command=command, say=_say)
+    _say_all([*diagram_text(study.order).splitlines(), "", *findings(study)])
+    if settings.out is not None:
+        _say_all(["", f"records: {Path(settings.out) / 'records'}", f"page: {Path(settings.out) / 'order.html'}"])
 
 
 def _benchmark(config: dict[str, Any]) -> None:
@@ -170,7 +176,7 @@ VERBS: dict[str, Verb] = {
     "measure": Verb(_measure, "experiment.evaluate:MeasureRun"),
     "report": Verb(_report),
     "inspect": Verb(_inspect),
-    "order": Verb(_order),
+    "order": Verb(_order, "experiment.order:OrderRun"),
     "benchmark": Verb(_benchmark),
     "demo": Verb(_demo),
 }

@@ -11,6 +11,7 @@ Smyth 2004) and Student quantiles, since five seeds resampled say little about t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,8 +21,11 @@ from torch import Tensor
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.order.separability import unpack_hits
 from gen_invariance.order.sets import class_pairs
+from gen_invariance.stats import draw_rows
 
-SIMULTANEOUS = ("bootstrap", "bonferroni", "none")
+Simultaneous = Literal["bootstrap", "bonferroni", "none"]
+"""How the level is shared among the cells: max-|t| bootstrap (never wider than Bonferroni), Bonferroni, or not."""
+
 _BLOCK_BYTES = 256 * 2**20
 _EDGE_DRAWS = 200
 
@@ -48,21 +52,31 @@ class CellBounds:
 
 @dataclass(frozen=True)
 class Resamples:
-    """What one crossed bootstrap gives.
+    """Scores of every seed and, of a bootstrap, how they vary.
 
     Attributes:
         scores: float64 (R, n, P), each seed's balanced two-class accuracy.
-        sample_variance: float64 (n, P), variance of the seed mean due to the finite test set.
-        sample_freedom: float64 (P,), degrees of freedom behind it.
-        largest: float64 (B,), largest |standardised deviation| over all cells in each resample.
+        sample_variance: of the seed mean due to the finite test set, broadcastable to (n, P).
+        sample_freedom: degrees of freedom behind it, broadcastable to (n, P).
+        largest: float64 (B,), largest |standardised deviation| over all cells in each resample; None without any.
         draws: float32 (E, n, P), the first resampled seed means, for edge frequencies.
     """
 
     scores: np.ndarray
-    sample_variance: np.ndarray
-    sample_freedom: np.ndarray
-    largest: np.ndarray
-    draws: np.ndarray
+    sample_variance: np.ndarray | float = 0.0
+    sample_freedom: np.ndarray | float = np.inf
+    largest: np.ndarray | None = None
+    draws: np.ndarray | None = None
+
+    def of_pairs(self, columns: np.ndarray) -> Resamples:
+        """What a bootstrap gave for some of the pairs only; `largest` stays that over all of them."""
+        return Resamples(
+            self.scores[:, :, columns],
+            self.sample_variance[:, columns],
+            self.sample_freedom[columns],
+            self.largest,
+            self.draws[:, :, columns],
+        )
 
 
 def crossed_bootstrap(
@@ -85,12 +99,10 @@ def crossed_bootstrap(
         generator: CPU generator.
 
     Raises:
-        ShapeError: lengths do not fit. SettingsError: too few resamples.
+        ShapeError: lengths do not fit.
     """
     if packed.ndim != 4 or packed.shape[2] != len(labels):
         raise ShapeError(f"hits are {packed.shape} for {len(labels)} labels; expected (R, n, M, ceil(K / 8))")
-    if resamples < 100:
-        raise SettingsError(f"resamples is {resamples}, expected at least 100; 2000 is usual")
     seeds, count = packed.shape[:2]
     pairs = class_pairs(num_classes)
     rows = [torch.from_numpy(np.flatnonzero(labels == label)) for label in range(num_classes)]
@@ -130,8 +142,8 @@ def crossed_bootstrap(
 
 def _resample_weights(size: int, resamples: int, generator: torch.Generator) -> Tensor:
     """Share of each of `size` items in each bootstrap draw, float32 (B, size), rows summing to 1."""
-    picks = torch.randint(size, (resamples, size), generator=generator)
-    return torch.zeros(resamples, size).scatter_add_(1, picks, torch.full(picks.shape, 1.0 / size))
+    drawn = torch.from_numpy(draw_rows(size, resamples=resamples, generator=generator)[:, 0])
+    return torch.zeros(resamples, size).scatter_add_(1, drawn, torch.full(drawn.shape, 1.0 / size))
 
 
 def _class_accuracy(
@@ -143,9 +155,8 @@ def _class_accuracy(
     The variance is the larger of the observed one and a binomial one with two successes and two failures added,
     so a class without a single miss does not get a zero-width interval.
 
-    Returns:
-        Each seed's accuracy (K, K, R, s), the sampling variance of the seed mean (K, K, s), and the seed mean in
-        every resample (K, K, s, B); float32.
+    Returns each seed's accuracy (K, K, R, s), the sampling variance of the seed mean (K, K, s), and the seed mean in
+    every resample (K, K, s, B); float32.
     """
     seeds, width, _, num_classes = hits.shape
     right = torch.empty(len(rows), num_classes, seeds, width)
@@ -196,50 +207,35 @@ def moderated_variance(scores: np.ndarray, *, group: int = 200) -> tuple[np.ndar
     return variance.reshape(scores.shape[1:]), total.reshape(scores.shape[1:])
 
 
-def cell_bounds(
-    scores: np.ndarray,
-    *,
-    sample_variance: np.ndarray | float = 0.0,
-    sample_freedom: np.ndarray | float = np.inf,
-    largest: np.ndarray | None = None,
-    alpha: float = 0.05,
-    simultaneous: str = "bonferroni",
-) -> CellBounds:
+def cell_bounds(measured: Resamples, *, alpha: float = 0.05, simultaneous: Simultaneous = "bonferroni") -> CellBounds:
     """Two-sided bounds for the expected score of every cell.
 
     Args:
-        scores: (R, n, P), one value for each seed; with R = 1 only `sample_variance` counts.
-        sample_variance: of the seed mean because of the finite test set, broadcastable to (n, P).
-        sample_freedom: degrees of freedom behind it, broadcastable to (n, P).
-        largest: the (B,) of `Resamples`, needed for `simultaneous="bootstrap"`.
+        measured: scores of each seed; with one seed only the variance due to the test set counts.
         alpha: chance that any bound is wrong, in (0, 0.5).
-        simultaneous: "bootstrap" (max-|t|, never wider than Bonferroni), "bonferroni", or "none" (exploration).
+        simultaneous: see `Simultaneous`.
 
     Raises:
-        SettingsError: an option out of its range.
+        SettingsError: simultaneous "bootstrap" without resamples.
     """
-    if not 0 < alpha < 0.5:
-        raise SettingsError(f"alpha is {alpha}, expected between 0 and 0.5; 0.05 is usual")
-    if simultaneous not in SIMULTANEOUS:
-        raise SettingsError(f"simultaneous is {simultaneous!r}, expected one of {', '.join(SIMULTANEOUS)}")
-    estimate = scores.mean(axis=0)
-    sample_variance = np.broadcast_to(np.asarray(sample_variance, dtype=float), estimate.shape)
-    sample_freedom = np.broadcast_to(np.asarray(sample_freedom, dtype=float), estimate.shape)
-    if len(scores) > 1:
-        seed_variance, seed_freedom = moderated_variance(scores)
-        seed_variance = seed_variance / len(scores)
-    else:
-        seed_variance, seed_freedom = np.zeros_like(estimate), np.full_like(estimate, np.inf)
+    seeds = len(measured.scores)
+    estimate = measured.scores.mean(axis=0)
+    sample_variance = np.broadcast_to(np.asarray(measured.sample_variance, dtype=float), estimate.shape)
+    sample_freedom = np.broadcast_to(np.asarray(measured.sample_freedom, dtype=float), estimate.shape)
+    seed_variance, seed_freedom = np.zeros_like(estimate), np.full_like(estimate, np.inf)
+    if seeds > 1:
+        seed_variance, seed_freedom = moderated_variance(measured.scores)
+        seed_variance = seed_variance / seeds
     total = seed_variance + sample_variance
     # Satterthwaite: a variance made of two parts has the freedom of the part that dominates it.
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = total**2 / (seed_variance**2 / seed_freedom + sample_variance**2 / sample_freedom)
     freedom = np.where(np.isfinite(freedom), freedom, 1e9)
 
-    level = _cell_level(alpha, estimate.size, simultaneous, largest)
-    half = stats.t.isf(level / 2, freedom) * np.sqrt(total)
-    lower, upper = np.clip(estimate - half, 0, 1), np.clip(estimate + half, 0, 1)
-    return CellBounds(estimate, lower, upper, alpha, simultaneous, len(scores))
+    level = _cell_level(alpha, estimate.size, simultaneous, measured.largest)
+    half_width = stats.t.isf(level / 2, freedom) * np.sqrt(total)
+    lower, upper = np.clip(estimate - half_width, 0, 1), np.clip(estimate + half_width, 0, 1)
+    return CellBounds(estimate, lower, upper, alpha, simultaneous, seeds)
 
 
 def _cell_level(alpha: float, cells: int, simultaneous: str, largest: np.ndarray | None) -> float:

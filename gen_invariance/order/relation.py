@@ -22,9 +22,10 @@ import numpy as np
 from gen_invariance.errors import CheckpointError, SettingsError, ShapeError
 from gen_invariance.order.bootstrap import CellBounds
 from gen_invariance.order.preorder import Preorder
-from gen_invariance.order.sets import Subset, pair_mask, subset_name
+from gen_invariance.order.sets import START, Subset, pair_mask, subset_name
 
 _FORMAT = "gen_invariance subset order 1"
+_ARRAYS = {"pairs": np.int64, "estimate": float, "yes": bool, "no": bool, "threshold": float, "chance": bool}
 MIN_TEST_SAMPLES = 10
 
 
@@ -87,6 +88,16 @@ class SubsetOrder:
         """|Sep| of each subset, int64 (n,)."""
         return self.separated.sum(axis=1)
 
+    @property
+    def source_rows(self) -> list[int]:
+        """Rows of all subsets but the start."""
+        return [row for row, subset in enumerate(self.subsets) if subset != START]
+
+    @property
+    def sources(self) -> list[Subset]:
+        """All subsets but the start."""
+        return self._named(self.source_rows)
+
     @cached_property
     def certain(self) -> Preorder:
         """The relation that holds at the stated level."""
@@ -112,7 +123,7 @@ class SubsetOrder:
         return "certain" if self.certain.leq[a, b] else "refuted" if self.refuted[a, b] else "undecided"
 
     def index(self, subset: Sequence[int]) -> int:
-        """Position of `subset`, whatever the order its classes are given in."""
+        """Row of `subset`, whatever the order its classes are given in."""
         try:
             return self.subsets.index(tuple(sorted(subset)))
         except ValueError as error:
@@ -126,9 +137,12 @@ class SubsetOrder:
             raise SettingsError(f"relation is {relation!r}, expected 'certain' or 'estimated'")
         return self.certain if relation == "certain" else self.estimated
 
+    def _named(self, indices: Sequence[int]) -> list[Subset]:
+        return [self.subsets[index] for index in indices]
+
     def classes(self, *, relation: str = "certain") -> list[tuple[Subset, ...]]:
         """Subsets that separate the same pairs, together."""
-        return [tuple(self.subsets[i] for i in members) for members in self._relation(relation).classes()]
+        return [tuple(self._named(members)) for members in self._relation(relation).classes()]
 
     def covers(self, *, relation: str = "certain") -> list[tuple[Subset, Subset]]:
         """Hasse edges (below, above), one representative of each class."""
@@ -136,19 +150,19 @@ class SubsetOrder:
 
     def maximal(self, *, relation: str = "certain") -> list[Subset]:
         """Subsets that nothing is strictly above."""
-        return [self.subsets[i] for i in self._relation(relation).maximal()]
+        return self._named(self._relation(relation).maximal())
 
     def minimal(self, *, relation: str = "certain") -> list[Subset]:
         """Subsets that nothing is strictly below."""
-        return [self.subsets[i] for i in self._relation(relation).minimal()]
+        return self._named(self._relation(relation).minimal())
 
     def chains(self, *, relation: str = "certain", limit: int = 100) -> list[list[Subset]]:
         """Maximal chains, bottom first, at most `limit`."""
-        return [[self.subsets[i] for i in chain] for chain in self._relation(relation).chains(limit=limit)]
+        return [self._named(chain) for chain in self._relation(relation).chains(limit=limit)]
 
     def linear_extension(self, *, relation: str = "certain") -> list[Subset]:
         """All subsets in one canonical total order that respects the relation, fewest separated pairs first."""
-        return [self.subsets[i] for i in self._relation(relation).linear_extension()]
+        return self._named(self._relation(relation).linear_extension())
 
     def generalises_to(self, target: Sequence[int]) -> list[str]:
         """For each subset: "certain", "refuted", "undecided", or "trivial" for a target without a pair.
@@ -174,7 +188,7 @@ class SubsetOrder:
         """The minimal subsets that certainly generalise to `target`: the cheapest answers to "train on what?"."""
         good = np.array([state == "certain" for state in self.generalises_to(target)])
         undercut = (self.certain.strict & good[:, None]).any(axis=0)
-        return [self.subsets[i] for i in np.flatnonzero(good & ~undercut)]
+        return self._named(np.flatnonzero(good & ~undercut))
 
     def gained(self, below: Subset, above: Subset) -> np.ndarray:
         """Pairs that `above` separates and `below` does not (estimates), int64 (g, 2)."""
@@ -195,8 +209,12 @@ class SubsetOrder:
         """The subset by class names."""
         return subset_name(subset, self.class_names)
 
-    def check_comparable(self, other: SubsetOrder) -> None:
-        """Raise `SettingsError` unless `other` has the same mode, head and pairs."""
+    def robust_edges(self, other: SubsetOrder) -> list[tuple[Subset, Subset]]:
+        """Certain strict edges that are certain in `other` too, for example under another image budget.
+
+        Raises:
+            SettingsError: the orders differ in mode, head or pairs.
+        """
         for what in ("mode", "head"):
             if getattr(self, what) != getattr(other, what):
                 raise SettingsError(
@@ -205,12 +223,14 @@ class SubsetOrder:
                 )
         if not np.array_equal(self.pairs, other.pairs):
             raise SettingsError("the two orders are over different class pairs; measure both on the same pairs")
+        shared = [subset for subset in self.subsets if subset in other.subsets]
+        here, there = ([order.subsets.index(subset) for subset in shared] for order in (self, other))
+        both = self.certain.strict[np.ix_(here, here)] & other.certain.strict[np.ix_(there, there)]
+        return [(shared[low], shared[high]) for low, high in np.argwhere(both).tolist()]
 
     def to_json(self) -> str:
         """The order as JSON; `from_json` gives an equal object back."""
-        arrays = {
-            name: getattr(self, name).tolist() for name in ("pairs", "estimate", "yes", "no", "threshold", "chance")
-        }
+        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
         rest = {name: getattr(self, name) for name in ("subsets", "class_names", "mode", "head", "about", "notes")}
         return json.dumps({"format": _FORMAT, **arrays, **rest})
 
@@ -223,20 +243,17 @@ class SubsetOrder:
         """
         try:
             read = json.loads(text)
-            if read["format"] != _FORMAT:
-                raise KeyError(read["format"])
+            if read.pop("format") != _FORMAT:
+                raise KeyError("another format")
             shape = (len(read["subsets"]), len(read["pairs"]))
-            return SubsetOrder(
-                subsets=tuple(tuple(s) for s in read["subsets"]),
-                pairs=np.array(read["pairs"], dtype=np.int64).reshape(-1, 2),
-                estimate=np.array(read["estimate"], dtype=float).reshape(shape),
-                threshold=np.array(read["threshold"], dtype=float),
-                class_names=tuple(read["class_names"]),
-                notes=tuple(read["notes"]),
-                **{name: np.array(read[name], dtype=bool).reshape(shape) for name in ("yes", "no", "chance")},
-                **{name: read[name] for name in ("mode", "head", "about")},
-            )
-        except (ValueError, KeyError, TypeError) as error:
+            shapes = {"pairs": (-1, 2), "threshold": (-1,)}
+            for name, kind in _ARRAYS.items():
+                read[name] = np.array(read[name], dtype=kind).reshape(shapes.get(name, shape))
+            read["subsets"] = tuple(tuple(subset) for subset in read["subsets"])
+            for name in ("class_names", "notes"):
+                read[name] = tuple(read[name])
+            return SubsetOrder(**read)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"this is not a subset order ({error}); give the order.json that a run wrote"
             ) from error
@@ -255,7 +272,7 @@ def subset_order(
     *,
     subsets: Sequence[Subset],
     pairs: np.ndarray,
-    threshold: float | np.ndarray = 0.9,
+    threshold: float | np.ndarray,
     class_names: Sequence[str],
     test_counts: np.ndarray | None = None,
     mode: str = "frozen",
@@ -282,7 +299,7 @@ def subset_order(
     if len(threshold) and not (threshold.min() > 0.5 and threshold.max() <= 1):
         raise SettingsError(
             f"separation threshold is {threshold.min():g} to {threshold.max():g}, expected above 0.5 (chance) and at "
-            "most 1; 0.9 is usual"
+            "most 1; 0.95 is usual"
         )
     yes, no = bounds.lower >= threshold, bounds.upper < threshold
     notes = []

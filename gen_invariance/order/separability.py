@@ -9,18 +9,29 @@ matrix product. Reference: the separation of a pair by a model follows Baena, Dr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
+import torch.nn.functional as F
 from torch import Tensor
 
+from gen_invariance.classifier.heads import (
+    KNN_NEIGHBOURS,
+    KNN_TEMPERATURE,
+    class_means,
+    fit_knn,
+    fit_logistic,
+    fit_nearest_mean,
+    predict,
+)
 from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.order.sets import class_pairs
 
-HEADS = ("ncm", "knn", "logistic", "own")
-_NEIGHBOURS, _TEMPERATURE = 20, 0.07
+Head = Literal["ncm", "knn", "logistic", "own"]
+"""Nearest class mean; k nearest neighbours; logistic regression; a binary source's own decision as a cut."""
+
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 
 
@@ -53,10 +64,8 @@ class Features:
     train_groups: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, values, labels in (
-            ("train", self.train, self.train_labels),
-            ("test", self.test, self.test_labels),
-        ):
+        parts = (("train", self.train, self.train_labels), ("test", self.test, self.test_labels))
+        for name, values, labels in parts:
             if values.ndim != 2 or len(values) != len(labels):
                 raise ShapeError(
                     f"{name} features are {tuple(values.shape)} for {len(labels)} labels; give (N, D) and N labels"
@@ -77,26 +86,7 @@ class Features:
         return bool(torch.isfinite(joined).all()) and bool((joined.amax(0) - joined.amin(0)).max() > 1e-9)
 
 
-def class_means(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean feature of each class, (K, D); NaN rows for classes without a sample."""
-    sums = torch.zeros(num_classes, features.shape[1], dtype=features.dtype).index_add_(0, labels, features)
-    return sums / torch.bincount(labels, minlength=num_classes)[:, None]
-
-
-def class_scores(features: Features, head: str) -> Tensor:
-    """Score of each test sample for each class under "ncm", float32 (M, K); the larger wins.
-
-    One matrix product: -|x - m|^2 up to the term |x|^2, which no comparison of classes sees.
-    """
-    if head != "ncm":
-        raise SettingsError(f"class scores exist for head 'ncm', not {head!r}")
-    train = features.train.float()
-    centre = train.mean(0)  # differences are taken near the origin, where float32 is finest
-    means = class_means(train - centre, features.train_labels, features.num_classes)
-    return 2 * (features.test.float() - centre) @ means.T - means.square().sum(1)
-
-
-def pair_hits(features: Features, head: str = "ncm", *, generator: torch.Generator | None = None) -> Tensor:
+def pair_hits(features: Features, head: Head = "ncm", *, generator: torch.Generator | None = None) -> Tensor:
     """Whether each test sample is right against each other class, bool (M, K); its own class's column is False.
 
     Args:
@@ -107,27 +97,27 @@ def pair_hits(features: Features, head: str = "ncm", *, generator: torch.Generat
 
     A draw counts as a miss, so a head that cannot decide never separates.
     """
-    scorer = {"ncm": _ncm_hits, "knn": _knn_hits, "own": _own_hits}
     if head == "logistic":
         hits = _logistic_hits(features, generator=generator)
-    elif head in scorer:
-        hits = scorer[head](features)
     else:
-        raise SettingsError(f"unknown head {head!r}; use one of {', '.join(HEADS)}")
+        hits = {"ncm": _ncm_hits, "knn": _knn_hits, "own": _own_hits}[head](features)
     hits[torch.arange(len(hits)), features.test_labels] = False
     return hits
 
 
 def _ncm_hits(features: Features) -> Tensor:
-    scores = class_scores(features, "ncm")
+    """From -|x - m|^2 up to the term |x|^2, which no comparison of classes sees: one matrix product."""
+    train = features.train.float()
+    centre = train.mean(0)  # differences are taken near the origin, where float32 is finest
+    means = class_means(train - centre, features.train_labels, features.num_classes)
+    scores = 2 * (features.test.float() - centre) @ means.T - means.square().sum(1)
     return scores.gather(1, features.test_labels[:, None]) > scores
 
 
 def _knn_hits(features: Features) -> Tensor:
     """Two-class votes among the k nearest of both classes together, from each class's own k nearest."""
-    train = torch.nn.functional.normalize(features.train.float(), dim=1)
-    test = torch.nn.functional.normalize(features.test.float(), dim=1)
-    neighbours = min(_NEIGHBOURS, len(train) - 1)
+    train, test = F.normalize(features.train.float(), dim=1), F.normalize(features.test.float(), dim=1)
+    neighbours = min(KNN_NEIGHBOURS, len(train) - 1)
     nearest = torch.full((len(test), features.num_classes, neighbours), -torch.inf)
     for label in range(features.num_classes):
         similar = test @ train[features.train_labels == label].T
@@ -138,7 +128,7 @@ def _knn_hits(features: Features) -> Tensor:
     for label in range(features.num_classes):
         both = torch.cat([own, nearest[:, label]], dim=1)
         top, place = both.topk(min(neighbours, both.shape[1]), dim=1)
-        weight = torch.exp((top - top[:, :1]) / _TEMPERATURE)
+        weight = torch.exp((top - top[:, :1]) / KNN_TEMPERATURE)
         hits[:, label] = (weight * (place < neighbours)).sum(1) > (weight * (place >= neighbours)).sum(1)
     return hits
 
@@ -156,41 +146,33 @@ def _logistic_hits(features: Features, *, generator: torch.Generator | None) -> 
 def logistic_predictions(
     features: Features, classes: tuple[int, ...], *, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Predicted class (original numbering) of every test sample of `classes`, int64 (m,), and their rows (m,).
-
-    Labels are remapped to 0..len(classes)-1 for the fit and mapped back.
-    """
-    train_rows = torch.isin(features.train_labels, torch.tensor(classes)).nonzero().flatten()
-    test_rows = torch.isin(features.test_labels, torch.tensor(classes)).nonzero().flatten()
+    """Predicted class of every test sample of `classes`, int64 (m,), and their rows (m,)."""
+    train_rows, test_rows = (_rows_of(labels, classes) for labels in (features.train_labels, features.test_labels))
     inputs, labels = features.train[train_rows].float(), features.train_labels[train_rows]
-    mapped = torch.searchsorted(torch.tensor(classes), labels).numpy()
-    scale = inputs.std(0).clamp_min(1e-6)
-    inputs = ((inputs - inputs.mean(0)) / scale).numpy()
-    tests = ((features.test[test_rows].float() - features.train[train_rows].float().mean(0)) / scale).numpy()
     groups = None if features.train_groups is None else features.train_groups[train_rows]
-    model = _fit_logistic(inputs, mapped, groups=groups, generator=generator)
-    return torch.tensor(classes)[torch.from_numpy(model.predict(tests))], test_rows
+    strength = _choose_strength(inputs, labels, groups=groups, generator=generator)
+    head = fit_logistic(inputs, labels, strength=strength, balanced=False)
+    return predict(head, features.test[test_rows].float()), test_rows
 
 
-def _fit_logistic(
-    inputs: np.ndarray, labels: np.ndarray, *, groups: Tensor | None, generator: torch.Generator | None
-) -> LogisticRegression:
-    """L2 logistic regression; the strength with the best accuracy on a held-out quarter, then fitted on all."""
+def _rows_of(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
+    return torch.isin(labels, torch.tensor(classes)).nonzero().flatten()
+
+
+def _choose_strength(
+    inputs: Tensor, labels: Tensor, *, groups: Tensor | None, generator: torch.Generator | None
+) -> float:
+    """The L2 strength of a logistic head with the best accuracy on a held-out quarter."""
     generator = generator or torch.Generator().manual_seed(0)
-    if groups is None:
-        order = torch.randperm(len(labels), generator=generator).numpy()
-        held, kept = order[: len(order) // 4], order[len(order) // 4 :]
-    else:
-        parts = split_indices(torch.from_numpy(labels), fraction=0.25, generator=generator, groups=groups)
-        kept, held = (part.numpy() for part in parts)
-    best, best_right = 1.0, -1.0
-    if len(np.unique(labels[kept])) == len(np.unique(labels)) and len(held):
-        for strength in _STRENGTHS:
-            trial = LogisticRegression(C=strength, max_iter=200).fit(inputs[kept], labels[kept])
-            right = trial.score(inputs[held], labels[held])
-            if right > best_right:
-                best, best_right = strength, right
-    return LogisticRegression(C=best, max_iter=500).fit(inputs, labels)
+    numbers = labels.unique(return_inverse=True)[1]
+    kept, held_out = split_indices(numbers, fraction=0.25, generator=generator, groups=groups)
+    if not len(held_out):
+        return 1.0
+    right = []
+    for strength in _STRENGTHS:
+        head = fit_logistic(inputs[kept], labels[kept], strength=strength, balanced=False)
+        right.append(int((predict(head, inputs[held_out]) == labels[held_out]).sum()))
+    return _STRENGTHS[int(np.argmax(right))]
 
 
 def _own_hits(features: Features) -> Tensor:
@@ -220,28 +202,24 @@ def pair_scores(hits: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:
 
 
 def target_accuracy(
-    features: Features, target: tuple[int, ...], head: str = "ncm", *, generator: torch.Generator | None = None
+    features: Features, target: tuple[int, ...], head: Head = "ncm", *, generator: torch.Generator | None = None
 ) -> float:
-    """Class-balanced test accuracy in [0, 1] on the classes of `target` (two or more) only."""
+    """Class-balanced test accuracy in [0, 1] on the classes of `target` (two or more) only; NaN for head "own"."""
+    if head == "own":
+        return float("nan")
     if head == "logistic":
         predicted, rows = logistic_predictions(features, target, generator=generator)
     else:
-        rows = torch.isin(features.test_labels, torch.tensor(target)).nonzero().flatten()
-        votes = _knn_votes(features, target, rows) if head == "knn" else class_scores(features, "ncm")[rows]
-        predicted = torch.tensor(target)[votes[:, list(target)].argmax(1)]
+        chosen, rows = (_rows_of(labels, target) for labels in (features.train_labels, features.test_labels))
+        train, labels = features.train[chosen].float(), features.train_labels[chosen]
+        if head == "knn":
+            fitted = fit_knn(train, labels, neighbours=min(KNN_NEIGHBOURS, len(chosen) - 1))
+        else:
+            fitted = fit_nearest_mean(train, labels)
+        predicted = predict(fitted, features.test[rows].float())
     truth = features.test_labels[rows]
     right = (predicted == truth).double()
     return float(torch.stack([right[truth == label].mean() for label in target]).mean())
-
-
-def _knn_votes(features: Features, target: tuple[int, ...], rows: Tensor) -> Tensor:
-    """Weighted votes of the k nearest train samples of `target`'s classes, (m, K)."""
-    chosen = torch.isin(features.train_labels, torch.tensor(target))
-    train = torch.nn.functional.normalize(features.train[chosen].float(), dim=1)
-    similar = torch.nn.functional.normalize(features.test[rows].float(), dim=1) @ train.T
-    top, place = similar.topk(min(_NEIGHBOURS, len(train) - 1), dim=1)
-    votes = torch.zeros(len(rows), features.num_classes)
-    return votes.scatter_add_(1, features.train_labels[chosen][place], torch.exp((top - 1) / _TEMPERATURE))
 
 
 def pack_hits(hits: Tensor) -> np.ndarray:

@@ -32,6 +32,14 @@ def class_pairs(num_classes: int) -> np.ndarray:
     return np.stack(np.triu_indices(num_classes, 1), axis=1).astype(np.int64)
 
 
+def pair_columns(pairs: np.ndarray, num_classes: int) -> np.ndarray:
+    """Where `pairs`, (Q, 2) with i < j, stand among `class_pairs(num_classes)`, int64 (Q,)."""
+    number = np.zeros((num_classes, num_classes), dtype=np.int64)
+    first, second = class_pairs(num_classes).T
+    number[first, second] = np.arange(len(first))
+    return number[pairs[:, 0], pairs[:, 1]]
+
+
 def pair_mask(subset: Iterable[int], pairs: np.ndarray) -> np.ndarray:
     """Which of `pairs` (P, 2) have both classes in `subset`, bool (P,)."""
     return np.isin(pairs, list(subset)).all(axis=1)
@@ -55,7 +63,7 @@ def canonical_subsets(
             or the same subset twice.
     """
     names = {str(name): index for index, name in enumerate(class_names)}
-    found: list[Subset] = []
+    canonical: list[Subset] = []
     for given in subsets:
         subset = tuple(sorted(_class_index(entry, names) for entry in given))
         if len(set(subset)) < len(subset):
@@ -65,12 +73,12 @@ def canonical_subsets(
                 f"subset {list(given)} has {len(subset)} class(es), expected at least {smallest}: a single class "
                 "has nothing to be told from; add a class or ask for one-vs-rest sources (single='one_vs_rest')"
             )
-        if subset in found:
+        if subset in canonical:
             raise SettingsError(f"subset {list(given)} is given twice; remove one")
-        found.append(subset)
-    if not found:
+        canonical.append(subset)
+    if not canonical:
         raise SettingsError("no class subset was given; give at least one with two classes")
-    return tuple(found)
+    return tuple(canonical)
 
 
 def _class_index(entry: int | str, names: dict[str, int]) -> int:
@@ -103,7 +111,8 @@ def all_subsets(num_classes: int) -> tuple[Subset, ...]:
             f"the full lattice of {num_classes} classes has 2^{num_classes} subsets; use at most "
             f"{_LATTICE_CLASSES} classes, or draw subsets with choose=random"
         )
-    return tuple(s for size in range(2, num_classes + 1) for s in subsets_of_size(num_classes, size))
+    sizes = range(2, num_classes + 1)
+    return tuple(itertools.chain.from_iterable(subsets_of_size(num_classes, size) for size in sizes))
 
 
 def random_subsets(
@@ -121,19 +130,18 @@ def random_subsets(
     low, high = sizes
     if not 2 <= low <= high <= num_classes:
         raise SettingsError(f"sizes are {low} to {high}, expected 2 <= low <= high <= {num_classes}")
-    available = {size: math.comb(num_classes, size) for size in range(low, high + 1)}
-    if count < 1 or count > sum(available.values()):
-        raise SettingsError(
-            f"asked for {count} subsets of {low} to {high} classes, there are {sum(available.values())}"
-        )
-    found: set[Subset] = set()
-    while len(found) < count:
+    left = {size: math.comb(num_classes, size) for size in range(low, high + 1)}
+    if not 1 <= count <= sum(left.values()):
+        raise SettingsError(f"asked for {count} subsets of {low} to {high} classes, there are {sum(left.values())}")
+    subsets: set[Subset] = set()
+    while len(subsets) < count:
         # Sizes that are used up are left out, so the loop ends even when every subset is asked for.
-        open_sizes = [s for s, most in available.items() if sum(len(f) == s for f in found) < most]
+        open_sizes = [size for size, number in left.items() if number > 0]
         size = open_sizes[int(torch.randint(len(open_sizes), (1,), generator=generator))]
-        drawn = torch.randperm(num_classes, generator=generator)[:size].tolist()
-        found.add(tuple(sorted(drawn)))
-    return tuple(sorted(found, key=lambda subset: (len(subset), subset)))
+        subset = tuple(sorted(torch.randperm(num_classes, generator=generator)[:size].tolist()))
+        left[size] -= subset not in subsets
+        subsets.add(subset)
+    return tuple(sorted(subsets, key=lambda subset: (len(subset), subset)))
 
 
 def prefix_subsets(counts: Sequence[int], *, end: str, sizes: Sequence[int]) -> tuple[Subset, ...]:
@@ -146,11 +154,9 @@ def prefix_subsets(counts: Sequence[int], *, end: str, sizes: Sequence[int]) -> 
     """
     if end not in ("head", "tail"):
         raise SettingsError(f"prefix end is {end!r}, expected 'head' or 'tail'")
-    sign = -1 if end == "head" else 1
-    ranked = sorted(range(len(counts)), key=lambda index: (sign * int(counts[index]), index))
-    bad = [size for size in sizes if not 2 <= size <= len(counts)]
-    if bad or not sizes:
+    if not sizes or not all(2 <= size <= len(counts) for size in sizes):
         raise SettingsError(f"prefix sizes are {list(sizes)}, expected sizes from 2 to {len(counts)}")
+    ranked = np.argsort(counts if end == "tail" else -np.asarray(counts), kind="stable").tolist()
     return tuple(tuple(sorted(ranked[:size])) for size in sizes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +12,33 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gen_invariance.order.analysis import OrderStudy
-from gen_invariance.order.curriculum import Curriculum
-from gen_invariance.order.sets import START
-from gen_invariance.report.diagram import render
+from gen_invariance.files import write_text
+from gen_invariance.order.analysis.study import OrderStudy
+from gen_invariance.report.diagram import render, write_diagram
 from gen_invariance.report.pages import data_uri, write_page
 from gen_invariance.run import package_versions, source_commit
 
 
-def write_order_page(
-    path: Path,
-    study: OrderStudy,
-    *,
-    title: str,
-    diagram: bytes,
-    climbs: Sequence[Curriculum] = (),
-    command: str = "",
-) -> Path:
+def write_study(folder: Path | str, study: OrderStudy, *, title: str, command: str = "") -> Path:
+    """Write the order, its diagram, the tables and the page; the path of the page."""
+    folder = Path(folder)
+    write_text(folder / "order.json", study.order.to_json() + "\n")
+    diagram = write_diagram(folder, study.order, title=title)["svg"].read_bytes()
+    write_text(folder / "subsets.csv", study.table.to_csv(index=False))
+    write_text(folder / "predictors.csv", study.predictors.to_csv(index=False))
+    return write_order_page(folder / "order.html", study, title=title, diagram=diagram, command=command)
+
+
+def write_order_page(path: Path, study: OrderStudy, *, title: str, diagram: bytes, command: str = "") -> Path:
     """Write the page of `study`, with its `diagram` (SVG), to `path` and return it."""
     order = study.order
-    edges = pd.DataFrame(
-        [
-            {
-                "guess": name,
-                "precision": e.precision,
-                "recall": e.recall,
-                "F1": e.f1,
-                "cover F1": e.cover_f1,
-                "wrong edges": e.hamming,
-            }
-            for name, e in study.predicted_edges.items()
-        ]
-    )
+    names = {"precision": "precision", "recall": "recall", "f1": "F1", "cover_f1": "cover F1", "hamming": "wrong edges"}
+    edges = pd.DataFrame([{"guess": guess, **asdict(score)} for guess, score in study.predicted_edges.items()])
     return write_page(
         "order.html.j2",
         path,
         title=title,
-        sources=sum(subset != START for subset in order.subsets),
+        sources=len(order.sources),
         classes=len(order.class_names),
         seeds=order.about["seeds"],
         mode=order.mode,
@@ -61,9 +52,9 @@ def write_order_page(
         subset_table=_table(study.table),
         sweep=data_uri(render(sweep_figure(study), "svg"), "image/svg+xml"),
         predictor_table=_table(study.predictors.drop(columns=["normalised_regret@1"], errors="ignore")),
-        edge_table=_table(edges),
-        climbs=climbs,
-        climb_table=_table(_climb_frame(study, climbs)),
+        edge_table=_table(edges.rename(columns=names)),
+        climbs=study.curricula,
+        climb_table=_table(_climb_frame(study)),
         command=command,
         versions=sorted(package_versions().items()),
         commit=source_commit() or "unknown",
@@ -150,18 +141,18 @@ def sweep_figure(study: OrderStudy) -> Figure:
     return figure
 
 
-def _climb_frame(study: OrderStudy, climbs: Sequence[Curriculum]) -> pd.DataFrame:
+def _climb_frame(study: OrderStudy) -> pd.DataFrame:
     rows = []
-    for run in climbs:
-        for place, subset in enumerate(run.chain):
+    for run in study.curricula:
+        for index, subset in enumerate(run.chain):
             rows.append(
                 {
                     "subset": study.order.name(subset),
                     "seed": run.seed,
-                    "step": place + 1,
-                    "separated, climbing": run.climbing[place],
-                    "lost": run.lost[place],
-                    "separated, jumping": run.jumping if place == len(run.chain) - 1 else math.nan,
+                    "step": index + 1,
+                    "separated, climbing": run.climbing[index],
+                    "lost": run.lost[index],
+                    "separated, jumping": run.jumping if index == len(run.chain) - 1 else math.nan,
                 }
             )
     return pd.DataFrame(rows)

@@ -1,11 +1,9 @@
-import itertools
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.order.accuracy import _holm, accuracy_relation
+from gen_invariance.order.analysis.accuracy import accuracy_relation
 
 
 def table(mean, noise=0.001, seeds=8):
@@ -42,14 +40,6 @@ def test_p_values_are_paired_one_sided_with_holm():
         assert relation.non_inferior[cells[n]] == alive
 
 
-def test_holm_steps_down_and_stops_at_the_first_failure():
-    p = [0.03, 0.001, 0.02, 0.6, 0.013]  # against .05/5, .05/4 = .0125: the second smallest already fails
-    for order in itertools.permutations(range(5)):
-        assert _holm(np.array(p)[list(order)], 0.05).tolist() == [n == 1 for n in order]
-    assert _holm(np.array([0.02, 0.012, 0.04]), 0.05).tolist() == [True, True, True]
-    assert _holm(np.array([0.04, 0.02]), 0.05).tolist() == [True, True], "Bonferroni alone would keep only the second"
-
-
 def test_intransitivity_and_closure():
     relation = accuracy_relation(table([[0.9, 0.89, 0.85], [0.7, 0.9, 0.89], [0.7, 0.7, 0.9]]), margin=0.02)
     assert set(relation.graph.edges) == {(0, 1), (1, 2)}
@@ -83,5 +73,3 @@ def test_bad_tables_are_refused():
         accuracy_relation(np.ones((1, 2, 2)))
     with pytest.raises(ShapeError):
         accuracy_relation(np.ones((3, 2, 3)))
-    with pytest.raises(SettingsError, match="margin"):
-        accuracy_relation(np.ones((3, 2, 2)), margin=-0.1)

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_moderated_variance_pools_equal_cells_and_leaves_unequal_ones():
 
 def test_bounds_of_many_seeds_equal_a_plain_t_interval_when_nothing_is_pooled():
     scores = np.random.default_rng(0).normal(0.8, 0.03, (12, 1, 2))  # two cells: too few to share information
-    bounds = bs.cell_bounds(scores, simultaneous="none", alpha=0.1)
+    bounds = bs.cell_bounds(bs.Resamples(scores), simultaneous="none", alpha=0.1)
     error = np.sqrt(np.maximum(scores.var(0, ddof=1), scores.var(0, ddof=1).mean()) / 12)
     assert np.allclose(bounds.upper - bounds.estimate, stats.t.isf(0.05, 11) * error)
 
@@ -83,13 +85,7 @@ def test_simultaneous_coverage_with_hits():
         drawn = bs.crossed_bootstrap(
             packed, labels, num_classes=3, resamples=300, generator=torch.Generator().manual_seed(trial)
         )
-        bounds = bs.cell_bounds(
-            drawn.scores,
-            sample_variance=drawn.sample_variance,
-            sample_freedom=drawn.sample_freedom,
-            largest=drawn.largest,
-            simultaneous="bootstrap",
-        )
+        bounds = bs.cell_bounds(drawn, simultaneous="bootstrap")
         wrong += bool(((bounds.lower > truth) | (bounds.upper < truth)).any())
     assert wrong <= 7  # binomial(60, 0.05) stays at or below 7 with probability 0.99
 
@@ -98,12 +94,8 @@ def test_bootstrap_level_is_never_stricter_than_bonferroni_and_none_is_widest():
     _, packed, labels = drawn_hits()
     drawn = bs.crossed_bootstrap(packed, labels.numpy(), num_classes=3, resamples=200, generator=torch.Generator())
     widths = {
-        kind: (lambda b: b.upper - b.lower)(
-            bs.cell_bounds(
-                drawn.scores, sample_variance=drawn.sample_variance, largest=drawn.largest, simultaneous=kind
-            )
-        )
-        for kind in bs.SIMULTANEOUS
+        kind: (lambda b: b.upper - b.lower)(bs.cell_bounds(drawn, simultaneous=kind))
+        for kind in get_args(bs.Simultaneous)
     }
     assert (widths["none"] <= widths["bootstrap"] + 1e-12).all()
     assert (widths["bootstrap"] <= widths["bonferroni"] + 1e-12).all()
@@ -114,7 +106,7 @@ def test_perfect_cells_and_one_seed_still_have_width():
     hits = torch.ones(1, 1, 60, 2, dtype=torch.bool)
     packed = np.stack([[pack_hits(h) for h in row] for row in hits])
     drawn = bs.crossed_bootstrap(packed, labels.numpy(), num_classes=2, resamples=100, generator=torch.Generator())
-    bounds = bs.cell_bounds(drawn.scores, sample_variance=drawn.sample_variance)
+    bounds = bs.cell_bounds(drawn)
     assert bounds.seeds == 1
     assert bounds.estimate.item() == 1
     assert 0.9 < bounds.lower.item() < 0.99
@@ -122,14 +114,8 @@ def test_perfect_cells_and_one_seed_still_have_width():
 
 def test_bad_settings_are_refused():
     scores = np.full((3, 1, 1), 0.9)
-    with pytest.raises(SettingsError, match="alpha"):
-        bs.cell_bounds(scores, alpha=0.7)
-    with pytest.raises(SettingsError, match="expected one of"):
-        bs.cell_bounds(scores, simultaneous="holm")
     with pytest.raises(SettingsError, match="needs resampled hits"):
-        bs.cell_bounds(scores, simultaneous="bootstrap")
+        bs.cell_bounds(bs.Resamples(scores), simultaneous="bootstrap")
     _, packed, labels = drawn_hits()
-    with pytest.raises(SettingsError, match="at least 100"):
-        bs.crossed_bootstrap(packed, labels.numpy(), num_classes=3, resamples=5, generator=torch.Generator())
     with pytest.raises(ShapeError):
         bs.crossed_bootstrap(packed, labels.numpy()[1:], num_classes=3, generator=torch.Generator())

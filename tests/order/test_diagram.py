@@ -15,7 +15,7 @@ def order_of(estimate, half=0.0, names="abcd", subsets=None):
     estimate = np.asarray(estimate, dtype=float)
     subsets = subsets or [(), (0, 1), (0, 2), (1, 2), (0, 1, 2), (2, 3)][: len(estimate)]
     bounds = CellBounds(estimate, estimate - half, estimate + half, 0.05, "bonferroni", 5)
-    return subset_order(bounds, subsets=subsets, pairs=class_pairs(len(names)), class_names=names)
+    return subset_order(bounds, subsets=subsets, pairs=class_pairs(len(names)), class_names=names, threshold=0.9)
 
 
 @pytest.fixture

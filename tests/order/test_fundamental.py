@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_invariance.errors import ShapeError
-from gen_invariance.order import fundamental
+from gen_invariance.order.analysis import fundamental
 from gen_invariance.order.sets import class_pairs
 
 

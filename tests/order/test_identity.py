@@ -3,12 +3,12 @@ import json
 import pytest
 import torch
 
-from gen_invariance.experiment.order_study import OrderSettings
+from gen_invariance.experiment.order import OrderRun, OrderSettings, describe_cells
 from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.nuisance.intensity import Background, Lighting
-from gen_invariance.order.analysis import AnalysisSettings
-from gen_invariance.order.identity import cell_settings, nuisance_identity
+from gen_invariance.order.analysis.study import AnalysisSettings
+from gen_invariance.order.identity import nuisance_identity
 from gen_invariance.translator.munit.model import MunitTranslator
 
 
@@ -70,9 +70,12 @@ def test_a_learned_nuisance_is_its_settings_and_its_weights():
 
 
 def test_cells_do_not_depend_on_how_they_are_read():
-    base = cell_settings(OrderSettings(), None)
-    assert cell_settings(OrderSettings(analysis=AnalysisSettings(threshold=0.7), seeds=(5,), head="knn"), None) == base
-    assert cell_settings(OrderSettings(pool=7), None) != base
-    assert cell_settings(OrderSettings(draws=7), None) != base
-    tuned = cell_settings(OrderSettings(mode="full"), None)
-    assert cell_settings(OrderSettings(mode="full", choose="pairs"), None) != tuned, "its cells hold chosen targets"
+    def describe(**options):
+        return describe_cells(OrderRun(order=OrderSettings(**options)), None)
+
+    base = describe()
+    assert describe(analysis=AnalysisSettings(threshold=0.7), seeds=(5,), head="knn") == base
+    assert describe(pool=7) != base
+    assert describe(draws=7) != base
+    tuned = describe(mode="full")
+    assert describe(mode="full", choose="pairs") != tuned, "its cells hold chosen targets"

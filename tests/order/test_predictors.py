@@ -9,7 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 
 from gen_invariance.errors import DataError, ShapeError
-from gen_invariance.order import predictors as pr
+from gen_invariance.order.analysis import predictors as pr
 
 
 def cloud(samples=40, width=6, classes=3, gap=1.0, seed=0):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gen_invariance.errors import ShapeError
+from gen_invariance.order.analysis.sensitivity import edge_frequency, split_half_stability, sweep_threshold
 from gen_invariance.order.bootstrap import CellBounds
-from gen_invariance.order.sensitivity import edge_frequency, split_half_stability, sweep_threshold
 
 HALF = np.full(3, 0.9)
 

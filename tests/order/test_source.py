@@ -5,8 +5,8 @@ import torch
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
-from gen_invariance.order.backbone import FittedSource, SourceSettings, SourceTrainer, freeze_stages, in_batches
-from gen_invariance.order.curriculum import climb
+from gen_invariance.order.analysis.curriculum import climb
+from gen_invariance.order.source import FittedSource, SourceSettings, SourceTrainer, in_batches
 
 
 def blobs(classes=4, per_class=16, seed=0, side=8):
@@ -118,30 +118,30 @@ def test_adapting_answers_in_class_indices_and_leaves_the_source_alone(mode):
     assert (guess == test.labels[rows]).float().mean() > 0.7
 
 
-def test_frozen_stages_keep_every_bit():
-    made = trainer()
-    model = made.start(0)
-    freeze_stages(model, 1)
-    early = [value.clone() for name, value in model.backbone.state_dict().items() if "conv4" not in name]
-    late = [value.clone() for name, value in model.backbone.state_dict().items() if "conv4" in name]
-    task = made.source_task((0, 1), 0, head=model.head)
-    made._train(model, [task], steps=4, generator=torch.Generator())
-    now = model.backbone.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(early, (v for n, v in now.items() if "conv4" not in n), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(late, (v for n, v in now.items() if "conv4" in n), strict=True))
+def test_partial_adapts_no_more_than_the_last_blocks():
+    made = trainer(steps=4)
+    source = made.fit((0, 1), 0)
+    before = source.model.backbone.state_dict()
+    models = []
+    made.train_on = lambda model, tasks, **options: (
+        models.append(model) or SourceTrainer.train_on(made, model, tasks, **options)
+    )
+    made.adapt(source, (1, 3), made.head_rows, mode="partial", last_stages=1, seed=0)
+    for name, value in models[0].backbone.state_dict().items():
+        assert torch.equal(value, before[name]) == ("conv4" not in name), name
     with pytest.raises(SettingsError, match="last_stages"):
-        freeze_stages(model, 9)
+        made.adapt(source, (1, 3), made.head_rows, mode="partial", last_stages=9, seed=0)
 
 
 def test_climbing_and_jumping_use_equal_steps():
     made = trainer()
-    run = climb(made, [(0, 1), (0, 1, 2), (0, 1, 2, 3)], test=blobs(seed=1), seed=0)
+    run = climb(made, [(0, 1), (0, 1, 2), (0, 1, 2, 3)], test=blobs(seed=1), seed=0, threshold=0.9)
     assert run.steps == 3 * (made.steps_for(made.source_task((0, 1, 2, 3), 0, head=torch.nn.Identity())) // 3)
     assert len(run.climbing) == len(run.lost) == 3
     assert run.lost[0] == 0
     assert all(0 <= count <= 6 for count in (*run.climbing, *run.lost, run.jumping))
     with pytest.raises(SettingsError, match="curriculum"):
-        climb(made, [(), (0, 1)], test=blobs(), seed=0)
+        climb(made, [(), (0, 1)], test=blobs(), seed=0, threshold=0.9)
 
 
 @pytest.mark.parametrize(

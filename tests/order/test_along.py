@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gen_invariance.order import chains
+from gen_invariance.order.analysis import along
 from gen_invariance.order.bootstrap import CellBounds
 from gen_invariance.order.relation import subset_order
 from gen_invariance.order.sets import class_pairs
@@ -26,14 +26,14 @@ SEPARATED = [
 def order():
     estimate = np.where(SEPARATED, HIGH, LOW)
     bounds = CellBounds(estimate, estimate - 0.01, estimate + 0.01, 0.05, "none", 4)
-    return subset_order(bounds, subsets=SUBSETS, pairs=class_pairs(4), class_names=NAMES)
+    return subset_order(bounds, subsets=SUBSETS, pairs=class_pairs(4), class_names=NAMES, threshold=0.9)
 
 
 ACCURACY = np.array([[0.3, 0.5, 0.45, 0.6, 0.9], [0.3, 0.5, 0.47, 0.4, 0.9], [0.3, 0.53, 0.46, 0.45, 0.9]])
 
 
 def test_gains_at_covers(order):
-    gains = {(g.below, g.above): g for g in chains.cover_gains(order, ACCURACY, images=np.array([0, 20, 20, 30, 40]))}
+    gains = {(g.below, g.above): g for g in along.cover_gains(order, ACCURACY, images=np.array([0, 20, 20, 30, 40]))}
     assert set(gains) == {
         ((), (0, 1)),
         ((0, 1), (0, 1, 2)),
@@ -48,12 +48,12 @@ def test_gains_at_covers(order):
     assert step.half_width == pytest.approx((high - low) / 2)
     assert (step.pairs_gained, step.classes_added, step.images_added, step.certain) == (2, 1, 10, True)
     assert step.gain_per_image == pytest.approx(difference.mean() / 10)
-    assert math.isnan(chains.cover_gains(order, ACCURACY[:1], images=np.zeros(5))[0].half_width)
-    assert math.isnan(chains.cover_gains(order, ACCURACY, images=np.zeros(5))[0].gain_per_image)
+    assert math.isnan(along.cover_gains(order, ACCURACY[:1], images=np.zeros(5))[0].half_width)
+    assert math.isnan(along.cover_gains(order, ACCURACY, images=np.zeros(5))[0].gain_per_image)
 
 
 def test_chain_fits(order):
-    fits = {fit.chain: fit for fit in chains.chain_fits(order, ACCURACY, target=(0, 1))}
+    fits = {fit.chain: fit for fit in along.chain_fits(order, ACCURACY, target=(0, 1))}
     assert set(fits) == {
         ((), (0, 1), (0, 1, 2)),
         ((), (0, 1), (0, 1, 2, 3)),
@@ -67,17 +67,17 @@ def test_chain_fits(order):
     rising = fits[(), (0, 1), (0, 1, 2, 3)]
     assert rising.violations == 0
     assert rising.isotonic_r2 == pytest.approx(1)
-    assert chains.chain_fits(order, ACCURACY * np.nan, target=(0, 1)) == []
+    assert along.chain_fits(order, ACCURACY * np.nan, target=(0, 1)) == []
 
 
 def test_against_the_start(order):
-    found = {entry.subset: entry for entry in chains.against_start(order)}
+    found = {entry.subset: entry for entry in along.against_start(order)}
     assert (found[0, 2].gained, found[0, 2].lost, found[0, 2].harmful) == (1, 1, "certain")
     assert (found[0, 1].gained, found[0, 1].lost, found[0, 1].harmful) == (1, 0, "no")
 
 
 def test_nested_subsets(order):
-    found = chains.nested_subsets(order)
+    found = along.nested_subsets(order)
     assert ((0, 1), (0, 1, 2)) in found["obey"]
     assert found["disobey"] == [((0, 1, 2), (0, 1, 2, 3))]
     assert found["refuted"] == [((0, 1, 2), (0, 1, 2, 3))]
@@ -85,7 +85,7 @@ def test_nested_subsets(order):
 
 
 def test_seen_half_and_unseen(order):
-    seen = chains.seen_half_unseen(order)
+    seen = along.seen_half_unseen(order)
     tables = {"seen": [], "half_seen": [], "unseen": []}
     for subset, row in zip(SUBSETS[1:], SEPARATED[1:], strict=True):
         for (i, j), value in zip(class_pairs(4).tolist(), row, strict=True):
@@ -96,13 +96,13 @@ def test_seen_half_and_unseen(order):
 
 def test_correlations_with_accuracy(order):
     expected = stats.spearmanr(np.sum(SEPARATED, axis=1), ACCURACY.mean(0)).statistic
-    assert chains.separated_against_accuracy(order, ACCURACY) == pytest.approx(expected)
-    assert math.isnan(chains.separated_against_accuracy(order, ACCURACY * 0))
+    assert along.separated_against_accuracy(order, ACCURACY) == pytest.approx(expected)
+    assert math.isnan(along.separated_against_accuracy(order, ACCURACY * 0))
     good = np.eye(4, dtype=bool)
     good[3] = True
     good[3, 2] = False
-    assert chains.agreement_with_accuracy(order, good) == pytest.approx(chains.roc_auc_score(*_shares(good)))
-    assert math.isnan(chains.agreement_with_accuracy(order, np.ones((4, 4), dtype=bool)))
+    assert along.agreement_with_accuracy(order, good) == pytest.approx(along.roc_auc_score(*_shares(good)))
+    assert math.isnan(along.agreement_with_accuracy(order, np.ones((4, 4), dtype=bool)))
 
 
 def _shares(good):
@@ -119,11 +119,11 @@ def _shares(good):
 def test_invariance_along_the_order(order):
     ekld = np.ones((3, 5, 4))
     ekld[:, 3, 3] = 0.5  # (0, 1, 2) is above (0, 1) and (0, 2); only class 3 is unseen by both
-    found = chains.invariance_along(order, ekld)
+    found = along.invariance_along(order, ekld)
     assert found.steps == 2
     assert found.more_invariant == 1
     assert found.mean_change == pytest.approx(math.log(0.5))
     assert found.seed_half_width == pytest.approx(0)
     assert found.spearman < 0
-    nothing = chains.invariance_along(order, np.full((3, 5, 4), np.nan), relation="certain")
+    nothing = along.invariance_along(order, np.full((3, 5, 4), np.nan))
     assert math.isnan(nothing.mean_change)

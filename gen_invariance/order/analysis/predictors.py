@@ -11,22 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy import linalg, stats
 from sklearn.covariance import ledoit_wolf
 
+from gen_invariance.classifier.heads import KNN_NEIGHBOURS, class_means, neighbour_votes, predict_left_out
 from gen_invariance.errors import DataError, ShapeError
-from gen_invariance.order.sets import Subset, class_pairs
+from gen_invariance.order.sets import Subset, class_pairs, pair_mask
 
 _TINY = 1e-12
-
-
-def remap(labels: np.ndarray) -> np.ndarray:
-    """Labels renumbered 0..C-1 in ascending order of the originals.
-
-    >>> remap(np.array([7, 2, 5, 2])).tolist()
-    [2, 0, 1, 0]
-    """
-    return np.unique(labels, return_inverse=True)[1]
 
 
 def _check(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,7 +30,7 @@ def _check(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
         raise ShapeError(f"features are {features.shape} for {len(labels)} labels; give (N, D) and N labels")
     if not np.isfinite(features).all():
         raise DataError("features hold NaN or infinite values; leave diverged runs out")
-    labels = remap(np.asarray(labels))
+    labels = np.unique(labels, return_inverse=True)[1]
     counts = np.bincount(labels)
     if len(counts) < 2:
         raise DataError("a score needs samples of at least two classes; this target is trivial")
@@ -44,9 +38,7 @@ def _check(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _means(features: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    sums = np.zeros((len(counts), features.shape[1]))
-    np.add.at(sums, labels, features)
-    return sums / counts[:, None]
+    return class_means(torch.from_numpy(features), torch.from_numpy(labels), len(counts)).numpy()
 
 
 def ncm_leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
@@ -58,27 +50,18 @@ def ncm_leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
     features, labels, counts = _check(features, labels)
     if counts.min() < 2:
         raise DataError("nearest mean leave-one-out needs two samples of each class; draw more shots")
-    means = _means(features, labels, counts)
-    distance = np.stack([np.square(features - mean).sum(axis=1) for mean in means], axis=1)
-    rows, own = np.arange(len(labels)), counts[labels]
-    # |z - (n m - z) / (n - 1)| = n / (n - 1) |z - m|
-    distance[rows, labels] *= np.square(own / (own - 1))
-    others = distance.copy()
-    others[rows, labels] = np.inf
-    return float((distance[rows, labels] < others.min(axis=1)).mean())
+    predicted, _ = predict_left_out(torch.from_numpy(features), torch.from_numpy(labels))
+    return float((predicted.numpy() == labels).mean())
 
 
-def knn_leave_one_out(features: np.ndarray, labels: np.ndarray, *, neighbours: int = 20) -> float:
-    """Share of samples that a cosine-weighted vote (temperature 0.07) of the nearest others puts right."""
+def knn_leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
+    """Share of samples that a cosine-weighted vote of the nearest others puts right."""
     features, labels, counts = _check(features, labels)
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), _TINY)
-    similar = unit @ unit.T
-    np.fill_diagonal(similar, -np.inf)
-    nearest = np.argsort(-similar, axis=1, kind="stable")[:, : min(neighbours, len(labels) - 1)]
-    weight = np.exp((np.take_along_axis(similar, nearest, axis=1) - 1) / 0.07)
-    votes = np.zeros((len(labels), len(counts)))
-    np.add.at(votes, (np.arange(len(labels))[:, None], labels[nearest]), weight)
-    return float((votes.argmax(axis=1) == labels).mean())
+    unit = F.normalize(torch.from_numpy(features), dim=1)
+    cosine = (unit @ unit.T).fill_diagonal_(-torch.inf)
+    neighbours = min(KNN_NEIGHBOURS, len(labels) - 1)
+    votes = neighbour_votes(cosine, torch.from_numpy(labels), num_classes=len(counts), neighbours=neighbours)
+    return float((votes.argmax(dim=1).numpy() == labels).mean())
 
 
 def logme(features: np.ndarray, labels: np.ndarray, *, iterations: int = 200) -> float:
@@ -259,10 +242,10 @@ def after_training(
     features: np.ndarray, labels: np.ndarray, *, probabilities: np.ndarray | None = None
 ) -> dict[str, float]:
     """All scores of a trained backbone's features (N, D); LEEP and NCE only with the source head's probabilities."""
-    found = {name: score(features, labels) for name, score in FEATURE_SCORES.items()}
+    scores = {name: score(features, labels) for name, score in FEATURE_SCORES.items()}
     for name, score in HEAD_SCORES.items():
-        found[name] = float("nan") if probabilities is None else score(probabilities, labels)
-    return found
+        scores[name] = float("nan") if probabilities is None else score(probabilities, labels)
+    return scores
 
 
 def before_training(
@@ -289,7 +272,7 @@ def before_training(
         the nearest, or to all, source classes; 0 when no class is new).
     """
     pairs = class_pairs(len(start_means))
-    inside, wanted = (np.isin(pairs, group).all(axis=1) for group in (subset, target))
+    inside, wanted = (pair_mask(group, pairs) for group in (subset, target))
     error = 1 - start_scores
     new = [c for c in target if c not in subset]
     distance = np.linalg.norm(start_means[new][:, None] - start_means[list(subset)][None], axis=2)
@@ -306,5 +289,5 @@ def before_training(
 
 def predicted_before(subset: Subset, *, start_scores: np.ndarray, num_classes: int) -> np.ndarray:
     """Pair separability guessed before training, (P,): 1 for pairs inside the source, else what the start has."""
-    inside = np.isin(class_pairs(num_classes), subset).all(axis=1)
+    inside = pair_mask(subset, class_pairs(num_classes))
     return np.where(inside, 1.0, start_scores)

@@ -6,8 +6,10 @@ equal size as well, and `size` is always in the table.
 
 from __future__ import annotations
 
+import math
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,84 +17,61 @@ from scipy import stats
 
 from gen_invariance.errors import ShapeError
 from gen_invariance.order.preorder import Preorder
+from gen_invariance.stats import draw_rows, percentile_interval
+
+Correlation = Callable[[np.ndarray, np.ndarray], float]
 
 
-@dataclass(frozen=True)
-class PredictorScore:
-    """One predictor against the truth; NaN where it is not defined (a constant predictor has no correlation).
-
-    Attributes:
-        tau: Kendall's tau-b with the true accuracy.
-        weighted_tau: Vigna's weighted tau, which stresses the top.
-        tau_within_size: mean of tau-b within subsets of equal size, weighted by their pairs.
-        concordance: share of strictly ordered pairs that the predictor ranks alike, ties one half.
-        regret: best accuracy minus that of the predictor's first choice, then of its best among the top 3.
-        normalised_regret: `regret` over (best - median).
-        tau_low, tau_high: bootstrap interval of `tau` over subsets and seeds.
-        within_low, within_high: the same of `tau_within_size`.
-    """
-
-    tau: float
-    weighted_tau: float
-    tau_within_size: float
-    concordance: float
-    regret: tuple[float, float]
-    normalised_regret: tuple[float, float]
-    tau_low: float
-    tau_high: float
-    within_low: float
-    within_high: float
-
-    def row(self) -> dict[str, float]:
-        """Flat numbers for a table."""
-        flat = {key: value for key, value in asdict(self).items() if not isinstance(value, tuple)}
-        return flat | {
-            "regret@1": self.regret[0],
-            "regret@3": self.regret[1],
-            "normalised_regret@1": self.normalised_regret[0],
-        }
+def kendall(first: np.ndarray, second: np.ndarray) -> float:
+    """Kendall's tau-b of the finite values; NaN with fewer than two of them or a constant side."""
+    return _correlation(stats.kendalltau, first, second)
 
 
-def kendall(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Kendall's tau-b; NaN with fewer than two finite values or a constant side."""
-    keep = np.isfinite(predicted) & np.isfinite(truth)
-    if keep.sum() < 2:
-        return float("nan")
-    return float(stats.kendalltau(predicted[keep], truth[keep]).statistic)
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation of the finite values; NaN with fewer than two of them or a constant side."""
+    return _correlation(stats.spearmanr, first, second)
 
 
-def kendall_within(predicted: np.ndarray, truth: np.ndarray, sizes: np.ndarray) -> float:
-    """Mean of tau-b within each size, weighted by the number of pairs; NaN when no size has a defined one."""
+def _correlation(kind: Callable, first: np.ndarray, second: np.ndarray) -> float:
+    keep = np.isfinite(first) & np.isfinite(second)
+    if len(np.unique(first[keep])) < 2 or len(np.unique(second[keep])) < 2:
+        return math.nan
+    return float(kind(first[keep], second[keep]).statistic)
+
+
+def mean_within(correlation: Correlation, first: np.ndarray, second: np.ndarray, sizes: np.ndarray) -> float:
+    """Mean of a correlation within each size, weighted by the number of pairs; NaN when no size has a defined one."""
     total, weight = 0.0, 0.0
     for size in np.unique(sizes):
         rows = sizes == size
-        tau = kendall(predicted[rows], truth[rows])
-        if np.isfinite(tau):
-            pairs = rows.sum() * (rows.sum() - 1) / 2
-            total, weight = total + tau * pairs, weight + pairs
-    return total / weight if weight else float("nan")
+        value = correlation(first[rows], second[rows])
+        if math.isfinite(value):
+            pairs = math.comb(int(rows.sum()), 2)
+            total += value * pairs
+            weight += pairs
+    return total / weight if weight else math.nan
 
 
 def concordance(predicted: np.ndarray, relation: Preorder) -> float:
     """P(s(A) < s(B) | A strictly below B), ties one half; NaN without a comparable pair; 1 for a linear extension."""
     low, high = np.argwhere(relation.strict).T
-    keep = np.isfinite(predicted[low]) & np.isfinite(predicted[high])
-    if not keep.any():
-        return float("nan")
-    gap = predicted[high[keep]] - predicted[low[keep]]
-    return float(((gap > 0) + 0.5 * (gap == 0)).mean())
+    gap = predicted[high] - predicted[low]
+    gap = gap[np.isfinite(gap)]
+    return float(((gap > 0) + 0.5 * (gap == 0)).mean()) if len(gap) else math.nan
 
 
 def regret(predicted: np.ndarray, truth: np.ndarray, *, top: int) -> tuple[float, float]:
     """Best truth minus the best among the `top` predicted, and that over (best - median); NaN when all undefined."""
     keep = np.isfinite(predicted) & np.isfinite(truth)
     if not keep.any():
-        return float("nan"), float("nan")
+        return math.nan, math.nan
     predicted, truth = predicted[keep], truth[keep]
-    chosen = np.argsort(-predicted, kind="stable")[:top]
-    lost = float(truth.max() - truth[chosen].max())
+    first = np.argsort(-predicted, kind="stable")[:top]
+    lost = float(truth.max() - truth[first].max())
     spread = float(truth.max() - np.median(truth))
-    return lost, lost / spread if spread > 0 else (0.0 if lost == 0 else float("nan"))
+    if spread > 0:
+        return lost, lost / spread
+    return lost, 0.0 if lost == 0 else math.nan
 
 
 def score_predictor(
@@ -103,8 +82,7 @@ def score_predictor(
     relation: Preorder,
     generator: torch.Generator,
     resamples: int = 200,
-    level: float = 0.95,
-) -> PredictorScore:
+) -> dict[str, float]:
     """Compare a predictor with the truth, both (R, n) over seeds and subsets; the start is left out by the caller.
 
     Args:
@@ -114,7 +92,12 @@ def score_predictor(
         relation: order of the n subsets, for the concordance.
         generator: for the bootstrap over subsets and seeds.
         resamples: draws of it.
-        level: of the intervals.
+
+    Returns:
+        NaN where a figure is not defined (a constant predictor has no correlation): `tau`, Kendall's tau-b;
+        `weighted_tau`, Vigna's, which stresses the top; `tau_within_size`; `concordance`; `tau_low`, `tau_high`,
+        `within_low`, `within_high`, 95 % bootstrap intervals; `regret@1`, `regret@3`, best accuracy minus that of
+        the best of the predictor's first choices, and `normalised_regret@1`, over (best - median).
 
     Raises:
         ShapeError: shapes differ.
@@ -127,24 +110,23 @@ def score_predictor(
         warnings.simplefilter("ignore", RuntimeWarning)  # a subset without any finite value stays NaN
         guess, real = np.nanmean(predicted, axis=0), np.nanmean(truth, axis=0)
         taus, withins = _bootstrap(predicted, truth, sizes, generator=generator, resamples=resamples)
-        tail = [(1 - level) / 2, (1 + level) / 2]
-        low, high = np.nanquantile(taus, tail) if np.isfinite(taus).any() else (np.nan, np.nan)
-        inner = np.nanquantile(withins, tail) if np.isfinite(withins).any() else (np.nan, np.nan)
     keep = np.isfinite(guess) & np.isfinite(real)
-    weighted = stats.weightedtau(guess[keep], real[keep]).statistic if keep.sum() > 1 else np.nan
+    tau, within = kendall(guess, real), mean_within(kendall, guess, real, sizes)
+    tau_interval, within_interval = percentile_interval(0.0, taus), percentile_interval(0.0, withins)
     first, third = regret(guess, real, top=1), regret(guess, real, top=3)
-    return PredictorScore(
-        tau=kendall(guess, real),
-        weighted_tau=float(weighted),
-        tau_within_size=kendall_within(guess, real, sizes),
-        concordance=concordance(guess, relation),
-        regret=(first[0], third[0]),
-        normalised_regret=(first[1], third[1]),
-        tau_low=float(low),
-        tau_high=float(high),
-        within_low=float(inner[0]),
-        within_high=float(inner[1]),
-    )
+    return {
+        "tau": tau,
+        "weighted_tau": float(stats.weightedtau(guess[keep], real[keep]).statistic) if keep.sum() > 1 else math.nan,
+        "tau_within_size": within,
+        "concordance": concordance(guess, relation),
+        "tau_low": tau_interval.low,
+        "tau_high": tau_interval.high,
+        "within_low": within_interval.low,
+        "within_high": within_interval.high,
+        "regret@1": first[0],
+        "regret@3": third[0],
+        "normalised_regret@1": first[1],
+    }
 
 
 def _bootstrap(
@@ -152,8 +134,8 @@ def _bootstrap(
 ) -> tuple[np.ndarray, np.ndarray]:
     """tau-b and its within-size mean in each resample of seeds and subsets, (B,) each, all resamples at once."""
     seeds, count = truth.shape
-    rows = torch.randint(seeds, (resamples, seeds, 1), generator=generator).numpy()
-    columns = torch.randint(count, (resamples, 1, count), generator=generator).numpy()
+    rows = draw_rows(seeds, resamples=resamples, generator=generator).transpose(0, 2, 1)
+    columns = draw_rows(count, resamples=resamples, generator=generator)
     guess, real = (np.nanmean(table[rows, columns], axis=1) for table in (predicted, truth))
     signs = [np.sign(values[:, :, None] - values[:, None, :]) for values in (guess, real)]
     unusable = ~np.isfinite(signs[0] + signs[1])
@@ -165,7 +147,8 @@ def _bootstrap(
         tau = _tau_b(first * inside, second * inside)
         members = (drawn == size).sum(axis=1)
         pairs = np.where(np.isfinite(tau), members * (members - 1) / 2, 0)
-        total, weight = total + np.nan_to_num(tau) * pairs, weight + pairs
+        total += np.nan_to_num(tau) * pairs
+        weight += pairs
     within = np.divide(total, weight, out=np.full(resamples, np.nan), where=weight > 0)
     return _tau_b(first, second), within
 
@@ -198,21 +181,23 @@ def compare_edges(predicted: Preorder, truth: Preorder) -> EdgeScore:
     """Edge scores of a predicted order; 1 when both are empty."""
     if len(predicted) != len(truth):
         raise ShapeError(f"orders have {len(predicted)} and {len(truth)} elements; compare orders of the same subsets")
-    guessed, real = (set(map(tuple, np.argwhere(relation.strict).tolist())) for relation in (predicted, truth))
+    guessed, real = predicted.strict, truth.strict
     precision, recall, f1 = _f1(guessed, real)
-    return EdgeScore(precision, recall, f1, _f1(_all_covers(predicted), _all_covers(truth))[2], len(guessed ^ real))
+    cover_f1 = _f1(_all_covers(predicted), _all_covers(truth))[2]
+    return EdgeScore(precision, recall, f1, cover_f1, int((guessed ^ real).sum()))
 
 
-def _all_covers(relation: Preorder) -> set[tuple[int, int]]:
-    """Cover edges between all members, so the choice of a class's representative does not count."""
-    group = {members[0]: members for members in relation.classes()}
-    return {(a, b) for low, high in relation.covers() for a in group[low] for b in group[high]}
+def _all_covers(relation: Preorder) -> np.ndarray:
+    """Cover edges between all members, so the choice of a class's representative does not count; bool (n, n)."""
+    covers = np.zeros_like(relation.leq)
+    for low, high in relation.graph.edges:
+        below, above = (relation.graph.nodes[node]["members"] for node in (low, high))
+        covers[np.ix_(below, above)] = True
+    return covers
 
 
-def _f1(guessed: set[tuple[int, int]], real: set[tuple[int, int]]) -> tuple[float, float, float]:
-    if not guessed and not real:
+def _f1(guessed: np.ndarray, real: np.ndarray) -> tuple[float, float, float]:
+    shared, first, second = (int(edges.sum()) for edges in (guessed & real, guessed, real))
+    if first + second == 0:
         return 1.0, 1.0, 1.0
-    shared = len(guessed & real)
-    precision = shared / len(guessed) if guessed else 0.0
-    recall = shared / len(real) if real else 0.0
-    return precision, recall, 2 * shared / (len(guessed) + len(real))
+    return shared / max(first, 1), shared / max(second, 1), 2 * shared / (first + second)

@@ -7,14 +7,13 @@ import torch
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError, ShapeError
-from gen_invariance.experiment.order_study import OrderSettings, choose_subsets, run_order
+from gen_invariance.experiment.order import OrderRun, OrderSettings, choose_subsets, list_figures, run_order
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.order import separability
-from gen_invariance.order.analysis import AnalysisSettings
-from gen_invariance.order.backbone import SourceSettings
-from gen_invariance.order.measure import Plan, _shot_rows, cell_path
-from gen_invariance.order.records import study_records
+from gen_invariance.order.analysis.study import AnalysisSettings
+from gen_invariance.order.cells import Cells, Plan
 from gen_invariance.order.relation import SubsetOrder
+from gen_invariance.order.source import SourceSettings
 from gen_invariance.report.order_page import findings
 
 CLASSES = 4
@@ -39,21 +38,15 @@ def projection(subset, seed):
     return lambda batch: (batch.flatten(1) - 0.5) @ weight.T
 
 
-@pytest.fixture
-def not_drawn(monkeypatch):
-    """Leave picture, tables and page out, which take most of a toy study's time, where only figures are looked at."""
-    monkeypatch.setattr("gen_invariance.experiment.order_study.write_study", lambda *args, **options: None)
-
-
-def study(tmp_path, *, fit=projection, train=TRAIN, test=TEST, nuisance=None, resume=False, **options):
-    options = {"choose": "pairs", "seeds": (0, 1, 2), "pool": 8, "analysis": FAST, "device": "cpu", **options}
-    return run_order(
-        train, test, tmp_path / "run", OrderSettings(**options), fit_backbone=fit, nuisance=nuisance, resume=resume
-    )
+def study(out=None, *, fit=projection, images=(TRAIN, TEST), nuisance=None, resume=False, **options):
+    """A run on toy images; without `out` in memory, which leaves pictures, tables and page out."""
+    options = {"choose": "pairs", "seeds": (0, 1, 2), "pool": 8, "analysis": FAST, **options}
+    settings = OrderRun(order=OrderSettings(**options), out=out and str(out), resume=resume, device="cpu")
+    return run_order(settings, images=images, fit_backbone=fit, nuisance=nuisance)
 
 
 def test_everything_is_written_and_says_the_same(tmp_path):
-    found = study(tmp_path, subsets=((0, 1, 2, 3),), nuisance=Rotation(20), draws=2, invariance_images=4)
+    found = study(tmp_path / "run", subsets=((0, 1, 2, 3),), nuisance=Rotation(20), draws=2, invariance_images=4)
     folder = tmp_path / "run"
     names = {path.name for path in folder.iterdir()}
     assert {"order.json", "order.svg", "order.png", "order.dot", "order.txt", "order.html", "subsets.csv"} <= names
@@ -70,14 +63,13 @@ def test_everything_is_written_and_says_the_same(tmp_path):
     page = (folder / "order.html").read_text()
     assert all(line.split("{")[0][:30] in page for line in findings(found)[:3])
     assert "http" not in page.replace("http-equiv", "").split("<img")[0]
-    records = study_records(found)
+    records = list(list_figures(found))
     assert {record["metric"] for record in records} == {"separated_pairs", "balanced_accuracy", "ekld"}
     by_seed = [r["value"] for r in records if r["metric"] == "separated_pairs" and r["method"] == "{a, b}"]
     assert len(by_seed) == 3
 
 
-@pytest.mark.usefixtures("not_drawn")
-def test_heads_know_the_groups_of_their_samples(tmp_path, not_drawn, monkeypatch):
+def test_heads_know_the_groups_of_their_samples(monkeypatch):
     real, given = separability.split_indices, []
 
     def spy(labels, **options):
@@ -86,21 +78,21 @@ def test_heads_know_the_groups_of_their_samples(tmp_path, not_drawn, monkeypatch
 
     monkeypatch.setattr(separability, "split_indices", spy)
     train = replace(TRAIN, groups=torch.arange(len(TRAIN)) // 2)
-    study(tmp_path, train=train, seeds=(0,), head="logistic")
+    found = study(images=(train, TEST), seeds=(0,), head="logistic")
     assert given
     assert all(len(groups) == 2 * len(groups.unique()) for groups in given)
-    with np.load(cell_path(tmp_path / "run", (), 0)) as cell:
-        assert len(set(cell["train_groups"].tolist())) * 2 == len(cell["train_groups"])
+    groups = found.measured.cached((), 0)["train_groups"]
+    assert len(set(groups.tolist())) * 2 == len(groups)
 
 
 def test_two_shots_show_two_groups():
     train = replace(TRAIN, groups=torch.where(torch.arange(64) % 16 == 5, 99, TRAIN.labels))
-    rows = _shot_rows(train, Plan("frozen", 1, torch.arange(64), (), shots=2), seed=0)
+    rows = Plan(train, TEST, torch.arange(64), shots=2).rows(seed=0)
     assert sorted(train.groups[rows].tolist()) == [0, 1, 2, 3, 99, 99, 99, 99]
 
 
-def test_separated_pairs_are_those_of_the_features(tmp_path):
-    found = study(tmp_path)
+def test_separated_pairs_are_those_of_the_features():
+    found = study()
     measured = found.measured
     for row, subset in enumerate(measured.subsets):
         for line, seed in enumerate(measured.seeds):
@@ -113,7 +105,7 @@ def test_separated_pairs_are_those_of_the_features(tmp_path):
 
 
 def test_a_killed_run_goes_on_and_gives_the_same(tmp_path):
-    whole = study(tmp_path / "one")
+    whole = study(tmp_path / "one/run")
     calls = []
 
     def failing(subset, seed):
@@ -123,45 +115,43 @@ def test_a_killed_run_goes_on_and_gives_the_same(tmp_path):
         return projection(subset, seed)
 
     with pytest.raises(KeyboardInterrupt):
-        study(tmp_path / "two", fit=failing)
-    path = cell_path(tmp_path / "two" / "run", calls[0][0], calls[0][1])
+        study(tmp_path / "two/run", fit=failing)
+    path = Cells(tmp_path / "two/run").path(*calls[0])
     path.write_bytes(path.read_bytes()[:100])  # a damaged cell is measured again
     calls.clear()
-    resumed = study(tmp_path / "two", fit=lambda s, r: calls.append((s, r)) or projection(s, r), resume=True)
+    resumed = study(tmp_path / "two/run", fit=lambda s, r: calls.append((s, r)) or projection(s, r), resume=True)
     assert len(calls) == 7 * 3 - 6 + 1
     assert resumed.order.to_json() == whole.order.to_json()
     assert (tmp_path / "two/run/order.svg").read_bytes() == (tmp_path / "one/run/order.svg").read_bytes()
 
 
-@pytest.mark.usefixtures("not_drawn")
 def test_another_threshold_or_more_seeds_reuse_the_cells_and_other_training_does_not(tmp_path):
-    study(tmp_path)
+    study(tmp_path / "run")
     calls = []
     fit = lambda s, r: calls.append((s, r)) or projection(s, r)  # noqa: E731
-    study(tmp_path, fit=fit, resume=True, analysis=replace(FAST, threshold=0.8), head="knn")
+    study(tmp_path / "run", fit=fit, resume=True, analysis=replace(FAST, threshold=0.8), head="knn")
     assert calls == []
-    more = study(tmp_path, fit=fit, resume=True, seeds=(0, 1, 2, 3))
+    more = study(tmp_path / "run", fit=fit, resume=True, seeds=(0, 1, 2, 3))
     assert {seed for _, seed in calls} == {3}
     assert more.order.about["seeds"] == 4
     with pytest.raises(SettingsError, match="settings differ from the run's in source"):
-        study(tmp_path, resume=True, source=SourceSettings(epochs=7))
+        study(tmp_path / "run", resume=True, source=SourceSettings(epochs=7))
     with pytest.raises(SettingsError, match="already holds a run"):
-        study(tmp_path)
+        study(tmp_path / "run")
 
 
 def test_another_nuisance_is_noticed(tmp_path):
     options = {"choose": "list", "subsets": ((0, 1), (2, 3)), "seeds": (0,), "draws": 1, "invariance_images": 2}
-    study(tmp_path, nuisance=Rotation(30), **options)
+    study(tmp_path / "run", nuisance=Rotation(30), **options)
     before = (tmp_path / "run" / "order.json").read_bytes()
     for other in (Rotation(60), None):
         with pytest.raises(SettingsError, match="settings differ from the run's in nuisance"):
-            study(tmp_path, nuisance=other, resume=True, **options)
-    study(tmp_path, nuisance=Rotation(30.0), resume=True, **options)
+            study(tmp_path / "run", nuisance=other, resume=True, **options)
+    study(tmp_path / "run", nuisance=Rotation(30.0), resume=True, **options)
     assert (tmp_path / "run" / "order.json").read_bytes() == before
 
 
-@pytest.mark.usefixtures("not_drawn")
-def test_diverged_runs_are_missing_and_never_zero(tmp_path):
+def test_diverged_runs_are_missing_and_never_zero():
     def fit(subset, seed):
         if subset == (0, 1) and seed == 1:
             return lambda batch: torch.full((len(batch), 3), torch.nan)
@@ -169,7 +159,7 @@ def test_diverged_runs_are_missing_and_never_zero(tmp_path):
             return lambda batch: torch.ones(len(batch), 3)  # constant features
         return projection(subset, seed)
 
-    found = study(tmp_path, fit=fit, fewest_seeds=2)
+    found = study(fit=fit, fewest_seeds=2)
     assert (2, 3) not in found.order.subsets
     assert (0, 1) in found.order.subsets
     assert found.measured.seeds == (0, 2)
@@ -178,70 +168,64 @@ def test_diverged_runs_are_missing_and_never_zero(tmp_path):
     assert "{c, d} is left out" in notes
     assert "2 of 3 seeds" in notes
     with pytest.raises(DataError, match="lower the learning rate"):
-        study(tmp_path / "all", fit=lambda s, r: lambda batch: torch.ones(len(batch), 2))
+        study(fit=lambda s, r: lambda batch: torch.ones(len(batch), 2))
 
 
-@pytest.mark.usefixtures("not_drawn")
-def test_one_seed_one_source_and_one_class(tmp_path):
-    found = study(tmp_path, choose="list", subsets=(("a", "b"),), seeds=(0,))
+def test_one_seed_one_source_and_one_class():
+    found = study(choose="list", subsets=(("a", "b"),), seeds=(0,))
     assert any("seeds=1" in note for note in found.facts["notes"])
     assert found.accuracy is None
     assert np.isnan(found.split_half)
     assert found.order.generalises_to([2]) == ["trivial"] * 2
     assert found.predictors.empty
     with pytest.raises(SettingsError, match="at least 2"):
-        study(tmp_path / "one", choose="list", subsets=(("a",),))
+        study(choose="list", subsets=(("a",),))
     with pytest.raises(SettingsError, match="given twice"):
-        study(tmp_path / "two", choose="list", subsets=(("a", "b"), ("b", "a")))
+        study(choose="list", subsets=(("a", "b"), ("b", "a")))
 
 
-@pytest.mark.usefixtures("not_drawn")
-def test_held_out_pairs_are_new_to_every_source(tmp_path):
+def test_held_out_pairs_are_new_to_every_source():
     analysis = replace(FAST, heldout_classes=(2, 3))
-    found = study(tmp_path, analysis=analysis)
+    found = study(analysis=analysis)
     assert found.order.subsets == ((), (0, 1))
     assert found.order.pairs.tolist() == [[2, 3]]
     with pytest.raises(SettingsError, match="held-out class 3 is in a source"):
-        study(tmp_path / "bad", analysis=analysis, choose="list", subsets=((0, 3),))
+        study(analysis=analysis, choose="list", subsets=((0, 3),))
 
 
-@pytest.mark.usefixtures("not_drawn")
-def test_relative_thresholds_make_each_pair_reach_its_own(tmp_path):
-    found = study(tmp_path, analysis=replace(FAST, relative_margin=0.02))
+def test_relative_thresholds_make_each_pair_reach_its_own():
+    found = study(analysis=replace(FAST, relative_margin=0.02))
     place = {tuple(pair): column for column, pair in enumerate(found.order.pairs.tolist())}
     for row, subset in enumerate(found.order.subsets):
         if len(subset) == 2:
             assert found.order.separated[row, place[subset]]
     with pytest.raises(SettingsError, match="every pair among the sources"):
-        study(tmp_path / "few", choose="list", subsets=((0, 1),), analysis=replace(FAST, relative_margin=0.02))
+        study(choose="list", subsets=((0, 1),), analysis=replace(FAST, relative_margin=0.02))
 
 
-@pytest.mark.usefixtures("not_drawn")
-def test_own_cuts_need_pairs_and_leave_the_start_out(tmp_path):
+def test_own_cuts_need_pairs_and_leave_the_start_out():
     source = SourceSettings(images_per_class=8, epochs=2, batch_size=8)
-    found = study(tmp_path, fit=None, head="own", source=source, seeds=(0, 1))
+    found = study(fit=None, head="own", source=source, seeds=(0, 1))
     assert () not in found.order.subsets
     assert found.order.head == "own"
     assert found.order.separated_counts.max() <= 4, "one cut separates at most 2 x 2 pairs of four classes"
     with pytest.raises(SettingsError, match="choose pairs"):
-        study(tmp_path / "bad", head="own", choose="size", size=3)
+        study(head="own", choose="size", size=3)
 
 
-@pytest.mark.usefixtures("not_drawn")
 @pytest.mark.parametrize("mode", ["partial", pytest.param("joint", marks=pytest.mark.slow)])
-def test_other_modes_fine_tune_to_every_pair(tmp_path, mode):
+def test_other_modes_fine_tune_to_every_pair(mode):
     source = SourceSettings(images_per_class=6, epochs=1, steps=3, batch_size=8)
-    found = study(tmp_path, fit=None, mode=mode, choose="list", subsets=((0, 1), (0, 1, 2)), source=source, seeds=(0,))
+    found = study(fit=None, mode=mode, choose="list", subsets=((0, 1), (0, 1, 2)), source=source, seeds=(0,))
     assert (found.order.mode, found.order.head) == (mode, "linear")
     assert np.isfinite(found.measured.on_target((0, 1, 2, 3))).all()
     with pytest.raises(SettingsError, match="needs the built-in trainer"):
-        study(tmp_path / "bad", mode=mode)
+        study(mode=mode)
 
 
-def test_built_in_training_with_a_curriculum(tmp_path):
+def test_built_in_training_with_a_curriculum():
     source = SourceSettings(images_per_class=6, epochs=2, batch_size=8)
     found = study(
-        tmp_path,
         fit=None,
         choose="head",
         sizes=(2, 3, 4),
@@ -264,7 +248,7 @@ def test_choices_of_subsets():
     assert len(choose(choose="all")) == 11
     assert choose(choose="tail", sizes=(2,)) == ((0, 3),)
     assert choose(choose="size", size=3, subsets=(("a", "b"),))[-1] == (0, 1)
-    assert choose(choose="random", count=3, seed=1) == choose(choose="random", count=3, seed=1)
+    assert choose(choose="random", count=3) == choose(choose="random", count=3)
     held = OrderSettings(choose="pairs", analysis=AnalysisSettings(heldout_classes=(0, 1)))
     assert choose_subsets(held, class_names="abcd", counts=counts) == ((2, 3),)
 
@@ -306,26 +290,24 @@ def test_bad_analysis_is_refused(bad):
         AnalysisSettings(**bad)
 
 
-@pytest.mark.usefixtures("not_drawn")
-def test_data_that_does_not_fit_is_refused(tmp_path):
+def test_data_that_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="differ in classes"):
-        study(tmp_path, test=images(10, 0, names="abce"))
+        study(images=(TRAIN, images(10, 0, names="abce")))
     with pytest.raises(DataError, match="no image"):
-        study(tmp_path, test=TEST.subset(torch.arange(20)))
+        study(images=(TRAIN, TEST.subset(torch.arange(20))))
 
 
 def test_odd_class_names_are_escaped(tmp_path):
     names = ("<script>alert(1)</script>", "b&b", "c", "d")
     few = {"choose": "list", "subsets": ((0, 1), (0, 2)), "seeds": (0, 1)}
-    study(tmp_path, train=images(16, 0, names=names), test=images(14, 1, names=names), **few)
+    study(tmp_path / "run", images=(images(16, 0, names=names), images(14, 1, names=names)), **few)
     page = (tmp_path / "run" / "order.html").read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
 
 
-@pytest.mark.usefixtures("not_drawn")
 def test_run_file_names_the_settings(tmp_path):
-    study(tmp_path, choose="list", subsets=((0, 1),), seeds=(0,))
+    study(tmp_path / "run", choose="list", subsets=((0, 1),), seeds=(0,))
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["kind"] == "order"
     assert about["config"]["train"] == TRAIN.digest

@@ -4,17 +4,18 @@ whether a subset above another also carries more invariance to classes that neit
 
 from __future__ import annotations
 
+import itertools
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 from sklearn.isotonic import isotonic_regression
 from sklearn.metrics import roc_auc_score
 
+from gen_invariance.order.analysis.scoring import mean_within, spearman
 from gen_invariance.order.relation import SubsetOrder
-from gen_invariance.order.sets import START, Subset
+from gen_invariance.order.sets import START, Subset, pair_mask
+from gen_invariance.stats import mean_interval
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,23 @@ class CoverGain:
 
 def cover_gains(order: SubsetOrder, accuracy: np.ndarray, *, images: np.ndarray) -> list[CoverGain]:
     """Gain of target accuracy, (R, n), at each cover of the estimated order; `images` (n,) as trained on."""
-    found = []
+    gains = []
     for below, above in order.covers(relation="estimated"):
         a, b = order.index(below), order.index(above)
-        mean, half = paired_interval(accuracy[:, b] - accuracy[:, a])
-        gained = len(order.gained(below, above))
-        certain = bool(order.certain.leq[a, b])
-        added = int(images[b] - images[a])
-        found.append(CoverGain(below, above, certain, gained, len(above) - len(below), added, mean, half))
-    return found
-
-
-def paired_interval(differences: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-    """Mean and half-width of the Student interval of finite `differences`; NaN half-width below two of them."""
-    values = differences[np.isfinite(differences)]
-    if not len(values):
-        return math.nan, math.nan
-    if len(values) == 1:
-        return float(values[0]), math.nan
-    half = stats.t.isf((1 - level) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean()), float(half)
+        gain = mean_interval(accuracy[:, b] - accuracy[:, a])
+        gains.append(
+            CoverGain(
+                below=below,
+                above=above,
+                certain=bool(order.certain.leq[a, b]),
+                pairs_gained=len(order.gained(below, above)),
+                classes_added=len(above) - len(below),
+                images_added=int(images[b] - images[a]),
+                gain=gain.mean,
+                half_width=gain.half_width,
+            )
+        )
+    return gains
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def chain_fits(order: SubsetOrder, accuracy: np.ndarray, *, target: Subset, limi
     mean = accuracy.mean(axis=0)
     if not np.isfinite(mean).all():
         return []
-    found = []
+    fits = []
     for chain in order.chains(relation="estimated", limit=limit):
         if len(chain) < 2:
             continue
@@ -101,10 +99,15 @@ def chain_fits(order: SubsetOrder, accuracy: np.ndarray, *, target: Subset, limi
         values = mean[rows]
         spread = float(np.square(values - values.mean()).sum())
         misfit = float(np.square(values - isotonic_regression(values)).sum())
-        enough = next((s for s, row in zip(chain, rows, strict=True) if states[row] == "certain"), None)
-        falls = float((np.diff(values) < 0).mean())
-        found.append(ChainFit(tuple(chain), falls, 1 - misfit / spread if spread > 0 else math.nan, enough))
-    return found
+        fits.append(
+            ChainFit(
+                chain=tuple(chain),
+                violations=float((np.diff(values) < 0).mean()),
+                isotonic_r2=1 - misfit / spread if spread > 0 else math.nan,
+                sufficient=next((order.subsets[row] for row in rows if states[row] == "certain"), None),
+            )
+        )
+    return fits
 
 
 @dataclass(frozen=True)
@@ -127,17 +130,15 @@ def against_start(order: SubsetOrder) -> list[StartComparison]:
     """Every source against the start; empty when the start was not measured."""
     if START not in order.subsets:
         return []
-    start = order.index(START)
-    words = {"certain": "no", "refuted": "certain", "undecided": "undecided"}
+    harmful = {"certain": "no", "refuted": "certain", "undecided": "undecided"}
     return [
         StartComparison(
             subset,
-            int((order.separated[row] & ~order.separated[start]).sum()),
-            int((order.separated[start] & ~order.separated[row]).sum()),
-            words[order.state(START, subset)],
+            gained=len(order.gained(START, subset)),
+            lost=len(order.gained(subset, START)),
+            harmful=harmful[order.state(START, subset)],
         )
-        for row, subset in enumerate(order.subsets)
-        if subset != START
+        for subset in order.sources
     ]
 
 
@@ -148,33 +149,36 @@ def nested_subsets(order: SubsetOrder) -> dict[str, list[tuple[Subset, Subset]] 
         obey and disobey: pairs (smaller, larger) of sources with smaller inside larger; `refuted`: those disobeying
         with certainty; `edges_not_nested`: strict estimated edges between sources that are not nested.
     """
-    nested = [(a, b) for a in order.subsets for b in order.subsets if START not in (a, b) and set(a) < set(b)]
-    leq, index = order.estimated.leq, {subset: row for row, subset in enumerate(order.subsets)}
-    obey = [(a, b) for a, b in nested if leq[index[a], index[b]]]
-    disobey = [pair for pair in nested if pair not in set(obey)]
-    edges = [(order.subsets[a], order.subsets[b]) for a, b in np.argwhere(order.estimated.strict)]
-    loose = sum(START not in edge and not set(edge[0]) < set(edge[1]) for edge in edges)
-    refuted = [(a, b) for a, b in disobey if order.refuted[index[a], index[b]]]
-    return {"obey": obey, "disobey": disobey, "refuted": refuted, "edges_not_nested": int(loose)}
+    obey, disobey, refuted = [], [], []
+    edges_not_nested = 0
+    for small, large in itertools.permutations(order.sources, 2):
+        a, b = order.index(small), order.index(large)
+        if not set(small) < set(large):
+            edges_not_nested += int(order.estimated.strict[a, b])
+        elif order.estimated.leq[a, b]:
+            obey.append((small, large))
+        else:
+            disobey.append((small, large))
+            if order.refuted[a, b]:
+                refuted.append((small, large))
+    return {"obey": obey, "disobey": disobey, "refuted": refuted, "edges_not_nested": edges_not_nested}
 
 
 def seen_half_unseen(order: SubsetOrder) -> dict[str, float]:
     """Mean separability of pairs with both, one or no class in the source; NaN where there is none."""
-    inside = np.stack([np.isin(order.pairs, subset).sum(axis=1) for subset in order.subsets if subset != START])
-    rows = [row for row, subset in enumerate(order.subsets) if subset != START]
+    rows = order.source_rows
+    inside = np.stack([np.isin(order.pairs, order.subsets[row]).sum(axis=1) for row in rows])
     values = order.estimate[rows]
-    return {
-        name: float(values[inside == count].mean()) if (inside == count).any() else math.nan
-        for name, count in (("seen", 2), ("half_seen", 1), ("unseen", 0))
-    }
+    means = {}
+    for name, count in (("seen", 2), ("half_seen", 1), ("unseen", 0)):
+        chosen = values[inside == count]
+        means[name] = float(chosen.mean()) if len(chosen) else math.nan
+    return means
 
 
 def separated_against_accuracy(order: SubsetOrder, accuracy: np.ndarray) -> float:
     """Spearman correlation of the number of separated pairs with the seed-mean target accuracy, (R, n)."""
-    counts, mean = order.separated_counts, accuracy.mean(axis=0)
-    if len(np.unique(counts)) < 2 or len(np.unique(mean)) < 2:
-        return math.nan
-    return float(stats.spearmanr(counts, mean).statistic)
+    return spearman(order.separated_counts, accuracy.mean(axis=0))
 
 
 def agreement_with_accuracy(order: SubsetOrder, non_inferior: np.ndarray) -> float:
@@ -182,13 +186,13 @@ def agreement_with_accuracy(order: SubsetOrder, non_inferior: np.ndarray) -> flo
 
     `non_inferior` is bool (n, n) over the sources without the start, in order.
     """
-    sources = [row for row, subset in enumerate(order.subsets) if subset != START]
+    rows = order.source_rows
     shares, truth = [], []
-    for column, b in enumerate(sources):
-        mask = np.isin(order.pairs, order.subsets[b]).all(axis=1)
-        for line, a in enumerate(sources):
-            if a != b and mask.any():
-                shares.append(order.separated[a, mask].mean())
+    for column, target in enumerate(rows):
+        mask = pair_mask(order.subsets[target], order.pairs)
+        for line, source in enumerate(rows):
+            if source != target and mask.any():
+                shares.append(order.separated[source, mask].mean())
                 truth.append(non_inferior[line, column])
     return float(roc_auc_score(truth, shares)) if len(set(truth)) == 2 else math.nan
 
@@ -214,42 +218,28 @@ class InvarianceAlong:
     spearman_within_size: float
 
 
-def invariance_along(order: SubsetOrder, ekld: np.ndarray, *, relation: str = "estimated") -> InvarianceAlong:
-    """Compare eKLD, (R, n, K) in nats with NaN where not measured, along strict edges of the order."""
-    preorder = order.estimated if relation == "estimated" else order.certain
-    classes = range(ekld.shape[2])
+def invariance_along(order: SubsetOrder, ekld: np.ndarray) -> InvarianceAlong:
+    """Compare eKLD, (R, n, K) in nats with NaN where not measured, along strict edges of the estimated order."""
+    everything = set(range(ekld.shape[2]))
     changes = []
-    for a, b in np.argwhere(preorder.strict):
-        unseen = [c for c in classes if c not in order.subsets[a] and c not in order.subsets[b]]
+    for a, b in np.argwhere(order.estimated.strict):
+        unseen = sorted(everything - set(order.subsets[a]) - set(order.subsets[b]))
         if unseen and START not in (order.subsets[a], order.subsets[b]):
-            low, high = (ekld[:, row][:, unseen].mean(axis=1) for row in (a, b))
-            changes.append(np.log(np.maximum(high, 1e-9) / np.maximum(low, 1e-9)))
+            low, high = (np.maximum(ekld[:, row][:, unseen].mean(axis=1), 1e-9) for row in (a, b))
+            changes.append(np.log(high / low))
     table = np.array(changes).reshape(len(changes), len(ekld))
-    mean, half = paired_interval(table.mean(axis=0)) if len(changes) else (math.nan, math.nan)
-    better = float((table.mean(axis=1) < 0).mean()) if len(changes) else math.nan
-    return InvarianceAlong(len(changes), better, mean, half, *_unseen_correlation(order, ekld))
+    better = float((table.mean(axis=1) < 0).mean()) if changes else math.nan
+    change = mean_interval(table.mean(axis=0) if changes else [])
 
-
-def _unseen_correlation(order: SubsetOrder, ekld: np.ndarray) -> tuple[float, float]:
-    rows = [n for n, s in enumerate(order.subsets) if s != START and len(s) < ekld.shape[2]]
-    unseen = [[c for c in range(ekld.shape[2]) if c not in order.subsets[n]] for n in rows]
-    value = np.array([ekld[:, n][:, c].mean() for n, c in zip(rows, unseen, strict=True)])
+    rows = [row for row in order.source_rows if len(order.subsets[row]) < len(everything)]
+    values = np.array([ekld[:, row][:, sorted(everything - set(order.subsets[row]))].mean() for row in rows])
     counts = order.separated_counts[rows].astype(float)
-    sizes = np.array([len(order.subsets[n]) for n in rows])
-    total = weight = 0.0
-    for size in np.unique(sizes):
-        part = sizes == size
-        rho = _spearman(counts[part], value[part])
-        if math.isfinite(rho):
-            pairs = part.sum() * (part.sum() - 1) / 2
-            total, weight = total + rho * pairs, weight + pairs
-    return _spearman(counts, value), total / weight if weight else math.nan
-
-
-def _spearman(first: np.ndarray, second: np.ndarray) -> float:
-    keep = np.isfinite(first) & np.isfinite(second)
-    if keep.sum() < 3:
-        return math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        return float(stats.spearmanr(first[keep], second[keep]).statistic)
+    sizes = np.array([len(order.subsets[row]) for row in rows])
+    return InvarianceAlong(
+        steps=len(changes),
+        more_invariant=better,
+        mean_change=change.mean,
+        seed_half_width=change.half_width,
+        spearman=spearman(counts, values),
+        spearman_within_size=mean_within(spearman, counts, values, sizes),
+    )

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from gen_invariance.errors import DataError, SettingsError
-from gen_invariance.order.measure import cell_path
-from gen_invariance.order.separability import Features, pack_hits, pair_hits, pair_scores, target_accuracy, unpack_hits
-from gen_invariance.order.sets import START, Subset, class_pairs, subset_name
+from gen_invariance.order.cells import Cell, Cells
+from gen_invariance.order.separability import (
+    Features,
+    Head,
+    pack_hits,
+    pair_hits,
+    pair_scores,
+    target_accuracy,
+    unpack_hits,
+)
+from gen_invariance.order.sets import START, Subset, pair_columns, subset_name
+from gen_invariance.order.source import Mode
 from gen_invariance.run import named_generator
 
 
@@ -30,7 +38,7 @@ class Measurements:
         ekld: float (R, n, K) in nats, or None.
         images: int (n,), training images of each source (mean over seeds).
         class_names: K.
-        folder: the run folder, for `cached`.
+        cells: what was read, for `cached`.
         notes: what a reader must know: diverged cells, excluded subsets, seeds left out.
     """
 
@@ -43,7 +51,7 @@ class Measurements:
     ekld: np.ndarray | None
     images: np.ndarray
     class_names: tuple[str, ...]
-    folder: Path
+    cells: Cells
     notes: tuple[str, ...] = ()
 
     @property
@@ -51,10 +59,17 @@ class Measurements:
         """K."""
         return len(self.class_names)
 
-    def cached(self, subset: Subset, seed: int) -> dict[str, np.ndarray]:
+    @property
+    def all_classes(self) -> Subset:
+        """The subset of all classes."""
+        return tuple(range(self.num_classes))
+
+    def cached(self, subset: Subset, seed: int) -> Cell:
         """The arrays of one cell."""
-        with np.load(cell_path(self.folder, subset, seed), allow_pickle=False) as cell:
-            return {name: cell[name] for name in cell.files}
+        cell = self.cells.read(subset, seed)
+        if cell is None:
+            raise DataError(f"the measurement of {subset_name(subset)} with seed {seed} is gone; measure it again")
+        return cell
 
     def features(self, subset: Subset, seed: int) -> Features:
         """Cached features of one cell."""
@@ -70,8 +85,15 @@ class Measurements:
             raise SettingsError(f"accuracy on {subset_name(target, self.class_names)} was not measured; add the target")
         return self.accuracy[:, :, self.targets.index(target)]
 
+    def pair_tables(self) -> Iterator[np.ndarray]:
+        """Pair separability of every seed, each (n, P), without the bootstrap."""
+        labels = torch.from_numpy(self.test_labels)
+        for row in self.hits:
+            unpacked = torch.from_numpy(unpack_hits(row, self.num_classes))
+            yield np.array([pair_scores(hits, labels, self.num_classes) for hits in unpacked])
 
-def cell_features(cell: dict[str, np.ndarray], num_classes: int) -> Features:
+
+def cell_features(cell: Cell, num_classes: int) -> Features:
     """The features of a cell; with the source's own two-class decision when it has one."""
     binary = "probabilities" in cell and cell["probabilities"].shape[1] == 2
     return Features(
@@ -87,14 +109,14 @@ def cell_features(cell: dict[str, np.ndarray], num_classes: int) -> Features:
 
 
 def collect(
-    folder: Path,
+    cells: Cells,
     *,
     subsets: Sequence[Subset],
     seeds: Sequence[int],
     class_names: Sequence[str],
     targets: Sequence[Subset],
-    head: str,
-    mode: str = "frozen",
+    head: Head,
+    mode: Mode = "frozen",
     fewest_seeds: int = 1,
 ) -> Measurements:
     """Read the cells of `subsets` and `seeds` and compute hits and target accuracy under `head`.
@@ -105,101 +127,80 @@ def collect(
     Raises:
         DataError: fewer than one source, or no common seed, is left.
     """
-    good = {subset: [seed for seed in seeds if _is_good(cell_path(folder, subset, seed))] for subset in subsets}
-    missing = [(subset, seed) for subset in subsets for seed in seeds if seed not in good[subset]]
-    kept = tuple(subset for subset in subsets if len(good[subset]) >= max(fewest_seeds, 1))
+    good = {subset: [seed for seed in seeds if _is_good(cells, subset, seed)] for subset in subsets}
+    kept = tuple(subset for subset in subsets if len(good[subset]) >= fewest_seeds)
     common = tuple(seed for seed in seeds if all(seed in good[subset] for subset in kept))
     if not common or all(subset == START for subset in kept):
+        missing = len(subsets) * len(seeds) - sum(map(len, good.values()))
         raise DataError(
-            f"{len(missing)} of {len(subsets) * len(seeds)} measurements are missing or diverged and no seed is common "
+            f"{missing} of {len(subsets) * len(seeds)} measurements are missing or diverged and no seed is common "
             "to enough subsets; lower the learning rate or add seeds"
         )
-    notes = _missing_notes(missing, kept, common, seeds=seeds, subsets=subsets, class_names=class_names)
     hits, accuracy, ekld, images = [], [], [], []
     labels = np.empty(0)
     for seed in common:
-        row = []
         for subset in kept:
-            with np.load(cell_path(folder, subset, seed), allow_pickle=False) as file:
-                cell = {name: file[name] for name in file.files}
-            packed, values = _answers(cell, targets, head=head, mode=mode, num_classes=len(class_names), seed=seed)
-            row.append(packed)
-            accuracy.append(values)
+            cell = cells.read(subset, seed)
+            packed, on_targets = _answers(cell, targets, head=head, mode=mode, num_classes=len(class_names), seed=seed)
+            hits.append(packed)
+            accuracy.append(on_targets)
             ekld.append(cell.get("ekld"))
             images.append(int(cell["images"]))
             labels = cell["test_labels"]
-        hits.append(row)
     shape = (len(common), len(kept))
     measured = all(value is not None for value in ekld)
     return Measurements(
         subsets=kept,
         seeds=common,
-        hits=np.array(hits),
+        hits=np.array(hits).reshape(*shape, *hits[0].shape),
         test_labels=labels,
         accuracy=np.array(accuracy).reshape(*shape, len(targets)),
         targets=tuple(targets),
         ekld=np.array(ekld).reshape(*shape, len(class_names)) if measured else None,
         images=np.array(images).reshape(shape).mean(axis=0).round().astype(int),
         class_names=tuple(class_names),
-        folder=Path(folder),
-        notes=tuple(notes),
+        cells=cells,
+        notes=_missing_notes(good, kept, common, seeds=seeds, class_names=class_names),
     )
 
 
-def _is_good(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with np.load(path, allow_pickle=False) as cell:
-        return not bool(cell["diverged"])
+def _is_good(cells: Cells, subset: Subset, seed: int) -> bool:
+    cell = cells.read(subset, seed, ("diverged",))
+    return cell is not None and not bool(cell["diverged"])
 
 
 def _missing_notes(
-    missing: list[tuple[Subset, int]],
+    good: dict[Subset, list[int]],
     kept: tuple[Subset, ...],
     common: tuple[int, ...],
     *,
     seeds: Sequence[int],
-    subsets: Sequence[Subset],
     class_names: Sequence[str],
-) -> list[str]:
+) -> tuple[str, ...]:
     notes = []
+    missing = [(subset, seed) for subset in good for seed in seeds if seed not in good[subset]]
     if missing:
         shown = ", ".join(f"{subset_name(subset, class_names)} seed {seed}" for subset, seed in missing[:8])
         notes.append(f"{len(missing)} diverged or missing runs: {shown}" + (", ..." if len(missing) > 8 else ""))
-    for subset in subsets:
-        if subset not in kept:
-            notes.append(f"{subset_name(subset, class_names)} is left out: too few good seeds")
+    notes += [f"{subset_name(s, class_names)} is left out: too few good seeds" for s in good if s not in kept]
     if len(common) < len(seeds):
         notes.append(f"subsets are compared on the {len(common)} of {len(seeds)} seeds that all of them have")
-    return notes
+    return tuple(notes)
 
 
 def _answers(
-    cell: dict[str, np.ndarray], targets: Sequence[Subset], *, head: str, mode: str, num_classes: int, seed: int
+    cell: Cell, targets: Sequence[Subset], *, head: Head, mode: Mode, num_classes: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Packed hits (M, ceil(K / 8)) and accuracy on each target (m,) of one cell."""
     if mode != "frozen":
         return cell["hits"], cell["accuracy"]
     features = cell_features(cell, num_classes)
     hits = pair_hits(features, head, generator=named_generator(seed, "order logistic"))
-    pairs = pair_scores(hits, features.test_labels, num_classes)
-    column = {tuple(pair): place for place, pair in enumerate(class_pairs(num_classes).tolist())}
-    accuracy = [
-        pairs[column[target]] if len(target) == 2 else _large_target(features, target, head) for target in targets
-    ]
+    scores = pair_scores(hits, features.test_labels, num_classes)
+    accuracy = []
+    for target in targets:
+        if len(target) == 2:
+            accuracy.append(float(scores[pair_columns(np.array([target]), num_classes)[0]]))
+        else:
+            accuracy.append(target_accuracy(features, target, head))
     return pack_hits(hits), np.array(accuracy)
-
-
-def _large_target(features: Features, target: Subset, head: str) -> float:
-    return float("nan") if head == "own" else target_accuracy(features, target, head)
-
-
-def pair_tables(measured: Measurements) -> Iterator[np.ndarray]:
-    """Pair separability of every seed, each (n, P), without the bootstrap."""
-    labels = torch.from_numpy(measured.test_labels)
-    for row in measured.hits:
-        tables = [
-            pair_scores(torch.from_numpy(unpack_hits(cell, measured.num_classes)), labels, measured.num_classes)
-            for cell in row
-        ]
-        yield np.array(tables)

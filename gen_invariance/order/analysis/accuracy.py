@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from gen_invariance.errors import SettingsError, ShapeError
+from gen_invariance.stats import holm_adjusted
 
 _WARN_INFLATION, _REFUSE_INFLATION = 0.10, 0.50
 
@@ -39,23 +40,23 @@ class AccuracyRelation:
     @property
     def graph(self) -> nx.DiGraph:
         """Edges A -> B where A is tested as good on B as B."""
-        off = self.non_inferior & ~np.eye(len(self.non_inferior), dtype=bool)
-        return nx.from_numpy_array(off, create_using=nx.DiGraph)
+        edges = self.non_inferior & ~np.eye(len(self.non_inferior), dtype=bool)
+        return nx.from_numpy_array(edges, create_using=nx.DiGraph)
 
     @property
     def intransitive(self) -> int:
         """Triples A -> B -> C of different sources without A -> C."""
-        off = self.non_inferior & ~np.eye(len(self.non_inferior), dtype=bool)
-        paths = off.astype(int) @ off.astype(int)
+        edges = nx.to_numpy_array(self.graph)
+        paths = edges @ edges
         np.fill_diagonal(paths, 0)
-        return int(paths[~self.non_inferior].sum())
+        return int(paths[edges == 0].sum())
 
     @property
     def closure_inflation(self) -> float:
         """Edges that transitive closure would add, as a share of those tested; 0 when there are none."""
-        graph = self.graph
-        closed = nx.transitive_closure(graph, reflexive=None)
-        return (closed.number_of_edges() - graph.number_of_edges()) / max(graph.number_of_edges(), 1)
+        tested = self.graph.number_of_edges()
+        closed = nx.transitive_closure(self.graph, reflexive=None).number_of_edges()
+        return (closed - tested) / max(tested, 1)
 
     def closure(self, *, force: bool = False) -> nx.DiGraph:
         """The transitive closure, with its inflation: warned of above 10 %, refused above 50 % unless forced.
@@ -64,11 +65,11 @@ class AccuracyRelation:
             SettingsError: the closure would add more than half as many edges as were observed.
         """
         inflation = self.closure_inflation
-        told = f"closing the accuracy relation adds {inflation:.0%} edges that nobody measured"
+        message = f"closing the accuracy relation adds {inflation:.0%} edges that nobody measured"
         if inflation > _REFUSE_INFLATION and not force:
-            raise SettingsError(f"{told}; use the separability order, or force=True")
+            raise SettingsError(f"{message}; use the separability order, or force=True")
         if inflation > _WARN_INFLATION:
-            warnings.warn(told, stacklevel=2)
+            warnings.warn(message, stacklevel=2)
         closed = nx.transitive_closure(self.graph, reflexive=None)
         closed.graph["inflation"] = inflation
         return closed
@@ -83,30 +84,19 @@ def accuracy_relation(accuracy: np.ndarray, *, margin: float = 0.02, alpha: floa
         alpha: family-wise level of each side.
 
     Raises:
-        ShapeError: not (R, n, n) with R >= 2. SettingsError: a negative margin.
+        ShapeError: not (R, n, n) with R >= 2.
     """
     if accuracy.ndim != 3 or accuracy.shape[1] != accuracy.shape[2] or len(accuracy) < 2:
         raise ShapeError(f"accuracy is {accuracy.shape}, expected (R, n, n) with at least two seeds to test")
-    if margin < 0:
-        raise SettingsError(f"margin is {margin}, expected at least 0")
     seeds, count = accuracy.shape[:2]
-    own = np.diagonal(accuracy, axis1=1, axis2=2)
-    gap = accuracy - own[:, None, :]
+    of_itself = np.diagonal(accuracy, axis1=1, axis2=2)
+    gap = accuracy - of_itself[:, None, :]
     mean, error = gap.mean(axis=0), gap.std(axis=0, ddof=1) / np.sqrt(seeds)
     shifted = mean + margin
     statistic = np.divide(shifted, error, out=np.sign(shifted) * np.inf, where=error > 0)
     statistic[np.isnan(statistic)] = 0.0  # no spread and exactly at the margin says nothing
     off = ~np.eye(count, dtype=bool)
     non_inferior, inferior = np.eye(count, dtype=bool), np.zeros((count, count), dtype=bool)
-    non_inferior[off] = _holm(stats.t.sf(statistic[off], seeds - 1), alpha)
-    inferior[off] = _holm(stats.t.cdf(statistic[off], seeds - 1), alpha)
+    non_inferior[off] = holm_adjusted(stats.t.sf(statistic[off], seeds - 1)) <= alpha
+    inferior[off] = holm_adjusted(stats.t.cdf(statistic[off], seeds - 1)) <= alpha
     return AccuracyRelation(non_inferior, inferior, mean, margin, alpha)
-
-
-def _holm(p_values: np.ndarray, alpha: float) -> np.ndarray:
-    """Hypotheses rejected by Holm's step-down procedure, bool, in the order given."""
-    order = np.argsort(p_values, kind="stable")
-    failed = p_values[order] > alpha / np.arange(len(p_values), 0, -1)
-    rejected = np.zeros(len(p_values), dtype=bool)
-    rejected[order] = np.cumsum(failed) == 0
-    return rejected

@@ -15,7 +15,7 @@ import torch
 
 from gen_invariance.errors import ShapeError
 from gen_invariance.order.bootstrap import CellBounds
-from gen_invariance.order.relation import SubsetOrder, inclusion
+from gen_invariance.order.relation import inclusion
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,6 @@ def sweep_threshold(bounds: CellBounds, *, low: float = 0.6, high: float = 0.99,
         edges.append(int((leq & ~leq.T).sum()))
         classes.append(len(np.unique(separated, axis=0)))
     return Sweep(grid, held / steps, certain / steps, np.array(edges), np.array(classes))
-
-
-def dominance(estimate: np.ndarray) -> np.ndarray:
-    """Whether q_a <= q_b at every pair: inclusion at every threshold at once; bool (n, n) from (n, P)."""
-    return np.stack([(row <= estimate).all(axis=1) for row in estimate])
 
 
 def edge_frequency(draws: np.ndarray, threshold: np.ndarray) -> np.ndarray:
@@ -99,16 +94,3 @@ def split_half_stability(
 def _strict_edges(separated: np.ndarray) -> np.ndarray:
     leq = inclusion(separated, separated)
     return leq & ~leq.T
-
-
-def robust_edges(first: SubsetOrder, second: SubsetOrder) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Certain strict edges of `first` that are certain in `second` too, for example under another image budget.
-
-    Raises:
-        SettingsError: the orders differ in mode, head or pairs.
-    """
-    first.check_comparable(second)
-    shared = [subset for subset in first.subsets if subset in second.subsets]
-    a, b = ([order.subsets.index(subset) for subset in shared] for order in (first, second))
-    both = first.certain.strict[np.ix_(a, a)] & second.certain.strict[np.ix_(b, b)]
-    return [(shared[low], shared[high]) for low, high in np.argwhere(both).tolist()]

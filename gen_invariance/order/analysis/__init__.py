@@ -1,0 +1,1 @@
+"""What is read off the measurements: stability, gains along the order, predictors, curricula."""
