@@ -1,19 +1,18 @@
 """What `gen-invariance augment` costs at size: a folder of real images of mixed sizes and modes, end to end.
 
-    python -m benchmarks.augment --data cifar10.npz --images 20000 [--processes 1] [--kills 20] [--out DIR]
+    python -m benchmarks.augment data=cifar10.npz images=20000 [processes=1] [kills=20] [ways=true] [out=DIR]
 
-The images of `--data` (an .npz with train_images and train_labels, or an image folder) are drawn long-tailed, scaled
+The images of `data` (an .npz with train_images and train_labels, or an image folder) are drawn long-tailed, scaled
 to random sizes from 24 to 128 pixels, and written as JPEG and PNG in grey, colour, palette, transparent, 16-bit and
-turned by EXIF. Then the real command runs on a quarter of them and on all. Printed, and written to `--out`: images per
+turned by EXIF. Then the real command runs on a quarter of them and on all. Printed, and written to `out`: images per
 second (originals checked and copied, and new ones), processor time, peak memory of the command and its workers (the
 sum of their resident sets), time to the first recorded images, and how memory grew from a quarter of the set to all.
-With `--ways`, all of it once more on two processes and on two Ray workers (extra `ray`), whose processor time is left
-out: they are no children of the command, so the system does not count it. With `--kills`, all of it once more, killed
+With `ways`, all of it once more on two processes and on two Ray workers (extra `ray`), whose processor time is left
+out: they are no children of the command, so the system does not count it. With `kills`, all of it once more, killed
 by SIGKILL that often at random moments spread over the work, and resumed each time. Outputs are compared with the first
 one byte for byte.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -28,11 +27,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks.program import markdown, read_settings
 from gen_invariance import MunitTranslator, SpatialTranslator
 from gen_invariance.data.readers.folder import read_image_folder
 from gen_invariance.files import write_json, write_text
@@ -40,6 +41,8 @@ from gen_invariance.run import package_versions
 
 LARGEST_OVER_SMALLEST = 20
 SIDES = (24, 128)
+HEAD = ["", "originals", "new", "s", "images/s", "processor s", "images/processor s", "first read s", "first new s",
+        "peak MiB"]  # fmt: skip
 WAYS = {"2 processes": ["processes=2"], "2 Ray workers": ["engine=ray", "processes=2"]}
 
 
@@ -102,7 +105,7 @@ def make_folder(root: Path, images: np.ndarray, labels: np.ndarray, count: int) 
             write_picture(root / f"class-{name}" / f"{number:06d}", images[draw.choice(rows)], draw)
 
 
-def command(photos: Path, out: Path, translator: Path, options: argparse.Namespace) -> list[str]:
+def command(photos: Path, out: Path, translator: Path, options: SimpleNamespace) -> list[str]:
     """The command line that is measured."""
     words = [f"data.path={photos}", f"out={out}", f"translator={translator}", f"data.image_size={options.size}"]
     words += [f"target={options.target}", f"processes={options.processes}", "progress=false", "resume=true"]
@@ -188,7 +191,7 @@ def kill_and_resume(words: list[str], out: Path, kills: int, total: int) -> tupl
     return done, started(words).wait() == 0
 
 
-def unit_count(options: argparse.Namespace, cost: Cost) -> int:
+def unit_count(options: SimpleNamespace, cost: Cost) -> int:
     """About how many units of work there are: each original is read, and each new image made."""
     return (cost.originals + cost.new) // options.batch
 
@@ -198,45 +201,32 @@ def recorded(out: Path) -> int:
     return len(list((out / ".gen_invariance" / "units").glob("[!.]*.jsonl")))
 
 
-def table(costs: dict[str, Cost], notes: list[str], options: argparse.Namespace, headline: str) -> str:
+def table(costs: dict[str, Cost], notes: list[str], options: SimpleNamespace, headline: str) -> str:
     """The figures as Markdown."""
-    lines = [
-        f"    {headline}",
-        "",
-        f"{options.translator} translator, pictures brought to {options.size} x {options.size}, "
-        f"units of {options.batch}, {options.processes} process(es), target={options.target}, "
-        f"{os.cpu_count()} cores.",
-        "",
-        "| | originals | new | s | images/s | processor s | images/processor s | first read s | first new s "
-        "| peak MiB |",
-        "|" + "---|" * 10,
-    ]
+    cells = []
     for name, cost in costs.items():
         counted = "Ray" not in name
         cpu, each = (f"{cost.cpu:.1f}", f"{(cost.originals + cost.new) / cost.cpu:.0f}") if counted else ("–", "–")
-        lines.append(
-            f"| {name} | {cost.originals} | {cost.new} | {cost.wall:.1f} | {cost.rate:.0f} | {cpu} | {each} | "
-            f"{cost.first_read:.1f} | {cost.first_new:.1f} | {cost.peak:.0f} |"
-        )
+        cells.append([
+            name, cost.originals, cost.new, f"{cost.wall:.1f}", f"{cost.rate:.0f}", cpu, each,
+            f"{cost.first_read:.1f}", f"{cost.first_new:.1f}", f"{cost.peak:.0f}",
+        ])  # fmt: skip
+    about = (
+        f"{options.translator} translator, pictures brought to {options.size} x {options.size}, units of "
+        f"{options.batch}, {options.processes} process(es), target={options.target}, {os.cpu_count()} cores."
+    )
+    lines = [f"    {headline}", "", about, "", markdown(HEAD, cells)]
     small, large = list(costs.values())[:2]
     growth = (large.peak - small.peak) * 1024 / (large.originals - small.originals)
-    lines += ["", f"Memory grew by {large.peak - small.peak:.0f} MiB, {growth:.1f} KiB for each further original.", ""]
+    lines += [f"Memory grew by {large.peak - small.peak:.0f} MiB, {growth:.1f} KiB for each further original.", ""]
     return "\n".join([*lines, *(f"* {note}" for note in notes), ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help=".npz or image folder that the images are taken from")
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--size", type=int, default=32, help="the translator's size")
-    parser.add_argument("--translator", choices=("spatial", "munit_small"), default="spatial")
-    parser.add_argument("--target", default="median")
-    parser.add_argument("--batch", type=int, default=64, help="images of a unit of work")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--ways", action="store_true", help="also on two processes and two Ray workers")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/augment"))
-    options = parser.parse_args()
+    options = read_settings(
+        __doc__, data=Path, images=20_000, size=32, translator="spatial", target="median", batch=64, processes=1,
+        kills=0, ways=False, out=Path("docs/results/augment"),
+    )  # fmt: skip
     images, labels = source_images(options.data)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -266,9 +256,7 @@ def main() -> None:
             done, ended = kill_and_resume(words, work / "killed", options.kills, unit_count(options, costs["all"]))
             at = ", ".join(map(str, done))
             compared(f"killed {len(done)} times (units recorded by then: {at}) and resumed", work / "killed", ended)
-    headline = "python -m benchmarks.augment " + " ".join(sys.argv[1:]).replace(
-        str(options.data), options.data.name
-    )
+    headline = " ".join(["python -m benchmarks.augment", *sys.argv[1:]]).replace(str(options.data), options.data.name)
     name = f"{options.translator}-{options.images}-{options.processes}"
     text = table(costs, notes, options, headline)
     print(text)

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,22 +27,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from benchmarks.plain_recipe import PlainImages, PlainMunit
-from gen_invariance.benchmark.demo import DemoSettings
+from benchmarks.program import append_line, format_gap, format_mean, markdown, read_lines, read_settings
+from benchmarks.timing import Variant, measure
+from gen_invariance.benchmark.arms import read_arm
+from gen_invariance.benchmark.registry import Benchmark, read_benchmark
+from gen_invariance.configs import config_folder
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.data.split import split_indices
-from gen_invariance.experiment.cell import CellInputs, MeasureSettings, run_cell
+from gen_invariance.experiment.cell import CellInputs, run_cell
 from gen_invariance.experiment.inspect import InspectSettings, head_classes, train_judge
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.files import write_text
 from gen_invariance.nuisance import Background
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
-from gen_invariance.stats import mean_interval, paired_difference
 from gen_invariance.translator.munit.model import MunitTranslator
 from gen_invariance.translator.quality.assess import Memory, assess
 from gen_invariance.translator.registry import build_objective
-from studies.translators import DRAWS, methods
 
 ARMS = {
     "recipe": None,  # width 64, two domains, batch 1
@@ -182,58 +183,48 @@ def fit_and_look(
             yield {"arm": arm, "seed": seed, "step": number, "last": used >= budget, **look(nuisance), **trained}
 
 
-def train_with(task: Task, seed: int, nuisance: Nuisance) -> dict[str, float]:
+def train_with(benchmark: Benchmark, seed: int, nuisance: Nuisance) -> dict[str, float]:
     """Figures of a classifier whose tail classes are given the nuisance."""
-    method = next(method for method in methods() if method.name == "DRS + MUNIT")
+    method = read_arm("ce_drs+munit_small", benchmark, config_folder()).method
+    inputs = CellInputs(prepare(benchmark.task, seed=seed), translator=nuisance)
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(task, seed=seed)
-        inputs = CellInputs(prepared, translator=nuisance)
-        measure = MeasureSettings(draws=DRAWS, invariance_images=None)
-        records = run_cell(task, method, inputs, seed=seed, folder=Path(folder) / "run", measure=measure)
+        records = run_cell(
+            benchmark.task, method, inputs, seed=seed, folder=Path(folder) / "run", measure=benchmark.measure
+        )
     found = {record.metric: record.value for record in records if record.class_index is None}
     return {metric: found[metric] for metric in TRAINED}
 
 
-def step_costs(arms: list[str], head: ImageData, rounds: int = 7) -> dict[str, float]:
-    """Processor seconds of one step of each arm, the arms taking turns; medians, the first round left out."""
+def step_costs(arms: Sequence[str], head: ImageData) -> dict[str, float]:
+    """Processor seconds of one step of each arm, medians."""
     steps = {arm: steps_of(arm, head, seed=0) for arm in arms}
-    times: dict[str, list[float]] = {arm: [] for arm in arms}
-    for _ in range(rounds + 1):
-        for arm in arms:
-            started = time.process_time()
-            for _ in range(3):
-                next(steps[arm])
-            times[arm].append((time.process_time() - started) / 3)
-    return {arm: statistics.median(each[1:]) for arm, each in times.items()}
+    variants = [Variant(arm, "plain", partial(next, steps[arm]), repeats=3) for arm in arms]
+    taken = measure(variants, rounds=7, device=torch.device("cpu"))
+    return {arm: statistics.median(seconds) for arm, seconds in zip(arms, taken, strict=True)}
 
 
-def main(out: Path, seconds: float, seeds: int, arms: list[str]) -> None:
+def main(out: Path, seconds: float, seeds: int, arms: Sequence[str]) -> None:
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "fitting.jsonl"
-    nuisance = {"nuisance": "background", "nuisance_options": {"levels": LEVELS}}
-    task = Task(**{**vars(DemoSettings().rotated), **nuisance})
+    changes = {"data": {"nuisance_options": {"levels": LEVELS}}}
+    benchmark = read_benchmark("digits_bg_lt", config_folder(), changes=changes)
     for seed in range(seeds):
-        head, look, truth = look_with(task, seed)
+        head, look, truth = look_with(benchmark.task, seed)
         lines = [{"arm": "truth", "seed": seed, "last": True, **truth}]
         for arm in ["truth", *arms]:
-            rows = [row for row in rows_of(path) if (row["arm"], row["seed"]) == (arm, seed)]
+            rows = [row for row in read_lines(path) if (row["arm"], row["seed"]) == (arm, seed)]
             if rows and rows[-1]["last"]:
                 continue
-            others = [row for row in rows_of(path) if row not in rows]  # an arm that was stopped starts again
+            others = [row for row in read_lines(path) if row not in rows]  # an arm that was stopped starts again
             write_text(path, "".join(json.dumps(row) + "\n" for row in others))
             budget = seconds if arm == "recipe" else seconds / 4
-            train = partial(train_with, task, seed)
+            train = partial(train_with, benchmark, seed)
             for line in lines if arm == "truth" else fit_and_look(arm, head, look, train, seed, budget):
-                with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_line(path, line)
                 print(line, flush=True)
-    costs = step_costs(arms, look_with(task, 0)[0])
+    costs = step_costs(arms, look_with(benchmark.task, 0)[0])
     write_text(out / "costs.json", json.dumps(costs) + "\n")
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def first_as_good(looks: list[dict], recipe: dict, truth: dict) -> dict | None:
@@ -257,11 +248,9 @@ def first_as_good(looks: list[dict], recipe: dict, truth: dict) -> dict | None:
 
 def summary(out: Path) -> str:
     """A table: for each seed and arm its figures when first as good as the recipe's last, and how much sooner."""
-    rows, costs = rows_of(out / "fitting.jsonl"), json.loads((out / "costs.json").read_text())
-    lines = [
-        "| seed | arm | steps | seconds | times as soon as the recipe | " + " | ".join(SHOWN.values()) + " |",
-        "|---|---|---|---|---|" + "---|" * len(SHOWN),
-    ]
+    rows, costs = read_lines(out / "fitting.jsonl"), json.loads((out / "costs.json").read_text())
+    head = ["seed", "arm", "steps", "seconds", "times as soon as the recipe", *SHOWN.values()]
+    cells = []
     for seed in sorted({row["seed"] for row in rows}):
         of = {arm: [row for row in rows if row["seed"] == seed and row["arm"] == arm] for arm in ("truth", *ARMS)}
         recipe, truth = of["recipe"][-1], of["truth"][-1]
@@ -271,42 +260,40 @@ def summary(out: Path) -> str:
                 continue
             row = looks[-1] if arm in ("truth", "recipe") else first_as_good(looks, recipe, truth)
             if row is None:
-                lines.append(f"| {seed} | {arm} | not within {looks[-1]['step']} | | |" + " |" * len(SHOWN))
+                cells.append([seed, arm, f"not within {looks[-1]['step']}", *[""] * (len(head) - 3)])
                 continue
             spent = "" if arm == "truth" else f"{row['step'] * costs[arm]:.1f}"
             sooner = f"{whole / (row['step'] * costs[arm]):.1f}" if arm not in ("truth", "recipe") else ""
-            figures = " | ".join(f"{row[name]:.2f}" for name in SHOWN)
-            lines.append(f"| {seed} | {arm} | {row.get('step', '')} | {spent} | {sooner} | {figures} |")
+            cells.append([seed, arm, row.get("step", ""), spent, sooner, *(f"{row[name]:.2f}" for name in SHOWN)])
     steps = ", ".join(f"{arm} {cost * 1000:.0f}" for arm, cost in costs.items())
-    return "\n".join([*lines, "", f"Processor time of a step, ms: {steps}.", "", *trained(rows)])
+    return "\n".join([markdown(head, cells), f"Processor time of a step, ms: {steps}.", "", trained(rows)])
 
 
-def trained(rows: list[dict]) -> list[str]:
+def trained(rows: list[dict]) -> str:
     """A table: what classifiers reach with each arm's last translator, mean and 95 % interval, paired."""
     of = {arm: {row["seed"]: row for row in rows if row["arm"] == arm and "few_ekld" in row} for arm in ARMS}
-    lines = [
-        "| the tail is given | seeds | " + " | ".join(title for title, _, _ in TRAINED.values()) + " |",
-        "|---|---|" + "---|" * len(TRAINED),
-    ]
+    lines = []
     for arm, found in of.items():
         seeds = sorted(found.keys() & of["recipe"].keys())
         if not seeds:
             continue
         cells = []
         for metric, (_, scale, digits) in TRAINED.items():
-            own, other = ([scale * part[seed][metric] for seed in seeds] for part in (found, of["recipe"]))
-            value, sign = (mean_interval(own), "") if arm == "recipe" else (paired_difference(own, other), "+")
-            cells.append(f"{value.mean:{sign}.{digits}f} ± {value.half_width:.{digits}f}")
+            own, other = ([part[seed][metric] for seed in seeds] for part in (found, of["recipe"]))
+            if arm == "recipe":
+                cells.append(format_mean(own, scale=scale, digits=digits))
+            else:
+                cells.append(format_gap(own, other, scale=scale, digits=digits))
         name = "the recipe's MUNIT" if arm == "recipe" else f"`{arm}`, difference to the recipe's"
-        lines.append("| " + " | ".join([name, str(len(seeds)), *cells]) + " |")
-    return lines
+        lines.append([name, len(seeds), *cells])
+    return markdown(["the tail is given", "seeds", *(title for title, _, _ in TRAINED.values())], lines)
 
 
 if __name__ == "__main__":
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
-    folder = Path(given.get("out", "runs/fitting"))
-    if given.get("summary") != "true":
-        chosen = given.get("only", "recipe,munit,small").split(",")
-        main(folder, float(given.get("seconds", 600)), int(given.get("seeds", 1)), chosen)
-    write_text(folder / "fitting.md", summary(folder) + "\n")
-    print(summary(folder))
+    given = read_settings(
+        __doc__, out=Path("runs/fitting"), seeds=1, seconds=600.0, only=("recipe", "munit", "small"), summary=False
+    )
+    if not given.summary:
+        main(given.out, given.seconds, given.seeds, given.only)
+    write_text(given.out / "fitting.md", summary(given.out) + "\n")
+    print(summary(given.out))

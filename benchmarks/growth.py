@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.program import markdown, read_settings
+from benchmarks.timing import stored
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
-from gen_invariance.data.images import ImageData
 from gen_invariance.data.loader import ResidentLoader
 from gen_invariance.files import write_text
 from gen_invariance.measure.invariance import measure_invariance
@@ -31,11 +32,6 @@ from gen_invariance.nuisance import Background, Rotation
 from gen_invariance.run import named_generator
 
 Work = Callable[[], object]
-
-
-def stored(count: int, *, channels: int = 1, size: int = 16, classes: int = 10) -> ImageData:
-    images = torch.randint(256, (count, channels, size, size), generator=named_generator(0), dtype=torch.uint8)
-    return ImageData(images, torch.arange(count) % classes, tuple(map(str, range(classes))))
 
 
 def training_step(batch: int) -> Work:
@@ -105,8 +101,8 @@ POINTS: dict[str, tuple[Callable[[int], Work], tuple[int, ...]]] = {
     "side": (translating, (16, 32, 64, 128)),
     "classes": (measuring, (10, 100, 1000)),
     "draws": (drawing, (10, 100, 400)),
-    "images, batches": (sampling, (10**4, 10**5, 10**6)),
-    "images, eKLD": (evaluating, (10**4, 10**5)),
+    "images/batches": (sampling, (10**4, 10**5, 10**6)),
+    "images/eKLD": (evaluating, (10**4, 10**5)),
 }
 
 
@@ -124,39 +120,39 @@ def point(name: str, value: int) -> dict[str, object]:
     return {"of": name, "value": value, "seconds": statistics.median(taken), "megabytes": (peak - before) / 1024}
 
 
+HEAD = ["growing", "value", "seconds", "times the point before", "memory (MB)", "what is done"]
+
+
 def table(rows: list[dict[str, object]]) -> str:
-    lines = [
-        "| growing | value | seconds | times the point before | memory (MB) | what is done |",
-        "|---|---|---|---|---|---|",
-    ]
+    """The points, each with its ratio to the one before."""
+    cells = []
     for row, last in zip(rows, [None, *rows[:-1]], strict=True):
         same = last is not None and last["of"] == row["of"]
         factor = f"{row['seconds'] / last['seconds']:.1f} for {row['value'] / last['value']:.0f}" if same else ""
         done = "" if same else (POINTS[row["of"]][0].__doc__ or "").strip()
-        lines.append(
-            f"| {row['of']} | {row['value']:,} | {row['seconds']:.3g} | {factor} | {row['megabytes']:.0f} | {done} |"
-        )
-    return "\n".join([*lines, ""])
+        cells.append([
+            row["of"], f"{row['value']:,}", f"{row['seconds']:.3g}", factor, f"{row['megabytes']:.0f}", done,
+        ])  # fmt: skip
+    return markdown(HEAD, cells)
 
 
-def main(given: dict[str, str]) -> None:
-    if "point" in given:
-        name, value = given["point"].rsplit(":", 1)
+def main() -> None:
+    """Measure each point in a process of its own."""
+    given = read_settings(__doc__, out=Path("runs/growth"), only=tuple(POINTS), point=None)
+    if given.point is not None:
+        name, value = given.point.rsplit(":", 1)
         print(json.dumps(point(name, int(value))))
         return
-    out, rows = Path(given.get("out", "runs/growth")), []
-    out.mkdir(parents=True, exist_ok=True)
+    rows = []
     for name, (_, values) in POINTS.items():
-        if "only" in given and name not in given["only"].split(","):
-            continue
-        for value in values:
+        for value in values if name in given.only else ():
             command = [sys.executable, "-m", "benchmarks.growth", f"point={name}:{value}"]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
-            write_text(out / "growth.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            write_text(out / "growth.md", table(rows))
+            write_text(given.out / "growth.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(given.out / "growth.md", table(rows))
 
 
 if __name__ == "__main__":
-    main(dict(word.split("=", 1) for word in sys.argv[1:]))
+    main()

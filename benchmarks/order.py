@@ -1,24 +1,20 @@
 """Time and memory of the subset order at size: cached features in, relation and diagram out.
 
-    python -m benchmarks.order [--subsets 200] [--classes 100] [--seeds 5]
+    python -m benchmarks.order [subsets=200] [classes=100] [seeds=5]
 
 Aim: 200 subsets, 100 classes, 5 seeds in under 60 s and 4 GB on two cores. Making the random features is not
 counted. Wall time, processor time (of all threads) and the peak memory of the process are printed; on a machine that
 others use, only the last two say something.
 """
 
-import argparse
-import resource
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.program import read_settings
+from benchmarks.timing import Stopwatch, peak_memory
 from gen_invariance.order.bootstrap import cell_bounds, crossed_bootstrap
 from gen_invariance.order.relation import subset_order
 from gen_invariance.order.separability import Features, pack_hits, pair_hits
@@ -36,51 +32,27 @@ def make_features(subset: tuple[int, ...], seed: int, *, classes: int, width: in
     return Features(train.half(), labels, test.half(), labels, num_classes=classes)
 
 
-@dataclass
-class Clock:
-    """Wall and processor seconds of each named step."""
-
-    wall: dict[str, float] = field(default_factory=dict)
-    processor: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def of(self, step: str) -> Iterator[None]:
-        wall, processor = time.perf_counter(), time.process_time()
-        yield
-        self.wall[step] = self.wall.get(step, 0.0) + time.perf_counter() - wall
-        self.processor[step] = self.processor.get(step, 0.0) + time.process_time() - processor
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, value in (
-        ("subsets", 200),
-        ("classes", 100),
-        ("seeds", 5),
-        ("width", 64),
-        ("per-class", 20),
-        ("threads", 2),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--resamples", type=int, default=2000)
-    options = parser.parse_args()
+    options = read_settings(
+        __doc__, subsets=200, classes=100, seeds=5, width=64, per_class=20, threads=2, resamples=2000
+    )
     torch.set_num_threads(options.threads)
     subsets = random_subsets(
         options.classes, options.subsets, sizes=(2, options.classes), generator=torch.Generator().manual_seed(0)
     )
-    clock = Clock()
+    watch = Stopwatch()
     packed, labels = [], torch.empty(0)
     for seed in range(options.seeds):
         for subset in subsets:
             shape = {"classes": options.classes, "width": options.width, "per_class": options.per_class}
-            with clock.of("features"):
+            with watch.time("features"):
                 features = make_features(subset, seed, **shape)
-            with clock.of("hits"):
+            with watch.time("hits"):
                 packed.append(pack_hits(pair_hits(features)))
             labels = features.test_labels
     table = np.array(packed).reshape(options.seeds, len(subsets), *packed[0].shape)
 
-    with clock.of("bootstrap"):
+    with watch.time("bootstrap"):
         drawn = crossed_bootstrap(
             table,
             labels.numpy(),
@@ -89,7 +61,7 @@ def main() -> None:
             edge_draws=50,
             generator=torch.Generator().manual_seed(0),
         )
-    with clock.of("relation"):
+    with watch.time("relation"):
         order = subset_order(
             cell_bounds(drawn, simultaneous="bootstrap"),
             subsets=subsets,
@@ -98,16 +70,10 @@ def main() -> None:
             threshold=0.9,
         )
         counts, covers = order.counts(), len(order.covers(relation="estimated"))
-    with clock.of("diagram"), tempfile.TemporaryDirectory() as folder:
+    with watch.time("diagram"), tempfile.TemporaryDirectory() as folder:
         write_diagram(Path(folder), order)
 
-    print("step          wall  processor")
-    for step, seconds in clock.wall.items():
-        note = "  (not counted)" if step == "features" else ""
-        print(f"{step:10} {seconds:6.1f} s   {clock.processor[step]:6.1f} s{note}")
-    wall, processor = (sum(v for k, v in part.items() if k != "features") for part in (clock.wall, clock.processor))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"total      {wall:6.1f} s   {processor:6.1f} s, peak memory {peak:.2f} GB")
+    print(*watch.lines(without="features"), f"peak memory {peak_memory():.2f} GB", sep="\n")
     print(f"{len(order)} subsets, {len(order.pairs)} pairs, {options.seeds} seeds; {counts}; {covers} estimated covers")
 
 

@@ -1,19 +1,20 @@
 """How long 10,000 records take to be written, read, summarised and rendered as a report with pictures.
 
-    python -m benchmarks.report [--records 10000] [--out FOLDER]
+    python -m benchmarks.report [records=10000] [out=FOLDER]
 
-Records are made up: five methods on two benchmarks of 49 classes, as many class orders as it takes. Prints CPU and
-wall-clock seconds of each part and whether all but writing stays below ten seconds of one core.
+Records are made up: five methods on two benchmarks of 49 classes, as many class orders as it takes. Prints wall and
+processor seconds of each part.
 """
 
-import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+
+from benchmarks.program import read_settings
+from benchmarks.timing import Stopwatch
 
 METHODS = ("ce", "ce_drs", "ce_drs+git", "ce_drs+pose", "ce_drs+oracle")
 BENCHMARKS = ("k49_rot_lt", "k49_bg_lt")
@@ -46,48 +47,36 @@ def cells(number: int) -> Iterator[list[Any]]:
         order += 1
 
 
-def parts(records: list[list[Any]], out: Path) -> dict[str, tuple[float, float]]:
-    """Wall-clock and CPU seconds of each part of making a report of the cells in `out`."""
+def main() -> None:
+    """Time each part of making a report."""
     from gen_invariance.records import RecordWriter, finished_cells, load_records
     from gen_invariance.report.report_page import write_report
     from gen_invariance.report.runs import figures_of
     from gen_invariance.report.size_effect import size_effects
     from gen_invariance.report.summary import summarise
 
-    seconds: dict[str, tuple[float, float]] = {}
-
-    def timed(name: str, function: Callable[[], Any]) -> Any:
-        wall, cpu = perf_counter(), process_time()
-        answer = function()
-        seconds[name] = perf_counter() - wall, process_time() - cpu
-        return answer
-
-    writer = RecordWriter(out / "records")
-    timed("write", lambda: [writer.write_cell(cell) for cell in records])
-    frame = timed("read", lambda: load_records(out / "records"))
-    timed("which cells are finished", lambda: finished_cells(frame))
-    timed("summarise", lambda: summarise(frame, baseline="ce_drs"))
-    timed("class size and eKLD", lambda: size_effects(frame))
-    figures = timed("draw", lambda: figures_of(frame))
-    page = {"title": "Speed", "frame": frame, "figures": figures, "baseline": "ce_drs"}
-    timed("render", lambda: write_report(out / "report", **page))
-    return seconds
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    given, watch = read_settings(__doc__, records=10_000, out=None), Stopwatch()
     made = list(cells(given.records))
     with tempfile.TemporaryDirectory() as scratch:
-        seconds = parts(made, given.out or Path(scratch))
-    print(f"{sum(map(len, made))} records of {len(made)} cells")
-    for name, (wall, cpu) in seconds.items():
-        print(f"{name:26} {wall:6.2f} s, CPU {cpu:6.2f} s")
-    wall, cpu = (sum(pair[n] for name, pair in seconds.items() if name != "write") for n in (0, 1))
-    verdict = "below" if cpu < 10 else "NOT below"
-    print(f"{'all but writing':26} {wall:6.2f} s, CPU {cpu:6.2f} s: {verdict} 10 s of one core")
+        out = Path(given.out or scratch)
+        with watch.time("write"):
+            writer = RecordWriter(out / "records")
+            for records in made:
+                writer.write_cell(records)
+        with watch.time("read"):
+            frame = load_records(out / "records")
+        with watch.time("which cells are finished"):
+            finished_cells(frame)
+        with watch.time("summarise"):
+            summarise(frame, baseline="ce_drs")
+        with watch.time("class size and eKLD"):
+            size_effects(frame)
+        with watch.time("draw"):
+            figures = figures_of(frame)
+        with watch.time("render"):
+            write_report(out / "report", title="Speed", frame=frame, figures=figures, baseline="ce_drs")
+    print(f"{sum(map(len, made))} records of {len(made)} cells", *watch.lines(without="write"), sep="\n")
+    print("the goal is 10 s of one core for all but writing")
 
 
 if __name__ == "__main__":

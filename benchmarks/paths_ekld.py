@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import plain_recipe as recipe
-from benchmarks.speed_variants import CLASSES, Variant, stored
+from benchmarks.timing import CLASSES, Variant, stored
 from gen_invariance.benchmark.demo import DemoSettings
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier

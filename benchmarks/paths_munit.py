@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import plain_recipe as recipe
-from benchmarks.speed_variants import BATCH, SMALL, Variant, pictures, stored
+from benchmarks.timing import BATCH, SMALL, Variant, pictures, stored
 from gen_invariance.augment.cache import CodeCache, TranslationBank
 from gen_invariance.data.images import ImageData
 from gen_invariance.nuisance.protocol import Nuisance

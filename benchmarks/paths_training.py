@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks import plain_recipe as recipe
-from benchmarks.speed_munit import munit_on
-from benchmarks.speed_variants import BATCH, CLASSES, SMALL, Variant, stored
+from benchmarks.paths_munit import munit_on
+from benchmarks.timing import BATCH, CLASSES, SMALL, Variant, stored
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.data.images import ImageData
