@@ -59,6 +59,10 @@ def settings_class(where: str) -> Callable[[type[_T]], type[_T]]:
 
     def decorate(cls: type[_T]) -> type[_T]:
         made: Any = pydantic.dataclasses.dataclass(frozen=True, config=_CONFIG)(cls)
+        for base in cls.__mro__[1:]:  # pydantic reads the docstrings of a class's own fields only
+            for name, field in getattr(base, "__pydantic_fields__", {}).items():
+                own = made.__pydantic_fields__[name]
+                own.description = own.description or field.description
         checked_init = made.__init__
 
         @functools.wraps(checked_init)

@@ -19,7 +19,7 @@ from gen_invariance.cli.main import run
 from gen_invariance.data.readers.arrays import read_npz
 from gen_invariance.data.readers.folder import read_image_folder
 from gen_invariance.errors import CheckpointError, DataError, first_line
-from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export import ExportSettings, export_dataset, open_format
 from gen_invariance.files import load_checkpoint, save_checkpoint
 from gen_invariance.nuisance import Rotation
 from gen_invariance.records import Record, RecordWriter, as_frame, finished_cells, load_records
@@ -49,8 +49,8 @@ def photos(root, names=("cat", "dog")):
 def test_a_class_that_is_not_utf8_reaches_every_output_of_an_export(tmp_path):
     root = photos(tmp_path / "in", (NOT_UTF8, "dog"))
     (root / "dog" / f"{NOT_UTF8}.png").write_bytes((root / "dog" / "0.png").read_bytes())
-    summary = export(
-        open_form("folder", root), Rotation(30), tmp_path / "out", ExportSettings(target=6, off_distribution=None)
+    summary = export_dataset(
+        open_format("folder", root), Rotation(30), tmp_path / "out", ExportSettings(target=6, off_distribution=None)
     )
     assert summary.after == (6, 6)
     rows = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()]
@@ -308,7 +308,7 @@ def test_a_nul_in_a_path_of_a_table(tmp_path):
     rows = [f"cat/{number}.png,cat" for number in range(4)] + ["a\0b.png,dog", "dog/0.png,dog"]
     (root / "table.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
     settings = ExportSettings(target=4, off_distribution=None)
-    summary = export(open_form("table", root / "table.csv"), Rotation(30), tmp_path / "out", settings)
+    summary = export_dataset(open_format("table", root / "table.csv"), Rotation(30), tmp_path / "out", settings)
     assert summary.after == (4, 4)
     assert [reason for _, reason in summary.problems] == ["not a path (embedded null byte)"]
 
@@ -354,6 +354,6 @@ def test_a_member_of_a_shard_whose_name_is_not_utf8(tmp_path):
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     settings = ExportSettings(target=3, off_distribution=None)
-    summary = export(open_form("webdataset", tmp_path / "in"), Rotation(30), tmp_path / "out", settings)
+    summary = export_dataset(open_format("webdataset", tmp_path / "in"), Rotation(30), tmp_path / "out", settings)
     assert len(summary.problems) == 1
     assert named_generator(0, NOT_UTF8).initial_seed() != named_generator(0, "caf").initial_seed()

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gen_invariance.cli.main import run
 from gen_invariance.errors import CheckpointError, DataError, OutputError
-from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export import ExportSettings, export_dataset, open_format
 from gen_invariance.nuisance import Rotation
 from gen_invariance.translator.flow.model import FlowTranslator
 from gen_invariance.translator.io import load_translator, save_translator
@@ -136,14 +136,14 @@ def another(name, value):
 )  # fmt: skip
 def test_the_manifest_of_a_finished_export_was_changed(change, photos, tmp_path):
     out = tmp_path / "out"
-    export(open_form("folder", photos), Rotation(30), out, SETTINGS)
+    export_dataset(open_format("folder", photos), Rotation(30), out, SETTINGS)
     before = (out / "manifest.jsonl").read_text()
     content = "\n".join(change(before.splitlines())) + "\n"
     (out / "manifest.jsonl").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(OutputError, match=r"manifest\.jsonl is damaged"):
-        export(open_form("folder", photos), Rotation(30), out, SETTINGS, resume=True)
+        export_dataset(open_format("folder", photos), Rotation(30), out, SETTINGS, resume=True)
     (out / "manifest.jsonl").write_text(before)
-    assert export(open_form("folder", photos), Rotation(30), out, SETTINGS, resume=True).after == (4, 4)
+    assert export_dataset(open_format("folder", photos), Rotation(30), out, SETTINGS, resume=True).after == (4, 4)
 
 
 # ---- tables
@@ -153,4 +153,4 @@ def test_names_that_are_not_utf8_beside_nested_ones_in_a_table(photos):
     rows = [{"path": "cat/0.png", "label": label} for label in ("cat", "\udcff\udcfe", [1], 3)]
     (photos / "table.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     with pytest.raises(DataError, match="column 'label' holds nested values, not text"):
-        open_form("table", photos / "table.jsonl")
+        open_format("table", photos / "table.jsonl")

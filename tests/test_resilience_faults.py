@@ -20,7 +20,7 @@ from gen_invariance import errors
 from gen_invariance.cli.main import run
 from gen_invariance.errors import RunError, SettingsError, is_out_of_memory
 from gen_invariance.experiment import evaluate as measuring
-from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export import ExportSettings, export_dataset, open_format
 from gen_invariance.nuisance import Rotation
 
 SLOW = pytest.mark.slow
@@ -163,27 +163,27 @@ class Thief(Rotation):
 def test_an_original_that_vanishes_is_named_and_the_rest_is_written(tmp_path):
     root = photos(tmp_path / "photos")
     settings = ExportSettings(target=12, batch_size=2, off_distribution=None)
-    summary = export(open_form("folder", root), Thief(root / "dog" / "3.png"), tmp_path / "out", settings)
+    summary = export_dataset(open_format("folder", root), Thief(root / "dog" / "3.png"), tmp_path / "out", settings)
     assert summary.after == (12, 12)
     assert {source for source, _ in summary.problems} == {"dog/3.png"}
     assert all("No such file" in reason for _, reason in summary.problems)
     assert (tmp_path / "out" / "dog" / "3.png").is_file()  # it had been taken over before
     with pytest.raises(SettingsError, match="images were added, removed or renamed"):
-        export(open_form("folder", root), Rotation(30), tmp_path / "out", settings, resume=True)
+        export_dataset(open_format("folder", root), Rotation(30), tmp_path / "out", settings, resume=True)
 
 
 def test_originals_that_all_vanish_end_in_a_line(tmp_path, fitted, capsys, monkeypatch):
     root = photos(tmp_path / "photos")
-    listed = open_form
+    listed = open_format
 
     def then_gone(*arguments, **options):
-        form = listed(*arguments, **options)
-        entries = form.entries()
-        form.entries = lambda: entries
+        data = listed(*arguments, **options)
+        entries = data.entries()
+        data.entries = lambda: entries
         shutil.rmtree(root)
-        return form
+        return data
 
-    monkeypatch.setattr("gen_invariance.experiment.augment.open_form", then_gone)
+    monkeypatch.setattr("gen_invariance.experiment.augment.open_format", then_gone)
     assert run(["augment", f"data.path={root}", f"translator={fitted}", f"out={tmp_path / 'out'}"]) == 2
     assert "no image that can be used" in one_line(capsys)
 
@@ -249,9 +249,9 @@ class Greedy(Rotation):
 
 
 def test_an_export_without_memory_says_what_to_set(tmp_path):
-    form = open_form("folder", photos(tmp_path / "photos"))
+    form = open_format("folder", photos(tmp_path / "photos"))
     with pytest.raises(RunError, match="ran out of memory at a batch of 4; lower batch_size"):
-        export(form, Greedy(30), tmp_path / "out", ExportSettings(target=20, batch_size=4))
+        export_dataset(form, Greedy(30), tmp_path / "out", ExportSettings(target=20, batch_size=4))
 
 
 def test_errors_that_are_not_about_memory_stay(trained, monkeypatch):

@@ -7,8 +7,6 @@ changes).
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -20,39 +18,6 @@ from gen_invariance.run import named_generator
 
 CODE_BYTES = 2**30
 """Memory that kept codes may take unless told otherwise."""
-
-
-class IndexedCache(Protocol):
-    """Translations of the images of a fixed set, by their index in it."""
-
-    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """Draw once for each of `shape[0]` images."""
-        ...
-
-    def translate(self, indices: Tensor, draw: Draw) -> Tensor:
-        """Float images (M, C, H, W) in [0, 1] of the images `indices`, int64 (M,), by `draw`."""
-        ...
-
-    def refresh(self, step: int) -> None:
-        """Bring the cache to the state that `step` of a training needs."""
-        ...
-
-
-def build_cache(
-    nuisance: Nuisance, images: Tensor, frequency: Tensor, *, versions: int, period: int, seed: int, max_bytes: int
-) -> IndexedCache | None:
-    """A bank if there are `versions`, else kept codes; None if the nuisance has no codes to keep.
-
-    Images (N, C, H, W) come with `frequency`, float (N,), in any unit; 0 means never.
-    """
-    indices = (frequency > 0).nonzero().squeeze(1)
-    if versions:
-        uses = frequency[indices]
-        return TranslationBank(
-            nuisance, images, indices=indices, versions=versions, uses=uses, period=period, seed=seed
-        )
-    coded = as_coded(nuisance)
-    return None if coded is None else CodeCache(coded, images, indices=indices, max_bytes=max_bytes)
 
 
 class _CodedComposition:
@@ -231,6 +196,10 @@ class TranslationBank:
             translated = coded.render(coded.encode(images)[owner_of_row], draw, tuple(images.shape[-2:]))
         self._bank[rows] = to_uint8(translated)
         self.drawn += len(owner_of_row)
+
+
+IndexedCache = CodeCache | TranslationBank
+"""Stands in for a nuisance: `sample` draws, `translate` gives images by index, `refresh` follows the step."""
 
 
 def _versions_by_image(versions: int, images: int, uses: Tensor | None) -> Tensor:

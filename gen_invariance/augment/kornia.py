@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from kornia.augmentation import IntensityAugmentationBase2D
-from kornia.augmentation.random_generator import RandomGeneratorBase
 from torch import Tensor
 
 from gen_invariance.augment.reference import FrozenReference, Stream
@@ -21,25 +20,6 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 
 _KORNIA_PARAMS = ("batch_prob", "forward_input_shape", "data_keys")  # the last is added by AugmentationSequential
-
-
-class _DrawGenerator(RandomGeneratorBase):
-    """Draws for kornia from an own CPU generator, so draws do not depend on device, dtype or global random state."""
-
-    def __init__(self, nuisance: Nuisance, seed: int) -> None:
-        super().__init__()
-        self._nuisance, self.stream = (nuisance,), Stream(seed)  # in a tuple, which a module does not look into
-
-    def make_samplers(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Nothing to move: sampling stays on the CPU in float32."""
-
-    def forward(self, batch_shape: tuple[int, ...], same_on_batch: bool = False) -> dict[str, Tensor]:
-        """The nuisance's draw, one row for each image; one shared row where `same_on_batch`."""
-        count, generator = batch_shape[0], self.stream.generator()
-        if not same_on_batch or count == 0:
-            return self._nuisance[0].sample(batch_shape, generator=generator)
-        one = self._nuisance[0].sample((1, *batch_shape[1:]), generator=generator)
-        return select_rows(one, torch.zeros(count, dtype=torch.int64))
 
 
 class KorniaNuisance(IntensityAugmentationBase2D):
@@ -75,8 +55,7 @@ class KorniaNuisance(IntensityAugmentationBase2D):
         super().__init__(p=p, p_batch=p_batch, same_on_batch=same_on_batch, keepdim=keepdim)
         if not (0 <= p <= 1 and 0 <= p_batch <= 1):
             raise SettingsError(f"KorniaNuisance: p and p_batch must lie in [0, 1], got {p} and {p_batch}")
-        self._reference = FrozenReference(nuisance)
-        self._param_generator = _DrawGenerator(nuisance, seed)
+        self._reference, self._stream = FrozenReference(nuisance), Stream(seed)
 
     @property
     def nuisance(self) -> Nuisance:
@@ -88,11 +67,14 @@ class KorniaNuisance(IntensityAugmentationBase2D):
         return super()._apply(fn, *args, **kwargs)
 
     def forward_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Gate and draw from the own generator; always the same count of numbers, whatever `p` is."""
-        generator, count = self._param_generator.stream.generator(), batch_shape[0]
+        """Gate and draw on the CPU from the own generator; always the same count of numbers, whatever `p` is."""
+        generator, count = self._stream.generator(), batch_shape[0]
         call = torch.rand(1, generator=generator) < self.p_batch
         rows = torch.rand(1 if self.same_on_batch else count, generator=generator) < self.p
-        draw = self._param_generator(batch_shape, self.same_on_batch)
+        drawn = 1 if self.same_on_batch and count else count
+        draw = self.nuisance.sample((drawn, *batch_shape[1:]), generator=generator)
+        if drawn < count:
+            draw = select_rows(draw, torch.zeros(count, dtype=torch.int64))
         return {
             **draw,
             "batch_prob": (call & rows).expand(count).float(),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gen_invariance.augment.cache import CODE_BYTES, IndexedCache, build_cache
+from gen_invariance.augment.cache import CODE_BYTES, CodeCache, IndexedCache, TranslationBank, as_coded
 from gen_invariance.augment.policy import auto
 from gen_invariance.augment.reference import FrozenReference, Stream
 from gen_invariance.data.images import to_float
@@ -171,10 +171,13 @@ class TailAugment(nn.Module):
 
         def build() -> IndexedCache | None:
             frequency = self.probability[labels.cpu()] * (1 if uses is None else uses.cpu())
+            indices = (frequency > 0).nonzero().squeeze(1)
             nuisance = self._reference.on(images.device)
-            return build_cache(
-                nuisance, images, frequency, versions=versions, period=period, seed=seed, max_bytes=max_bytes
-            )
+            if versions:
+                bank = {"versions": versions, "period": period, "seed": seed}
+                return TranslationBank(nuisance, images, indices=indices, uses=frequency[indices], **bank)
+            coded = as_coded(nuisance)
+            return None if coded is None else CodeCache(coded, images, indices=indices, max_bytes=max_bytes)
 
         self._build_cache, self._cache = build, None
 

@@ -133,19 +133,11 @@ def _inspect(config: dict[str, Any]) -> None:
     _say_all([verdict.word, *(f"  {reason}" for reason in verdict.reasons), f"page: {out / inspecting.PAGE}"])
 
 
-def _augment(config: dict[str, Any]) -> None:
-    from gen_invariance.cli.help import config_folder
-    from gen_invariance.experiment.augment import augment_set, check_complete, lines_of
-    from gen_invariance.experiment.launch import choose_device, shows_progress
+def _augment(settings: Any) -> None:
+    from gen_invariance.experiment.augment import check_complete, format_summary, run_augment
 
-    summary = augment_set(
-        config,
-        config_folder(),
-        device=choose_device(config["device"]),
-        progress=shows_progress(config["progress"]),
-        say=_say,
-    )
-    _say_all(lines_of(summary))
+    summary = run_augment(settings, say=_say)
+    _say_all(format_summary(summary))
     check_complete(summary)
 
 
@@ -171,7 +163,7 @@ def _benchmark(config: dict[str, Any]) -> None:
 
 VERBS: dict[str, Verb] = {
     "fit": Verb(_fit, "experiment.fit:FitRun"),
-    "augment": Verb(_augment),
+    "augment": Verb(_augment, "experiment.augment:AugmentSettings"),
     "train": Verb(_train, "experiment.train:TrainRun"),
     "measure": Verb(_measure, "experiment.evaluate:MeasureRun"),
     "report": Verb(_report),

@@ -1,4 +1,4 @@
-"""What the command `augment` does: open the set, find or fit the translator and the classifier, export.
+"""`run_augment`: one export, from settings to an augmented set: find or fit the translator and the classifier, export.
 
 Rooms that only some exports need are imported where they are needed: they take longer than a small export.
 """
@@ -7,109 +7,172 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from gen_invariance.configs import read_choice
 from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.experiment.launch import Say, choose_device, say_nothing, shows_progress
 from gen_invariance.experiment.task import Task
-from gen_invariance.export import FORMS, ExportSettings, ExportSummary, export, open_form
-from gen_invariance.export.duplicates import set_duplicates
-from gen_invariance.export.formats.base import Form
-from gen_invariance.export.runner import check_output, keep_apart
+from gen_invariance.export import ExportSettings, ExportSummary, WorkerSettings, export_dataset, open_format
+from gen_invariance.export.formats.base import FORMATS, Format
+from gen_invariance.export.inputs import find_format_duplicates, read_training_images
+from gen_invariance.export.output import check_output, keep_apart
+from gen_invariance.export.settings import ResultSettings
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
-from gen_invariance.settings import settings_of, typed
+from gen_invariance.settings import Text, settings_class
+from gen_invariance.translator.fit_settings import FitSettings, class_members
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.verdict import read_verdict
 
 _COLUMNS = {"table": ("path_column", "label_column"), "huggingface": ("image_column", "label_column")}
-"""Settings that name columns, of the forms that have them."""
-
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow makes grey of them
 _SETTINGS_OF_A_FIT = (  # what messages of a fit call its settings, and what they are called here
     (r"(?<![\w./-])fit\.(?=[a-z_]+\b)", "learn."),
     (r"\btranslator\.(network|objective)\b", r"learn.\1_options"),
 )
-
+_ADDED_LATER = ("average", "budget", "watch_every", "patience")  # settings of a fit; at their defaults not named
 _LISTED = 10  # problems named one by one; the manifest has all
 
 
-def augment_set(
-    config: Mapping[str, Any],
-    configs: Path | str,
-    *,
-    device: torch.device,
-    progress: bool,
-    say: Callable[[str], None] = lambda line: None,
-) -> ExportSummary:
-    """Carry out `augment` with plain settings, as configs/augment.yaml lists them.
+@settings_class("learn")
+class LearnSettings(FitSettings):
+    """The fit of `fit=true`: a translator by name, and how long it is fitted, on what."""
+
+    flip: bool = False
+    """mirror half of the images; only where a mirrored image keeps its label"""
+    translator: str = "redraw"
+    """a file of configs/translator: redraw, spatial, pose, flow, munit_small ..."""
+    network_options: Mapping[str, Any] = field(default_factory=dict)
+    """over those of the file"""
+    objective_options: Mapping[str, Any] = field(default_factory=dict)
+    """over those of the file"""
+
+    def identity(self) -> dict[str, Any]:
+        """All settings, for a run's config."""
+        defaults = FitSettings()
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in _ADDED_LATER or v != getattr(defaults, k)}
+
+
+@settings_class("augment")
+class AugmentSettings(ResultSettings, WorkerSettings):
+    """Settings of `run_augment`."""
+
+    data: Task = field(default_factory=lambda: Task(source="folder", profile="none"))
+    out: Text = Field(kw_only=True)
+    """a new or an empty folder, outside of the data"""
+    translator: Text | None = None
+    """folder that fit wrote"""
+    fit: bool = False
+    """fit a translator on the data first, into OUT-translator"""
+    strength: float | str = "auto"
+    """share of the images lacking to the target that is made, in (0, 1]; auto asks inspect's verdict"""
+    force: bool = False
+    """use a translator whatever inspect says of it"""
+    classifier: Text | None = None
+    """folder that train wrote: reject results that it takes for another class"""
+    path_column: str | None = "path"
+    """of a table"""
+    label_column: str | None = "label"
+    """of a table or a Hugging Face data set"""
+    image_column: str | None = None
+    """of a Hugging Face data set with several columns of images"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    resume: bool = False
+    """go on with the export that is in out"""
+    progress: bool | None = None
+    """true or false; null shows bars on a terminal"""
+    learn: LearnSettings = field(default_factory=LearnSettings)
+    """for fit=true"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strength != "auto" and not (isinstance(self.strength, float) and 0 < self.strength <= 1):
+            raise SettingsError(f"augment.strength must be auto or a number in (0, 1], got {self.strength!r}")
+
+
+def run_augment(settings: AugmentSettings, *, say: Say = say_nothing) -> ExportSummary:
+    """Find or fit the translator and write the augmented set.
 
     Args:
-        config: the settings.
-        configs: folder of the config files, where `learn.translator` is looked up.
-        device: where to translate.
-        progress: show a bar.
+        settings: see `AugmentSettings`.
         say: gets a line where the verdict of `inspect` changes what is done, or images are in two parts or classes.
 
     Raises:
         SettingsError: settings that do not fit each other.
-        GenInvarianceError: as `export` and `fit_translator`.
+        GenInvarianceError: as `export_dataset` and `fit_translator`.
     """
-    task = settings_of(Task, config["data"], "data")
-    form = _open(task, config)
-    names = {field.name for field in dataclasses.fields(ExportSettings)} & config.keys()
-    fit = typed(config["fit"], bool, "fit")
-    strength = _strength(config, say)
-    settings = settings_of(ExportSettings, {name: config[name] for name in names} | {"strength": strength}, "augment")
-    if fit == bool(config["translator"]):
+    data, out = _open_data(settings), Path(settings.out).expanduser()
+    strength = _choose_strength(settings, say)
+    if settings.fit == bool(settings.translator):
         raise SettingsError("augment needs one of translator=FOLDER (that fit wrote) and fit=true; see its --help")
-    out = Path(config["out"]).expanduser()
-    keep_apart(form.path, out)
-    check_output(out, os.listdir(out) if out.is_dir() else (), resume=config["resume"])  # before fitting for hours
-    for line in set_duplicates(form).lines():
+    keep_apart(data.path, out)
+    check_output(out, resume=settings.resume)  # before fitting for hours
+    for line in find_format_duplicates(data).lines():
         say(line)
-    if fit:
-        translator, size = _learned(config, configs, form, task.image_size, device, progress=progress), task.image_size
+    device, image_size = choose_device(settings.device), settings.data.image_size
+    if settings.fit:
+        translator = _fit_translator(settings, data, device)
     else:
-        translator, size = load_translator(config["translator"]), _fitted_size(Path(config["translator"]))
-    settings = dataclasses.replace(settings, image_size=size if task.image_size is None else task.image_size)
-    return export(
-        form,
+        translator = load_translator(settings.translator)
+        image_size = image_size or _read_fitted_size(Path(settings.translator))
+    results = {each.name: getattr(settings, each.name) for each in dataclasses.fields(ResultSettings)}
+    return export_dataset(
+        data,
         translator,
         out,
-        settings,
-        predict=_predict(config["classifier"], form, device),
-        resume=config["resume"],
-        device=device,
-        processes=typed(config["processes"], int, "processes"),
-        engine=typed(config["engine"], str, "engine"),
-        ray_address=typed(config["ray_address"], str | None, "ray_address"),
-        progress=progress,
+        ExportSettings(**results, strength=strength, image_size=image_size),
+        workers=WorkerSettings(
+            device=str(device),
+            processes=settings.processes,
+            engine=settings.engine,
+            ray_address=settings.ray_address,
+        ),
+        predict=None if settings.classifier is None else _load_judge(settings.classifier, data, device),
+        resume=settings.resume,
+        progress=shows_progress(settings.progress),
     )
 
 
-def _strength(config: Mapping[str, Any], say: Callable[[str], None]) -> float:
+def _open_data(settings: AugmentSettings) -> Format:
+    task = settings.data
+    if task.source not in FORMATS:
+        raise SettingsError(f"augment cannot read data={task.source}; choose data={', data='.join(FORMATS)}")
+    if task.path is None:
+        raise SettingsError("augment needs data.path=FOLDER or FILE, where the images are")
+    if task.profile != "none" or task.nuisance != "identity":
+        raise SettingsError("augment takes the data as they are; leave data.profile and data.nuisance alone")
+    if task.group is not None and task.source not in ("npz", "folder"):
+        raise SettingsError(f"augment tells no groups in data={task.source}; leave data.group out")
+    options = {name: getattr(settings, name) for name in _COLUMNS.get(task.source, ())}
+    if task.source == "npz":
+        options["group"] = task.group
+    return open_format(task.source, task.path, **options)
+
+
+def _choose_strength(settings: AugmentSettings, say: Say) -> float:
     """The share of missing images to make: what is asked for, or what the verdict on the translator advises."""
-    asked, force = typed(config["strength"], float | str, "strength"), typed(config["force"], bool, "force")
-    if isinstance(asked, str) and asked != "auto":
-        raise SettingsError(f"strength must be auto or a number in (0, 1], got {asked!r}")
-    folder = config["translator"]
-    verdict = read_verdict(folder) if folder and not force else None
+    folder = settings.translator
+    verdict = read_verdict(folder) if folder and not settings.force else None
     if verdict is not None and verdict.strength == 0:
         raise SettingsError(
             f"inspect says '{verdict.word}' of the translator in {folder}: {verdict.reasons[0].rstrip('.')}; fit a "
             "better one, or add force=true to use it all the same"
         )
-    if not isinstance(asked, str):
-        return float(asked)
+    if settings.strength != "auto":
+        return settings.strength
     if verdict is None or verdict.strength == 1:
         return 1.0
     say(
@@ -119,59 +182,35 @@ def _strength(config: Mapping[str, Any], say: Callable[[str], None]) -> float:
     return verdict.strength
 
 
-def _open(task: Task, config: Mapping[str, Any]) -> Form:
-    if task.source not in FORMS:
-        raise SettingsError(f"augment cannot read data={task.source}; choose data={', data='.join(FORMS)}")
-    if task.path is None:
-        raise SettingsError("augment needs data.path=FOLDER or FILE, where the images are")
-    if task.profile != "none" or task.nuisance != "identity":
-        raise SettingsError("augment takes the data as they are; leave data.profile and data.nuisance alone")
-    if task.group is not None and task.source not in ("npz", "folder"):
-        raise SettingsError(f"augment tells no groups in data={task.source}; leave data.group out")
-    columns = {name: typed(config[name], str | None, name) for name in _COLUMNS.get(task.source, ())}
-    if task.source == "npz":
-        columns["group"] = task.group
-    return open_form(task.source, task.path, **columns)
-
-
-def _learned(
-    config: Mapping[str, Any],
-    configs: Path | str,
-    form: Form,
-    image_size: int | None,
-    device: torch.device,
-    *,
-    progress: bool,
-) -> Nuisance:
+def _fit_translator(settings: AugmentSettings, data: Format, device: torch.device) -> Nuisance:
     """The translator that is fitted on the data first, or was before the command was stopped."""
-    from gen_invariance.benchmark.registry import translator_config
-    from gen_invariance.export.learning import image_data
     from gen_invariance.translator.fit import fit_translator
-    from gen_invariance.translator.fit_settings import FitSettings, class_members
 
-    loop = dict(config["learn"])
-    chosen = translator_config(typed(loop.pop("translator"), str, "learn.translator"), configs)
-    options = {
-        kind: chosen[kind] | typed(loop.pop(f"{kind}_options"), dict, f"learn.{kind}_options")
-        for kind in ("network", "objective")
-    }
-    with _named_as_set():
-        settings = settings_of(FitSettings, loop, "learn")
-    folder = Path(f"{str(config['out']).rstrip('/')}-translator")
-    identity = {"learn": dict(config["learn"]), "data": str(form.path), "image_size": image_size}
-    if config["resume"] and (folder / "translator" / "config.json").is_file():
-        Run(folder, kind="fit", seed=config["seed"], config=identity, resume=True)  # the same settings
+    learn, image_size = settings.learn, settings.data.image_size
+    choice = read_choice("translator", learn.translator)
+    folder = Path(f"{settings.out.rstrip('/')}-translator")
+    config = {"learn": learn.identity(), "data": str(data.path), "image_size": image_size}
+    how = {"kind": "fit", "seed": settings.seed, "config": config, "resume": settings.resume}
+    if settings.resume and (folder / "translator" / "config.json").is_file():
+        Run(folder, **how)  # the same settings
         return load_translator(folder)
-    data = image_data(form, image_size=image_size).to(device)
-    opened = Run.open(folder, kind="fit", seed=config["seed"], config=identity, resume=config["resume"])
-    with opened as run, _named_as_set():
-        class_members(data, settings)  # says best which setting lets a class take part
-        fit_translator(chosen["name"], data, settings, out=run, progress=progress, **options)
+    images = read_training_images(data, image_size=image_size).to(device)
+    with Run.open(folder, **how) as run, _settings_named_as_here():
+        class_members(images, learn)  # says best which setting lets a class take part
+        fit_translator(
+            choice["name"],
+            images,
+            learn,
+            out=run,
+            network={**choice["network"], **learn.network_options},
+            objective={**choice["objective"], **learn.objective_options},
+            progress=settings.progress,
+        )
     return load_translator(folder)
 
 
 @contextmanager
-def _named_as_set() -> Iterator[None]:
+def _settings_named_as_here() -> Iterator[None]:
     """Let errors of a fit call its settings what they are called in `augment`."""
     try:
         yield
@@ -182,7 +221,7 @@ def _named_as_set() -> Iterator[None]:
         raise SettingsError(text) from error
 
 
-def _fitted_size(folder: Path) -> int | None:
+def _read_fitted_size(folder: Path) -> int | None:
     """Side of the images that the translator was fitted on, where the run folder in or around `folder` says so."""
     if not (folder / "run.json").is_file() and folder.name == "translator":
         folder = folder.parent
@@ -194,17 +233,17 @@ def _fitted_size(folder: Path) -> int | None:
 
 
 class _Judge(nn.Module):
-    """A classifier for results of other sizes, channels and orders of classes than it was trained on.
+    """A classifier for results of other sizes, channels and class orders than it was trained on.
 
     Args:
         model: images (B, C, S, S) to logits (B, K).
         shape: (C, S, S) of its training images.
-        order: the model's number of each class of the data.
+        class_order: the model's number of each class of the data.
     """
 
-    def __init__(self, model: nn.Module, shape: Sequence[int], order: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, shape: Sequence[int], class_order: Sequence[int]) -> None:
         super().__init__()
-        self.model, self.shape, self.order = model, tuple(shape), list(order)
+        self.model, self.shape, self.class_order = model, tuple(shape), list(class_order)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images float (B, C, H, W) in [0, 1]; their central square is looked at."""
@@ -216,39 +255,36 @@ class _Judge(nn.Module):
         images = images.expand(-1, channels, -1, -1)[..., top : top + side, left : left + side]
         if list(images.shape[2:]) != size:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True).clamp(0, 1)
-        return self.model(images)[:, self.order]
+        return self.model(images)[:, self.class_order]
 
 
-def _predict(folder: str | None, form: Form, device: torch.device) -> _Judge | None:
-    if folder is None:
-        return None
+def _load_judge(folder: str, data: Format, device: torch.device) -> _Judge:
     from gen_invariance.experiment.evaluate import open_run
 
     model, prepared, *_ = open_run(folder, device=device)
     known = prepared.train.class_names
-    if sorted(known) != sorted(form.class_names):
+    if sorted(known) != sorted(data.class_names):
         raise SettingsError(
             f"the classifier in {folder} knows the classes {', '.join(known[:5])}..., the data "
-            f"{', '.join(form.class_names[:5])}...; give one that was trained on these classes"
+            f"{', '.join(data.class_names[:5])}...; give one that was trained on these classes"
         )
-    return _Judge(model, prepared.train.images.shape[1:], [known.index(name) for name in form.class_names]).eval()
+    return _Judge(model, prepared.train.images.shape[1:], [known.index(name) for name in data.class_names]).eval()
 
 
-def lines_of(summary: ExportSummary) -> list[str]:
+def format_summary(summary: ExportSummary) -> list[str]:
     """What an export did, for a terminal."""
     old, new = sum(summary.before), sum(summary.after) - sum(summary.before)
-    found = (_counted(old, "original"), _counted(new, "new image"), _counted(summary.rejected, "result"))
-    lines = [f"{', '.join(found)} rejected"]
-    lines += [
-        f"  {name}: {before} -> {after}"
-        for name, before, after in zip(summary.class_names, summary.before, summary.after, strict=True)
-        if after != before
+    lines = [
+        f"{_counted(old, 'original')}, {_counted(new, 'new image')}, {_counted(summary.rejected, 'result')} rejected"
     ]
+    for name, before, after in zip(summary.class_names, summary.before, summary.after, strict=True):
+        if after != before:
+            lines.append(f"  {name}: {before} -> {after}")
     lines += [f"class {name!r} lacks {_counted(missing, 'image')} to the target" for name, missing in summary.short]
-    for what, found in (("left out", summary.ignored), ("NOT USABLE", summary.problems)):
-        lines += [f"{what}: {key}: {reason}" for key, reason in found[:_LISTED]]
-        if len(found) > _LISTED:
-            lines.append(f"{what}: {len(found) - _LISTED} more, see the manifest")
+    for what, listed in (("left out", summary.ignored), ("NOT USABLE", summary.problems)):
+        lines += [f"{what}: {key}: {reason}" for key, reason in listed[:_LISTED]]
+        if len(listed) > _LISTED:
+            lines.append(f"{what}: {len(listed) - _LISTED} more, see the manifest")
     return [*lines, f"manifest: {summary.out / 'manifest.jsonl'}", f"preview: {summary.out / 'preview.html'}"]
 
 

@@ -1,11 +1,11 @@
-"""Write an augmented, balanced copy of a labelled image set, in the form it came in, with a manifest.
+"""Write an augmented, balanced copy of a labelled image set, in the format it came in, with a manifest.
 
-data = open_form("folder", "photos")
-summary = export(data, load_translator("runs/fit"), "photos-balanced", ExportSettings(target="median"))
+data = open_format("folder", "photos")
+summary = export_dataset(data, load_translator("runs/fit"), "photos-balanced", ExportSettings(target="median"))
 """
 
-from gen_invariance.export.formats.base import FORMS, open_form
-from gen_invariance.export.runner import ExportSummary, export
-from gen_invariance.export.settings import ExportSettings
+from gen_invariance.export.formats.base import FORMATS, open_format
+from gen_invariance.export.runner import ExportSummary, export_dataset
+from gen_invariance.export.settings import ExportSettings, WorkerSettings
 
-__all__ = ["FORMS", "ExportSettings", "ExportSummary", "export", "open_form"]
+__all__ = ["FORMATS", "ExportSettings", "ExportSummary", "WorkerSettings", "export_dataset", "open_format"]

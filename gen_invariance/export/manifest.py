@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -31,6 +32,8 @@ COLUMNS: dict[str, str] = {
 }
 """Name and Arrow type of each column."""
 
+_TYPES = {"string": str, "int64": int, "float64": int | float}
+
 
 def write_unit(path: Path, rows: Iterable[Row]) -> None:
     """The record of one finished unit of work, whole or not at all; it says that its images are written."""
@@ -42,12 +45,7 @@ def read_unit(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def public(row: Row) -> dict[str, Any]:
-    """The columns of a row."""
-    return {name: row.get(name) for name in COLUMNS}
-
-
-def write_manifest(out: Path, rows: Iterable[Row], *, chunk: int = 4096) -> list[Path]:
+def write_manifest(out: Path, rows: Iterable[Row], *, chunk: int = 4096) -> None:
     """Write `manifest.jsonl` and, where pyarrow is installed, `manifest.parquet`; rows are held a chunk at a time.
 
     Args:
@@ -55,20 +53,24 @@ def write_manifest(out: Path, rows: Iterable[Row], *, chunk: int = 4096) -> list
         rows: in manifest order.
         chunk: rows held at a time; part of the Parquet file's bytes.
     """
-    path = out / "manifest.jsonl"
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(public(row)) + "\n" for row in rows)
+    with atomic_write(out / "manifest.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({name: row.get(name) for name in COLUMNS}) + "\n")
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        return [path]
+        return
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-    table = out / "manifest.parquet"
-    with atomic_write(table) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for part in _chunks(read_manifest(out), chunk):
-            writer.write_table(pa.Table.from_pylist([_utf8(row) for row in part], schema=schema))
-    return [path, table]
+    with atomic_write(out / "manifest.parquet") as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        written = map(_escaped, read_manifest(out))
+        while part := list(itertools.islice(written, chunk)):
+            writer.write_table(pa.Table.from_pylist(part, schema=schema))
+
+
+def _escaped(row: Row) -> Row:
+    """The row with names of files and classes escaped where they are not UTF-8, which Parquet cannot hold."""
+    return {name: utf8_text(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def read_manifest(out: Path) -> Iterator[dict[str, Any]]:
@@ -78,43 +80,16 @@ def read_manifest(out: Path) -> Iterator[dict[str, Any]]:
         OutputError: a row is not one that `write_manifest` writes; the file was changed or cut.
     """
     path = out / "manifest.jsonl"
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                yield _row(line, path, number)
-    except UnicodeDecodeError as error:
-        raise _damaged(path, "not UTF-8") from error
-
-
-def _row(line: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"line {number} is not JSON") from error
-    kinds = {"string": str, "int64": int, "float64": (int, float)}
-    if not isinstance(row, dict) or COLUMNS.keys() - row.keys():
-        raise _damaged(path, f"line {number} is not a row of it")
-    for name, kind in COLUMNS.items():
-        if row[name] is not None and not isinstance(row[name], kinds[kind]):
-            raise _damaged(path, f"line {number} has no fitting {name}")
-    return row
-
-
-def _damaged(path: Path, reason: str) -> OutputError:
-    return OutputError(f"{path} is damaged ({reason}); export into another folder, or delete this one")
-
-
-def _utf8(row: Row) -> Row:
-    """The row with names of files and classes escaped where they are not UTF-8, which Parquet cannot hold."""
-    return {name: utf8_text(value) if isinstance(value, str) else value for name, value in row.items()}
-
-
-def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    part: list[Row] = []
-    for row in rows:
-        part.append(row)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                damaged = [name for name, kind in COLUMNS.items() if not isinstance(row[name], _TYPES[kind] | None)]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                damaged = ["row"]
+            if damaged:
+                raise OutputError(
+                    f"{path} is damaged (line {number} has no fitting {damaged[0]}); export into another folder, or "
+                    "delete this one"
+                )
+            yield row

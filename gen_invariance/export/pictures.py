@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,8 +11,7 @@ from PIL import Image
 from gen_invariance.data.readers.pictures import UnusablePictureError, crop_centre, decode_picture
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A decoded picture at the translator's size.
 
     Attributes:
@@ -25,10 +24,7 @@ class Picture:
 
 
 def decode(content: bytes | np.ndarray) -> Image.Image:
-    """The upright picture in mode "L" or "RGB", as `data.readers.folder` reads it.
-
-    Args:
-        content: an encoded file, or uint8 pixels (C, H, W).
+    """The upright picture in mode "L" or "RGB" of an encoded file, or of uint8 pixels (C, H, W).
 
     Raises:
         UnusablePictureError: not one readable picture.
@@ -52,27 +48,26 @@ def prepare(image: Image.Image, *, size: int | None, whole: bool, channels: int 
     Raises:
         UnusablePictureError: a colour picture for a translator of grey ones.
     """
-    original = image.size
+    original_size = image.size
     if size is not None and whole:
-        scale = size / min(original)
-        image = _scaled(image, tuple(max(1, round(side * scale)) for side in original))
+        scale = size / min(image.size)
+        width, height = image.size
+        image = resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
     elif size is not None:
-        image = _scaled(crop_centre(image), (size, size))
+        image = resize(crop_centre(image), (size, size))
     pixels = np.asarray(image)
     if channels == 1 and pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():
             raise UnusablePictureError("colour picture, but the translator takes grey ones")
         pixels = pixels[..., 0]
     if pixels.ndim == 2:
-        return Picture(np.repeat(pixels[None], channels or 1, axis=0), original)
-    return Picture(np.ascontiguousarray(pixels.transpose(2, 0, 1)), original)
+        return Picture(np.repeat(pixels[None], channels or 1, axis=0), original_size)
+    return Picture(np.ascontiguousarray(pixels.transpose(2, 0, 1)), original_size)
 
 
-def scaled_back(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (C, H, W) scaled to (width, height)."""
-    return np.ascontiguousarray(
-        prepare(_scaled(decode(pixels), size), size=None, whole=True, channels=len(pixels)).pixels
-    )
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` scaled to (width, height)."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def encode(pixels: np.ndarray) -> bytes:
@@ -87,7 +82,3 @@ def describe(pixels: np.ndarray) -> tuple[float, float, float]:
     grey = pixels.astype(np.float64).mean(0) / 255
     steps = [np.abs(np.diff(grey, axis=axis)).mean() for axis in (0, 1) if grey.shape[axis] > 1]
     return float(grey.mean()), float(grey.std()), float(np.mean(steps)) if steps else 0.0
-
-
-def _scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)

@@ -6,93 +6,82 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from gen_invariance.errors import SettingsError
+from gen_invariance.settings import Fraction, settings_class
 
-ORIGINALS = ("copy", "link", "reference")
 
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """What is written; none of these settings is about speed, all of them decide the result.
-
-    Attributes:
-        target: images each class is brought to: "median" or "max" of the class sizes, a whole number N, or a ratio of
-            the largest class in (0, 1] written with a decimal point (0.5: no class is smaller than half the
-            largest). Classes never shrink.
-        strength: share of the images that a class lacks to its target that is made, in (0, 1]; less than 1 where the
-            translator is not fully trusted.
-        image_size: side that pictures are scaled to for the translator; None leaves them as they are.
-        restore_size: scale the whole picture so that its shorter side is `image_size`, translate it, and scale the
-            result back to the picture's own size. Otherwise the central square is taken, and results are
-            `image_size` x `image_size`.
-        originals: "copy" them, "link" to them, or only "reference" them in the manifest.
-        near_copy: reject results whose mean absolute difference to their source, in [0, 1], is smaller.
-        off_distribution: reject results whose brightness, contrast or sharpness lies further outside the range of the
-            originals than this share of the range, or below this share of the way from its lower end to 0; None
-            keeps all.
-        per_source: results from one source at most; None sets no limit.
-        tries: how often rejected results are made up for by other draws.
-        batch_size: images translated at once; also those of a tar shard and of a unit of work.
-        seed: of all draws.
-
-    Raises:
-        SettingsError: a value out of its range.
-    """
+@settings_class("export")
+class ResultSettings:
+    """Which results are made, and which of them are kept."""
 
     target: str | int | float = "median"
-    strength: float = 1.0
-    image_size: int | None = None
+    """images of every class: median, max, a number, or a ratio of the largest class such as 0.5"""
     restore_size: bool = False
-    originals: str = "copy"
-    near_copy: float = 0.004
-    off_distribution: float | None = 0.5
-    per_source: int | None = None
-    tries: int = 5
-    batch_size: int = 64
+    """translate the whole picture and give results its size, instead of its central square"""
+    originals: Literal["copy", "link", "reference"] = "copy"
+    """copy, link, or reference (in the manifest only)"""
+    near_copy: Fraction = 0.004
+    """reject results that differ less from their source, mean over pixels in [0, 1]"""
+    off_distribution: NonNegativeFloat | None = 0.5
+    """reject results whose brightness, contrast or sharpness lies so far outside the originals'; null keeps all"""
+    per_source: PositiveInt | None = None
+    """results from one source at most"""
+    tries: PositiveInt = 5
+    """how often rejected results are made up for"""
+    batch_size: PositiveInt = 64
+    """images translated at once, and images of a new tar shard"""
     seed: int = 0
+    """of all draws"""
 
     def __post_init__(self) -> None:
-        goal_of([1], self.target)
-        if self.originals not in ORIGINALS:
-            raise SettingsError(f"export: originals must be one of {', '.join(ORIGINALS)}, got {self.originals!r}")
-        for name in ("image_size", "per_source", "tries", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise SettingsError(f"export: {name} must be a whole number of at least 1, got {value!r}")
-        for name, low, high in (("near_copy", 0, 1), ("off_distribution", 0, float("inf"))):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
-                raise SettingsError(f"export: {name} must lie in [{low}, {high}], got {value!r}")
-        if not (isinstance(self.strength, int | float) and 0 < self.strength <= 1):
-            raise SettingsError(f"export: strength must lie in (0, 1], got {self.strength!r}")
-        if self.near_copy is None or not isinstance(self.seed, int):
-            raise SettingsError("export: near_copy must be a number (0 keeps all but equal copies), seed a whole one")
+        target_size([1], self.target)
+
+
+@settings_class("export")
+class ExportSettings(ResultSettings):
+    """What an export writes; none of these settings is about speed, all of them decide the result."""
+
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """share of the images lacking to the target that is made"""
+    image_size: PositiveInt | None = None
+    """side that pictures are scaled to for the translator; null leaves them as they are"""
 
     def identity(self) -> dict[str, Any]:
         """The settings as JSON-able values."""
         return asdict(self)
 
 
-def goals_of(counts: Sequence[int], settings: ExportSettings) -> list[int]:
-    """Images that each class is brought to; classes never shrink.
+@settings_class("export")
+class WorkerSettings:
+    """Who does the work; the result does not depend on these settings, except on the kind of device."""
 
-    Args:
-        counts: images of each class.
-        settings: its `target` and `strength`.
-    """
-    goal = goal_of([count for count in counts if count], settings.target)
-    return [count + math.ceil(settings.strength * max(goal - count, 0)) for count in counts]
+    device: str = "cpu"
+    """where to translate"""
+    processes: PositiveInt = 1
+    """workers; the result does not depend on their number"""
+    engine: Literal["local", "ray"] = "local"
+    """local: processes of this machine; ray: as many actors of a Ray cluster, extra ray"""
+    ray_address: str | None = None
+    """of a running cluster; null takes RAY_ADDRESS, or starts one on this machine"""
 
 
-def goal_of(counts: Sequence[int], target: str | int | float) -> int:
+def target_sizes(counts: Sequence[int], settings: ExportSettings) -> list[int]:
+    """How many images each class is brought to, from the images it has and `target` and `strength`."""
+    size = target_size([count for count in counts if count], settings.target)
+    return [count + math.ceil(settings.strength * max(size - count, 0)) for count in counts]
+
+
+def target_size(counts: Sequence[int], target: str | int | float) -> int:
     """Images that `target` asks for in every class.
 
     Args:
         counts: images of each class that has any.
-        target: see `ExportSettings`; numbers may come as text.
+        target: see `ExportSettings`; numbers may come as text, ratios are written with a decimal point.
 
     Raises:
         SettingsError: not a target.
@@ -107,6 +96,6 @@ def goal_of(counts: Sequence[int], target: str | int | float) -> int:
     if re.fullmatch(r"\d*\.\d*|\d+e-\d+", text) and text != "." and 0 < float(text) <= 1:
         return max(1, round(float(text) * max(counts)))
     raise SettingsError(
-        f"export: target must be median, max, a number of images, or a ratio of the largest class such as 0.5, "
+        f"export.target must be median, max, a number of images, or a ratio of the largest class such as 0.5, "
         f"got {text!r}"
     )

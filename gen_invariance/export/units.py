@@ -8,64 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gen_invariance.augment.reference import FrozenReference
-from gen_invariance.data.images import to_float, to_uint8
+from gen_invariance.data.readers.pictures import UnusablePictureError
 from gen_invariance.errors import GenInvarianceError, RunError, first_line, is_out_of_memory
-from gen_invariance.export.formats.base import Entry, Form, Row, Stored
+from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored
 from gen_invariance.export.manifest import write_unit
-from gen_invariance.export.pictures import (
-    Picture,
-    UnusablePictureError,
-    decode,
-    describe,
-    encode,
-    prepare,
-    scaled_back,
-)
+from gen_invariance.export.pictures import Picture, decode, describe, encode, prepare, resize
 from gen_invariance.export.settings import ExportSettings
 from gen_invariance.nuisance.protocol import Draw, Nuisance
 from gen_invariance.run import named_generator
 
 _FLOOR = 0.05  # narrowest range of a statistic: originals that are all alike do not forbid every change
 
+Predict = Callable[[Tensor], Tensor]
+"""Images float (B, C, H, W) in [0, 1] to logits (B, K)."""
 
-@dataclass(frozen=True)
-class Job:
-    """What all units share; picklable, so that workers can have it.
-
-    Attributes:
-        form: of the input.
-        out, state: output folder, and the working folder in it.
-        settings: see `ExportSettings`.
-        nuisance: the translator.
-        token: SHA-256 of the translator.
-        predict: images to logits, for the identity filter; None does without.
-        device: where to translate.
-    """
-
-    form: Form
-    out: Path
-    state: Path
-    settings: ExportSettings
-    nuisance: Nuisance
-    token: str
-    predict: Predict | None = None
-    device: str = "cpu"
-
-    @property
-    def channels(self) -> int | None:
-        """Channels that the translator takes; None for any."""
-        return getattr(getattr(self.nuisance, "config", None), "channels", None)
+THREADS = 4
+"""That decode and encode."""
 
 
 @dataclass(frozen=True)
@@ -86,112 +55,236 @@ class Unit:
     ranges: np.ndarray | None = None
 
 
-def placed(job: Job) -> Job:
-    """The job with its translator in eval mode on its device."""
-    return replace(job, nuisance=FrozenReference(job.nuisance).on(torch.device(job.device)))
+class Decoded(NamedTuple):
+    """The image of an item; or the reason why there is none."""
+
+    content: bytes | np.ndarray | None = None
+    picture: Picture | None = None
+    reason: str = ""
 
 
-Predict = Callable[[Tensor], Tensor]
-"""Images float (B, C, H, W) in [0, 1] to logits (B, K)."""
+class Result(NamedTuple):
+    """What the translator made of an item, uint8 (C, H, W), None where it was rejected; and its manifest row."""
 
-Loaded = list[tuple[bytes | np.ndarray | None, Picture | None, str]]
-"""Content, picture, and why there is none, of each item of a unit."""
-
-
-def load(job: Job, unit: Unit, pool: Executor) -> Loaded:
-    """Read and decode the unit's images, several at once."""
-    return list(pool.map(lambda item: _load(job, item[0]), unit.items))
+    pixels: np.ndarray | None
+    row: Row
 
 
-def _load(job: Job, entry: Entry) -> tuple[bytes | np.ndarray | None, Picture | None, str]:
-    if entry.ignored:
-        return None, None, entry.ignored
-    settings = job.settings
-    try:
-        content = job.form.read(entry)
-        whole = settings.restore_size or job.form.keeps_size
-        picture = prepare(decode(content), size=settings.image_size, whole=whole, channels=job.channels)
-    except UnusablePictureError as error:
-        return None, None, str(error)
-    except OSError as error:
-        return None, None, f"cannot be read ({error.strerror or error})"
-    return content, picture, ""
+@dataclass(frozen=True)
+class Job:
+    """What all units share, and the steps of a unit; picklable, so that workers can have it.
 
-
-def translate(job: Job, unit: Unit, loaded: Loaded) -> list[tuple[np.ndarray | None, Row]]:
-    """The results of a unit of new images, uint8 (C, H, W), judged; None beside the row of one that was rejected.
-
-    Raises:
-        RunError: the device ran out of memory.
+    Attributes:
+        data: the input.
+        output: where to write.
+        settings: see `ExportSettings`.
+        nuisance: the translator.
+        token: SHA-256 of the translator.
+        predict: for the identity filter; None does without.
+        device: where to translate.
     """
-    results: list[tuple[np.ndarray | None, Row]] = []
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for place, ((entry, copy), (_, picture, reason)) in enumerate(zip(unit.items, loaded, strict=True)):
-        results.append((None, _row(job, unit, entry, copy, "unusable", reason)))
-        if picture is not None:
-            shapes.setdefault(picture.pixels.shape, []).append(place)
-    for places in shapes.values():  # pictures of one size make a batch
-        pixels = np.stack([loaded[place][1].pixels for place in places])
-        items = [unit.items[place] for place in places]
-        for place, result in zip(places, _judged(job, unit, items, pixels), strict=True):
-            results[place] = result
-    return results
+
+    data: Format
+    output: Output
+    settings: ExportSettings
+    nuisance: Nuisance
+    token: str
+    predict: Predict | None = None
+    device: str = "cpu"
+
+    def on_device(self) -> Job:
+        """The job with its translator in eval mode on its device."""
+        return replace(self, nuisance=FrozenReference(self.nuisance).on(torch.device(self.device)))
+
+    def record_of(self, unit: str) -> Path:
+        """The file which says that a unit is done."""
+        return self.output.state / "units" / f"{unit}.jsonl"
+
+    @property
+    def _keeps_all(self) -> bool:
+        """Whether results have the size of their source, and so show all of it."""
+        return self.settings.restore_size or self.data.keeps_size
+
+    # ---- decode
+
+    def decode(self, unit: Unit, pool: Executor) -> list[Decoded]:
+        """Read and decode the unit's images, several at once."""
+        return list(pool.map(self._decode, (entry for entry, _ in unit.items)))
+
+    def _decode(self, entry: Entry) -> Decoded:
+        if entry.ignored:
+            return Decoded(reason=entry.ignored)
+        channels = getattr(getattr(self.nuisance, "config", None), "channels", None)  # None takes any
+        try:
+            content = self.data.read(entry)
+            image = decode(content)
+            picture = prepare(image, size=self.settings.image_size, whole=self._keeps_all, channels=channels)
+        except UnusablePictureError as error:
+            return Decoded(reason=str(error))
+        except OSError as error:
+            return Decoded(reason=f"cannot be read ({error.strerror or error})")
+        return Decoded(content, picture)
+
+    # ---- translate
+
+    def translate(self, unit: Unit, decoded: Sequence[Decoded]) -> list[Result]:
+        """The results of a unit of new images, judged; none for originals.
+
+        Raises:
+            RunError: the device ran out of memory.
+        """
+        if unit.kind == "original":
+            return []
+        results = []
+        batches: dict[tuple[int, ...], list[int]] = {}
+        for index, ((entry, copy), image) in enumerate(zip(unit.items, decoded, strict=True)):
+            results.append(Result(None, self._row(unit, entry, copy, "unusable", image.reason)))
+            if image.picture is not None:
+                batches.setdefault(image.picture.pixels.shape, []).append(index)
+        for indices in batches.values():  # pictures of one size make a batch
+            pixels = np.stack([decoded[index].picture.pixels for index in indices])
+            items = [unit.items[index] for index in indices]
+            for index, result in zip(indices, self._translate_batch(unit, items, pixels), strict=True):
+                results[index] = result
+        return results
+
+    @torch.no_grad()
+    def _translate_batch(self, unit: Unit, items: Sequence[tuple[Entry, int]], pixels: np.ndarray) -> list[Result]:
+        """Translate uint8 (B, C, H, W) and judge each result."""
+        images = torch.from_numpy(pixels).to(torch.device(self.device)).float().div_(255)
+        try:
+            moved = self.nuisance.apply(images, self._draw(items, images.shape))
+        except (MemoryError, RuntimeError, GenInvarianceError) as error:  # such as a picture smaller than a border
+            if is_out_of_memory(error):
+                raise RunError(
+                    f"{self.device} ran out of memory at a batch of {len(items)}; lower batch_size"
+                ) from error
+            reason = f"cannot be translated ({first_line(error)[:120]})"
+            return [Result(None, self._row(unit, entry, copy, "rejected", reason)) for entry, copy in items]
+        finite = torch.isfinite(moved).flatten(1).all(1).tolist()
+        strength = (moved - images).abs().double().mean((1, 2, 3)).tolist()
+        answers = [None] * len(items) if self.predict is None else self.predict(moved).argmax(1).tolist()
+        new = moved.nan_to_num().clamp(0, 1).mul(255).add_(0.5).byte().cpu().numpy()
+        results = []
+        for index, (entry, copy) in enumerate(items):
+            quality = outside(describe(new[index]), unit.ranges)
+            reason = "pixels that are no numbers"
+            if finite[index]:
+                reason = self._fault(entry, strength[index], quality, answers[index])
+            row = self._row(unit, entry, copy, "rejected" if reason else "kept", reason)
+            row |= {"strength": strength[index] if finite[index] else None, "quality": quality}
+            results.append(Result(None if reason else new[index], row))
+        return results
+
+    def _draw(self, items: Sequence[tuple[Entry, int]], shape: Sequence[int]) -> Draw:
+        """Each image's own draw, from a generator named by source and number."""
+        draws = []
+        for entry, copy in items:
+            generator = draw_generator(self.settings.seed, entry.key, copy)
+            draws.append(self.nuisance.sample((1, *shape[1:]), generator=generator))
+        return {name: torch.cat([draw[name] for draw in draws]) for name in draws[0]}
+
+    def _fault(self, entry: Entry, strength: float, quality: float | None, answer: int | None) -> str:
+        """Why a result is rejected; empty when it is not."""
+        settings = self.settings
+        if strength < settings.near_copy or strength == 0:
+            return "near copy of its source"
+        if settings.off_distribution is not None and quality is not None and quality > settings.off_distribution:
+            return "brightness, contrast or sharpness unlike any original"
+        if answer is not None and answer != entry.label:
+            return f"the classifier takes it for {self.data.class_names[answer]!r}"
+        return ""
+
+    # ---- store
+
+    def store(self, unit: Unit, decoded: Sequence[Decoded], results: Sequence[Result], pool: Executor) -> None:
+        """Encode and write what is kept, then record the unit as done."""
+        if unit.kind == "original":
+            finished = [
+                self._original(unit, entry, image) for (entry, _), image in zip(unit.items, decoded, strict=True)
+            ]
+        else:
+            finished = list(pool.map(self._generated, unit.items, decoded, results))
+        kept = [stored for stored, _ in finished if stored is not None]
+        if kept and unit.kind == "original":
+            self.data.store_originals(self.output, kept)
+        elif kept:
+            self.data.store_new(self.output, unit.name, kept)
+        write_unit(self.record_of(unit.name), [row for _, row in finished])
+
+    def _original(self, unit: Unit, entry: Entry, image: Decoded) -> tuple[Stored | None, Row]:
+        if image.picture is None:
+            status = "ignored" if entry.ignored else "unusable"
+            return None, self._row(unit, entry, -1, status, image.reason)
+        row = self._row(unit, entry, -1, "kept", "")
+        row |= {"width": image.picture.size[0], "height": image.picture.size[1], "sha256": _digest(image.content)}
+        row["statistics"] = describe(image.picture.pixels)
+        if self.settings.originals == "reference":
+            return None, row
+        row["file"] = self.data.file_name(entry, None)
+        return Stored(entry, row["file"], image.content), row
+
+    def _generated(self, item: tuple[Entry, int], image: Decoded, result: Result) -> tuple[Stored | None, Row]:
+        (entry, copy), (pixels, row) = item, result
+        if pixels is None:
+            return None, row
+        if self._keeps_all:
+            restored = resize(decode(pixels), image.picture.size)
+            pixels = prepare(restored, size=None, whole=True, channels=len(pixels)).pixels
+        content = np.ascontiguousarray(pixels) if self.data.keeps_size else encode(pixels)
+        row |= {"width": pixels.shape[2], "height": pixels.shape[1], "sha256": _digest(content)}
+        # The name says the number of the draw, and has a hash of all that made the image.
+        words = "/".join((self.token, str(self.settings.seed), entry.key, str(copy)))
+        digest = hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()
+        row["file"] = self.data.file_name(entry, f"__{copy:03d}-{digest[:10]}")
+        return Stored(entry, row["file"], content), row
+
+    def _row(self, unit: Unit, entry: Entry, copy: int, status: str, reason: str) -> Row:
+        row = {
+            "file": "",
+            "source": entry.key,
+            "class": self.data.class_names[entry.label] if entry.label >= 0 else "",
+            "label": entry.label,
+            "part": entry.part,
+            "kind": unit.kind,
+            "status": status,
+            "reason": reason,
+            "copy": copy,
+            "draw_seed": "",
+            "translator": "",
+            "unit": unit.name,
+        }
+        if unit.kind == "generated":
+            seed = draw_generator(self.settings.seed, entry.key, copy).initial_seed()
+            row |= {"draw_seed": f"{seed:016x}", "translator": self.token}
+        return row
 
 
-@torch.no_grad()
-def _judged(
-    job: Job, unit: Unit, items: Sequence[tuple[Entry, int]], pixels: np.ndarray
-) -> list[tuple[np.ndarray | None, Row]]:
-    """Translate a batch uint8 (B, C, H, W) and judge each result."""
-    device = torch.device(job.device)
-    images = to_float(torch.from_numpy(pixels).to(device))
-    try:
-        moved = job.nuisance.apply(images, _draws(job, items, images.shape))
-    except (MemoryError, RuntimeError, GenInvarianceError) as error:  # such as a picture smaller than a border
-        if is_out_of_memory(error):
-            raise RunError(f"{job.device} ran out of memory at a batch of {len(items)}; lower batch_size") from error
-        reason = f"cannot be translated ({first_line(error)[:120]})"
-        return [(None, _row(job, unit, entry, copy, "rejected", reason)) for entry, copy in items]
-    finite = torch.isfinite(moved).flatten(1).all(1).tolist()
-    strength = (moved - images).abs().double().mean((1, 2, 3)).tolist()
-    answers = [None] * len(items) if job.predict is None else job.predict(moved).argmax(1).tolist()
-    new = to_uint8(moved.nan_to_num().clamp(0, 1)).cpu().numpy()
-    judged = []
-    for place, (entry, copy) in enumerate(items):
-        quality = outside(describe(new[place]), unit.ranges)
-        reason = _fault(job, entry, finite[place], strength[place], quality, answers[place])
-        row = _row(job, unit, entry, copy, "rejected" if reason else "kept", reason)
-        row |= {"strength": strength[place] if finite[place] else None, "quality": quality}
-        judged.append((None if reason else new[place], row))
-    return judged
+RunUnits = Callable[[Iterable[Unit]], Iterator[str]]
+"""Carries out units; yields the name of each when it is recorded. Raises RunError when a worker died."""
 
 
-def _draws(job: Job, items: Sequence[tuple[Entry, int]], shape: Sequence[int]) -> Draw:
-    """Each image's own draw, from a generator named by source and number."""
-    drawn = [
-        job.nuisance.sample((1, *shape[1:]), generator=draw_generator(job.settings.seed, entry.key, copy))
-        for entry, copy in items
-    ]
-    return {name: torch.cat([draw[name] for draw in drawn]) for name in drawn[0]}
+_worker_job: Job | None = None  # a worker process serves one job all its life
+
+
+def start_worker(job: Job) -> None:
+    """What a worker process does first."""
+    global _worker_job
+    torch.set_num_threads(1)
+    _worker_job = job.on_device()
+
+
+def run_unit(unit: Unit) -> str:
+    """What a worker process does for a unit: the same steps as in one process, one after another; its name."""
+    with ThreadPoolExecutor(THREADS) as pictures:
+        decoded = _worker_job.decode(unit, pictures)
+        _worker_job.store(unit, decoded, _worker_job.translate(unit, decoded), pictures)
+    return unit.name
 
 
 def draw_generator(seed: int, key: str, copy: int) -> torch.Generator:
     """The generator of the `copy`-th draw for the source called `key`."""
     return named_generator(seed, "augment", key, copy)
-
-
-def _fault(job: Job, entry: Entry, finite: bool, strength: float, quality: float | None, answer: int | None) -> str:
-    """Why a result is rejected; empty when it is not."""
-    settings = job.settings
-    if not finite:
-        return "pixels that are no numbers"
-    if strength < settings.near_copy or strength == 0:
-        return "near copy of its source"
-    if settings.off_distribution is not None and quality is not None and quality > settings.off_distribution:
-        return "brightness, contrast or sharpness unlike any original"
-    if answer is not None and answer != entry.label:
-        return f"the classifier takes it for {job.form.class_names[answer]!r}"
-    return ""
 
 
 def outside(statistics: Sequence[float], ranges: np.ndarray | None) -> float | None:
@@ -209,84 +302,7 @@ def outside(statistics: Sequence[float], ranges: np.ndarray | None) -> float | N
     return float(max(above.max(), below.max(), 0.0))
 
 
-def store(
-    job: Job, unit: Unit, loaded: Loaded, results: list[tuple[np.ndarray | None, Row]] | None, pool: Executor
-) -> None:
-    """Encode and write what is kept, then record the unit as done."""
-    if unit.kind == "original":
-        done = [_original(job, unit, item, found) for item, found in zip(unit.items, loaded, strict=True)]
-    else:
-        done = list(
-            pool.map(
-                lambda part: _generated(job, part[0][0], part[1], part[2]),
-                zip(unit.items, (picture for _, picture, _ in loaded), results, strict=True),
-            )
-        )
-    kept = [item for item, _ in done if item is not None]
-    job.form.store(job.out, job.state, unit.name, kept, originals=job.settings.originals)
-    write_unit(job.state / "units" / f"{unit.name}.jsonl", [row for _, row in done])
-
-
-def _original(
-    job: Job, unit: Unit, item: tuple[Entry, int], found: tuple[Any, Picture | None, str]
-) -> tuple[Stored | None, Row]:
-    entry, (content, picture, reason) = item[0], found
-    if picture is None:
-        status = "ignored" if entry.ignored else "unusable"
-        return None, _row(job, unit, entry, -1, status, reason)
-    row = _row(job, unit, entry, -1, "kept", "")
-    row |= {"width": picture.size[0], "height": picture.size[1], "sha256": _digest(content)}
-    row["statistics"] = describe(picture.pixels)
-    if job.settings.originals == "reference":
-        return None, row
-    file = job.form.file_of(entry, None)
-    return Stored(entry, file, content, generated=False), row | {"file": file}
-
-
-def _generated(
-    job: Job, entry: Entry, picture: Picture | None, result: tuple[np.ndarray | None, Row]
-) -> tuple[Stored | None, Row]:
-    pixels, row = result
-    if pixels is None or picture is None:
-        return None, row
-    if job.settings.restore_size or job.form.keeps_size:
-        pixels = scaled_back(pixels, picture.size)
-    content = pixels if job.form.keeps_size else encode(pixels)
-    row |= {"width": pixels.shape[2], "height": pixels.shape[1], "sha256": _digest(content)}
-    file = job.form.file_of(entry, _stem(job, entry, row["copy"]))
-    return Stored(entry, file, content, generated=True), row | {"file": file}
-
-
-def _stem(job: Job, entry: Entry, copy: int) -> str:
-    """What is added to the source's name: the number of the draw, and a hash of all that made the image."""
-    words = "/".join((job.token, str(job.settings.seed), entry.key, str(copy)))
-    return f"__{copy:03d}-{hashlib.sha256(words.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
-
-
-def _digest(content: bytes | np.ndarray) -> str:
-    return hashlib.sha256(content if isinstance(content, bytes) else np.ascontiguousarray(content)).hexdigest()
-
-
-def _row(job: Job, unit: Unit, entry: Entry, copy: int, status: str, reason: str) -> Row:
-    generated = unit.kind == "generated"
-    seed = draw_generator(job.settings.seed, entry.key, copy).initial_seed() if generated else None
-    return {
-        "file": "",
-        "source": entry.key,
-        "class": job.form.class_names[entry.label] if entry.label >= 0 else "",
-        "label": entry.label,
-        "part": entry.part,
-        "kind": unit.kind,
-        "status": status,
-        "reason": reason,
-        "copy": copy,
-        "draw_seed": f"{seed:016x}" if generated else "",
-        "translator": job.token if generated else "",
-        "unit": unit.name,
-    }
-
-
-def token_of(nuisance: Nuisance) -> str:
+def translator_token(nuisance: Nuisance) -> str:
     """SHA-256 of a translator's settings and weights, or of a hand-written nuisance's kind and settings."""
     digest = hashlib.sha256(type(nuisance).__name__.encode())
     if isinstance(nuisance, nn.Module):
@@ -296,6 +312,12 @@ def token_of(nuisance: Nuisance) -> str:
             digest.update(name.encode())
             digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     else:
-        parts = {k: [token_of(part) for part in v] if k == "nuisances" else v for k, v in vars(nuisance).items()}
+        parts = {
+            k: [translator_token(part) for part in v] if k == "nuisances" else v for k, v in vars(nuisance).items()
+        }
         digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _digest(content: bytes | np.ndarray) -> str:
+    return hashlib.sha256(content).hexdigest()

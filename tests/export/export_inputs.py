@@ -1,4 +1,4 @@
-"""Real digits, few of some classes, in every form that an export reads; and what tests ask of its output."""
+"""Real digits, few of some classes, in every format that an export reads; and what tests ask of its output."""
 
 import io
 import json

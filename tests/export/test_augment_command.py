@@ -12,9 +12,9 @@ from gen_invariance.cli.main import run
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.augment import _Judge
 from gen_invariance.experiment.evaluate import open_run
-from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export import ExportSettings, export_dataset, open_format
 from gen_invariance.export.manifest import read_manifest
-from gen_invariance.export.settings import goals_of
+from gen_invariance.export.settings import target_sizes
 from gen_invariance.translator.quality.verdict import weights_digest
 
 COUNTS = {0: 30, 6: 12, 9: 6}
@@ -106,11 +106,11 @@ def test_strengths_that_are_none(strength, photos, tmp_path, capsys):
 
 
 def test_goals_of_classes():
-    assert goals_of([20, 9, 3], ExportSettings(target="max")) == [20, 20, 20]
-    assert goals_of([20, 9, 3], ExportSettings(target=10, strength=0.5)) == [20, 10, 7]
-    assert goals_of([20, 9, 3], ExportSettings(target="max", strength=1e-9)) == [20, 10, 4]
-    assert goals_of([20, 0, 9], ExportSettings(target="median")) == [20, 14, 14]
-    with pytest.raises(SettingsError, match="strength must lie in"):
+    assert target_sizes([20, 9, 3], ExportSettings(target="max")) == [20, 20, 20]
+    assert target_sizes([20, 9, 3], ExportSettings(target=10, strength=0.5)) == [20, 10, 7]
+    assert target_sizes([20, 9, 3], ExportSettings(target="max", strength=1e-9)) == [20, 10, 4]
+    assert target_sizes([20, 0, 9], ExportSettings(target="median")) == [20, 14, 14]
+    with pytest.raises(SettingsError, match="strength must be in"):
         ExportSettings(strength=0)
 
 
@@ -170,13 +170,13 @@ def test_another_classifier_of_other_classes_is_refused(classifier, photos, tmp_
 
 
 def test_resuming_with_another_classifier_is_refused(photos, tmp_path):
-    form, settings = open_form("folder", photos), ExportSettings(target=7, off_distribution=None)
+    form, settings = open_format("folder", photos), ExportSettings(target=7, off_distribution=None)
     networks = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 3)) for _ in range(2)]
     translator = SpatialTranslator(1, start=0.3)
-    export(form, translator, tmp_path / "out", settings, predict=networks[0])
-    export(form, translator, tmp_path / "out", settings, predict=networks[0], resume=True)
+    export_dataset(form, translator, tmp_path / "out", settings, predict=networks[0])
+    export_dataset(form, translator, tmp_path / "out", settings, predict=networks[0], resume=True)
     with pytest.raises(SettingsError, match="classifier changed"):
-        export(form, translator, tmp_path / "out", settings, predict=networks[1], resume=True)
+        export_dataset(form, translator, tmp_path / "out", settings, predict=networks[1], resume=True)
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -12,16 +12,16 @@ from PIL import Image
 from gen_invariance import Identity, Rotation, SpatialTranslator
 from gen_invariance.data import to_uint8
 from gen_invariance.errors import SettingsError
-from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export import ExportSettings, export_dataset, open_format
 from gen_invariance.export.manifest import COLUMNS, read_manifest
 from gen_invariance.export.pictures import describe
-from gen_invariance.export.settings import goal_of
+from gen_invariance.export.settings import target_size
 from gen_invariance.export.units import draw_generator, outside
 
 
 def test_balanced_folder_with_manifest_and_untouched_source(photos, tmp_path):
     before = tree(photos)
-    summary = export(open_form("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
+    summary = export_dataset(open_format("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
     assert tree(photos) == before
     assert summary.before == (9, 3, 20)  # one, two, zero
     assert summary.after == (20, 20, 20)
@@ -38,7 +38,7 @@ def test_balanced_folder_with_manifest_and_untouched_source(photos, tmp_path):
 
 
 def test_every_new_image_is_the_draw_that_the_manifest_names(photos, tmp_path):
-    export(open_form("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
+    export_dataset(open_format("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
     rows = rows_of(tmp_path / "out", kind="generated")
     assert len(rows) == 28
     for row in rows:
@@ -64,7 +64,7 @@ def test_draws_of_other_sources_copies_and_seeds_differ():
     ("target", "goal"), [("median", 9), ("max", 20), (12, 12), ("12", 12), (0.5, 10), ("1.0", 20), (1, 1), ("1e-1", 2)]
 )
 def test_targets(target, goal):
-    assert goal_of([20, 9, 3], target) == goal
+    assert target_size([20, 9, 3], target) == goal
 
 
 @pytest.mark.parametrize("target", ["mean", 0, -3, 1.5, "0.0", "", ".", None, True, [3], "nan", 10**12])
@@ -75,7 +75,7 @@ def test_wrong_targets_are_named(target):
 
 def test_at_most_so_many_from_one_source(photos, tmp_path):
     settings = ExportSettings(target="max", per_source=2, off_distribution=None)
-    summary = export(open_form("folder", photos), Rotation(30), tmp_path / "out", settings)
+    summary = export_dataset(open_format("folder", photos), Rotation(30), tmp_path / "out", settings)
     assert summary.after == (20, 9, 20)
     assert summary.short == (("two", 11),)
 
@@ -84,8 +84,8 @@ def test_at_most_so_many_from_one_source(photos, tmp_path):
 
 
 def test_near_copies_and_other_classes_are_rejected_and_made_up_for(photos, tmp_path):
-    data = open_form("folder", photos)
-    none = export(data, Identity(), tmp_path / "same", SETTINGS)
+    data = open_format("folder", photos)
+    none = export_dataset(data, Identity(), tmp_path / "same", SETTINGS)
     assert none.after == none.before
     assert none.short == (("one", 11), ("two", 17))
     assert {row["reason"] for row in rows_of(tmp_path / "same", status="rejected")} == {"near copy of its source"}
@@ -94,7 +94,7 @@ def test_near_copies_and_other_classes_are_rejected_and_made_up_for(photos, tmp_
         odd = (images.sum((1, 2, 3)) * 1e4).long() % 2
         return torch.nn.functional.one_hot(odd, 3).float()
 
-    judged = export(data, Rotation(30), tmp_path / "judged", SETTINGS, predict=fussy)
+    judged = export_dataset(data, Rotation(30), tmp_path / "judged", SETTINGS, predict=fussy)
     assert judged.after[0] == 20  # class "one" is number 0
     assert judged.rejected
     reasons = {row["reason"] for row in rows_of(tmp_path / "judged", status="rejected", label=0)}
@@ -106,7 +106,7 @@ def test_results_unlike_any_original_are_rejected(photos, tmp_path):
         def apply(self, images, draw):
             return torch.ones_like(images)
 
-    summary = export(open_form("folder", photos), White(), tmp_path / "out", ExportSettings(target="max"))
+    summary = export_dataset(open_format("folder", photos), White(), tmp_path / "out", ExportSettings(target="max"))
     assert summary.after == summary.before
     assert all("unlike any original" in row["reason"] for row in rows_of(tmp_path / "out", status="rejected"))
     ranges = np.array([[0.2, 0.1, 0.1], [0.4, 0.2, 0.2]])
@@ -132,7 +132,9 @@ def test_pictures_without_content_are_rejected_however_much_the_originals_differ
         def apply(self, images, draw):
             return torch.full_like(images, level)
 
-    summary = export(open_form("folder", tmp_path / "in"), Flat(), tmp_path / "out", ExportSettings(target="max"))
+    summary = export_dataset(
+        open_format("folder", tmp_path / "in"), Flat(), tmp_path / "out", ExportSettings(target="max")
+    )
     assert summary.after == summary.before == (10, 50)
 
 
@@ -147,7 +149,7 @@ def test_unusable_files_are_named_and_do_not_count(photos, tmp_path):
     (photos / "two" / "notes.txt").write_text("hello")
     (photos / "two" / "more").mkdir()
     (photos / "stray.png").write_bytes(b"x")
-    summary = export(open_form("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
+    summary = export_dataset(open_format("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
     assert summary.after == (20, 20, 20)
     assert [key for key, _ in summary.problems] == ["two/bad.png", "two/empty.png", "two/gone.png", "two/pipe.png"]
     assert [key for key, _ in summary.ignored] == ["stray.png", "two/more", "two/notes.txt"]
@@ -157,12 +159,12 @@ def test_unusable_files_are_named_and_do_not_count(photos, tmp_path):
 
 def test_colour_pictures_for_a_grey_translator_are_named(photos, tmp_path):
     Image.new("RGB", (8, 8), (250, 0, 0)).save(photos / "two" / "red.png")
-    summary = export(open_form("folder", photos), SpatialTranslator(1, start=0.5), tmp_path / "out", SETTINGS)
+    summary = export_dataset(open_format("folder", photos), SpatialTranslator(1, start=0.5), tmp_path / "out", SETTINGS)
     assert summary.problems == (("two/red.png", "colour picture, but the translator takes grey ones"),)
 
 
 def test_a_failing_picture_does_not_take_others_along(photos, tmp_path):
     Image.new("L", (2, 2), 99).save(photos / "two" / "tiny.png")  # smaller than the network's reflected border
-    summary = export(open_form("folder", photos), build_small(), tmp_path / "out", SETTINGS)
+    summary = export_dataset(open_format("folder", photos), build_small(), tmp_path / "out", SETTINGS)
     assert summary.after == (20, 20, 20)
     assert any("cannot be translated" in row["reason"] for row in rows_of(tmp_path / "out", status="rejected"))

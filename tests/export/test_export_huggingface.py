@@ -16,7 +16,7 @@ from gen_invariance import Rotation, SpatialTranslator
 from gen_invariance.cli.main import run
 from gen_invariance.data import to_uint8
 from gen_invariance.errors import DataError
-from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export import ExportSettings, export_dataset, open_format
 from gen_invariance.export.manifest import read_manifest
 from gen_invariance.export.units import draw_generator
 
@@ -119,7 +119,7 @@ def tree(root):
 def test_the_output_is_a_set_of_the_same_kind(kind, tmp_path):
     path = INPUTS[kind](tmp_path / "in")
     before = tree(tmp_path / "in")
-    summary = export(open_form("huggingface", path), Rotation(30), tmp_path / "out", SETTINGS)
+    summary = export_dataset(open_format("huggingface", path), Rotation(30), tmp_path / "out", SETTINGS)
     assert tree(tmp_path / "in") == before
     assert (summary.before, summary.after) == (COUNTS, (9, 9, 9))
     old, new = data_set(), read_again(tmp_path / "out", kind)
@@ -149,17 +149,17 @@ def test_the_output_is_a_set_of_the_same_kind(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["saved splits", "parquet folder"])
 def test_the_output_is_an_input(kind, tmp_path):
-    export(open_form("huggingface", INPUTS[kind](tmp_path / "in")), Rotation(30), tmp_path / "one", SETTINGS)
-    summary = export(
-        open_form("huggingface", tmp_path / "one"), Rotation(20), tmp_path / "two", ExportSettings(target=10)
+    export_dataset(open_format("huggingface", INPUTS[kind](tmp_path / "in")), Rotation(30), tmp_path / "one", SETTINGS)
+    summary = export_dataset(
+        open_format("huggingface", tmp_path / "one"), Rotation(20), tmp_path / "two", ExportSettings(target=10)
     )
     assert summary.before == (9, 9, 9)
 
 
 @pytest.mark.parametrize("kind", ["saved splits", "parquet"])
 def test_resumed_at_any_moment_it_ends_in_the_same_bytes(kind, tmp_path, monkeypatch):
-    form = open_form("huggingface", INPUTS[kind](tmp_path / "in"))
-    export(form, Rotation(30), tmp_path / "whole", SETTINGS)
+    form = open_format("huggingface", INPUTS[kind](tmp_path / "in"))
+    export_dataset(form, Rotation(30), tmp_path / "whole", SETTINGS)
     real, left, stopped = os.replace, [0], 0
 
     class Stop(BaseException):
@@ -176,10 +176,10 @@ def test_resumed_at_any_moment_it_ends_in_the_same_bytes(kind, tmp_path, monkeyp
             patch.setattr(os, "replace", fail)
             left[0] = moment
             try:
-                export(form, Rotation(30), tmp_path / "out", SETTINGS, resume=True)
+                export_dataset(form, Rotation(30), tmp_path / "out", SETTINGS, resume=True)
             except Stop:
                 stopped += 1
-        export(open_form("huggingface", form.path), Rotation(30), tmp_path / "out", SETTINGS, resume=True)
+        export_dataset(open_format("huggingface", form.path), Rotation(30), tmp_path / "out", SETTINGS, resume=True)
         assert tree(tmp_path / "out") == tree(tmp_path / "whole")
         shutil.rmtree(tmp_path / "out")
     assert stopped >= 2
@@ -187,7 +187,9 @@ def test_resumed_at_any_moment_it_ends_in_the_same_bytes(kind, tmp_path, monkeyp
 
 def test_only_the_new_rows_where_originals_are_referenced(tmp_path):
     settings = ExportSettings(target="max", off_distribution=None, originals="reference")
-    export(open_form("huggingface", as_saved_splits(tmp_path / "in")), Rotation(30), tmp_path / "out", settings)
+    export_dataset(
+        open_format("huggingface", as_saved_splits(tmp_path / "in")), Rotation(30), tmp_path / "out", settings
+    )
     found = datasets.load_from_disk(tmp_path / "out")
     assert list(found) == ["train"]
     assert np.bincount(found["train"]["label"]).tolist() == [0, 6, 8]
@@ -198,7 +200,7 @@ def test_unusable_rows_are_named_and_left_out(tmp_path):
     pictures[2], pictures[10], labels[4] = b"no picture", None, None
     images = [content and {"bytes": content, "path": None} for content in pictures]
     data_set(image=images, label=labels).save_to_disk(tmp_path / "set")
-    summary = export(open_form("huggingface", tmp_path / "set"), Rotation(30), tmp_path / "out", SETTINGS)
+    summary = export_dataset(open_format("huggingface", tmp_path / "set"), Rotation(30), tmp_path / "out", SETTINGS)
     assert summary.problems == (
         ("train/2", "not an image of a known format"),
         ("train/10", "its row holds no image"),
@@ -216,9 +218,9 @@ def test_labels_of_text_and_pictures_as_plain_bytes(tmp_path):
     pictures, labels = rows()
     frame = pd.DataFrame({"scan": pictures, "kind": [NAMES[label] for label in labels]})
     frame.to_parquet(tmp_path / "scans.parquet")
-    form = open_form("huggingface", tmp_path / "scans.parquet", label_column="kind")
+    form = open_format("huggingface", tmp_path / "scans.parquet", label_column="kind")
     assert form.class_names == ("one", "two", "zero")
-    export(form, Rotation(30), tmp_path / "out", SETTINGS)
+    export_dataset(form, Rotation(30), tmp_path / "out", SETTINGS)
     again = pd.read_parquet(tmp_path / "out" / "scans.parquet")
     assert again["kind"].value_counts().tolist() == [9, 9, 9]
     assert all(Image.open(io.BytesIO(content)).size == (8, 8) for content in again["scan"])
@@ -233,10 +235,10 @@ def test_image_folder_with_metadata_and_with_class_folders(tmp_path):
             file.write_bytes(content)
         lines.append(json.dumps({"file_name": f"{number}.png", "label": label, "note": {"by": "Zoë"}}))
     (tmp_path / "flat" / "metadata.jsonl").write_text("\n".join(lines))
-    for name, form in (("flat", "table"), ("tree", "folder")):
-        found = open_form("huggingface", tmp_path / name)
-        assert found.name == form
-        assert sorted(export(found, Rotation(30), tmp_path / f"{name}-out", SETTINGS).after) == [9, 9, 9]
+    for name, found_format in (("flat", "table"), ("tree", "folder")):
+        found = open_format("huggingface", tmp_path / name)
+        assert found.name == found_format
+        assert sorted(export_dataset(found, Rotation(30), tmp_path / f"{name}-out", SETTINGS).after) == [9, 9, 9]
     again = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "flat-out"), split="train")
     assert np.bincount(again["label"]).tolist() == [9, 9, 9]
     assert again["note"][0] == {"by": "Zoë"}
@@ -327,9 +329,9 @@ def test_by_the_command_with_a_column_of_its_own(tmp_path, capsys):
 def test_a_worker_opens_the_set_again(tmp_path):
     import pickle
 
-    form = open_form("huggingface", as_saved(tmp_path / "in"))
+    form = open_format("huggingface", as_saved(tmp_path / "in"))
     copy = pickle.loads(pickle.dumps(form))
     assert len(pickle.dumps(form)) < 1000
     assert copy.entries() == form.entries()
     with pytest.raises(DataError, match="these hold images: image"):
-        open_form("huggingface", as_parquet(tmp_path / "p"), image_column="id")
+        open_format("huggingface", as_parquet(tmp_path / "p"), image_column="id")

@@ -15,9 +15,10 @@ from sklearn.datasets import load_digits
 from gen_invariance import MunitTranslator, Rotation, SpatialTranslator
 from gen_invariance.cli.main import run
 from gen_invariance.errors import RunError, SettingsError
-from gen_invariance.export import ExportSettings, export, open_form
+from gen_invariance.export import ExportSettings, WorkerSettings, export_dataset, open_format
 
 SETTINGS = ExportSettings(target="max", batch_size=4, off_distribution=None, near_copy=0.03)
+ON_RAY = WorkerSettings(processes=2, engine="ray")
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def photos(tmp_path):
         (tmp_path / "photos" / str(label)).mkdir(parents=True)
         for row in np.flatnonzero(bunch.target == label)[:count]:
             Image.fromarray(bunch.images[row].astype(np.uint8) * 15).save(tmp_path / "photos" / f"{label}/{row}.png")
-    return open_form("folder", tmp_path / "photos")
+    return open_format("folder", tmp_path / "photos")
 
 
 def tree(root):
@@ -87,8 +88,9 @@ def cluster():
 @pytest.mark.slow
 def test_one_process_two_processes_and_two_actors_write_the_same_bytes(photos, tmp_path, cluster):
     nuisance = MunitTranslator(1, width=8, downsamples=1, residual_blocks=1, style_downsamples=2, mlp_width=8)
-    for name, how in {"one": {}, "two": {"processes": 2}, "ray": {"processes": 2, "engine": "ray"}}.items():
-        export(photos, nuisance, tmp_path / name, SETTINGS, **how)
+    workers = {"one": WorkerSettings(), "two": WorkerSettings(processes=2), "ray": ON_RAY}
+    for name, settings in workers.items():
+        export_dataset(photos, nuisance, tmp_path / name, SETTINGS, workers=settings)
     assert any(name.endswith(".png") and "__" in name for name in tree(tmp_path / "one"))
     assert tree(tmp_path / "one") == tree(tmp_path / "two") == tree(tmp_path / "ray")
 
@@ -97,9 +99,9 @@ def test_one_process_two_processes_and_two_actors_write_the_same_bytes(photos, t
 @pytest.mark.slow
 def test_a_killed_actor_is_replaced_and_the_bytes_are_the_same(photos, tmp_path, cluster):
     flag = tmp_path / "flag"
-    export(photos, DeadlyOnce(flag), tmp_path / "ray", SETTINGS, processes=2, engine="ray")
+    export_dataset(photos, DeadlyOnce(flag), tmp_path / "ray", SETTINGS, workers=ON_RAY)
     assert flag.exists()
-    export(photos, DeadlyOnce(flag), tmp_path / "one", SETTINGS)
+    export_dataset(photos, DeadlyOnce(flag), tmp_path / "one", SETTINGS)
     assert tree(tmp_path / "one") == tree(tmp_path / "ray")
 
 
@@ -107,27 +109,28 @@ def test_a_killed_actor_is_replaced_and_the_bytes_are_the_same(photos, tmp_path,
 @pytest.mark.slow
 def test_a_unit_that_kills_every_actor_ends_in_one_line(photos, tmp_path, cluster):
     with pytest.raises(RunError, match="died and could not be replaced"):
-        export(photos, Deadly(), tmp_path / "out", SETTINGS, processes=2, engine="ray")
-    export(photos, Deadly(), tmp_path / "none", ExportSettings(target=1), processes=2, engine="ray")  # none is needed
+        export_dataset(photos, Deadly(), tmp_path / "out", SETTINGS, workers=ON_RAY)
+    export_dataset(photos, Deadly(), tmp_path / "none", ExportSettings(target=1), workers=ON_RAY)  # none is needed
 
 
 @needs_ray
 @pytest.mark.slow
 def test_errors_of_actors_are_those_of_the_package(photos, tmp_path, cluster, monkeypatch):
-    export(photos, Rotation(30), tmp_path / "out", ExportSettings(target=1))
+    export_dataset(photos, Rotation(30), tmp_path / "out", ExportSettings(target=1))
     from gen_invariance.errors import OutputError
     from gen_invariance.export import ray as on_ray
     from gen_invariance.export import units
+    from gen_invariance.export.formats.base import Output
 
-    job = units.Job(photos, tmp_path / "out", tmp_path / "elsewhere", SETTINGS, Rotation(30), "")
+    job = units.Job(photos, Output(tmp_path / "out", tmp_path / "elsewhere"), SETTINGS, Rotation(30), "")
     unit = units.Unit("a-0", "original", ((photos.entries()[0], -1),))
     (tmp_path / "elsewhere").write_text("in the way")
-    with on_ray.RayWorkers(job, workers=1) as workers, pytest.raises(OutputError, match="cannot write"):
-        list(workers.run([unit]))
+    with on_ray.start_ray_workers(job, workers=1) as run_units, pytest.raises(OutputError, match="cannot write"):
+        list(run_units([unit]))
 
     (tmp_path / "elsewhere").unlink()
-    with on_ray.RayWorkers(job, workers=1) as workers:
-        names = workers.run([unit])
+    with on_ray.start_ray_workers(job, workers=1) as run_units:
+        names = run_units([unit])
         monkeypatch.setattr(Path, "is_file", lambda path: False)  # it is written, but on another machine's disk
         with pytest.raises(RunError, match="all machines share"):
             next(names)
@@ -136,8 +139,9 @@ def test_errors_of_actors_are_those_of_the_package(photos, tmp_path, cluster, mo
 @needs_ray
 def test_no_cluster_at_the_address(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
+    workers = WorkerSettings(engine="ray", ray_address="127.0.0.1:1")
     with pytest.raises(SettingsError, match="cannot join the Ray cluster at 127"):
-        export(photos, Rotation(30), tmp_path / "out", SETTINGS, engine="ray", ray_address="127.0.0.1:1")
+        export_dataset(photos, Rotation(30), tmp_path / "out", SETTINGS, workers=workers)
 
 
 def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch):
@@ -151,9 +155,9 @@ def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "gen_invariance.export.ray", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(SettingsError, match=r"gen_invariance\[ray\]"):
-        export(photos, Rotation(30), tmp_path / "out", SETTINGS, engine="ray")
+        export_dataset(photos, Rotation(30), tmp_path / "out", SETTINGS, workers=WorkerSettings(engine="ray"))
 
 
-def test_unknown_engine(photos, tmp_path):
+def test_unknown_engine():
     with pytest.raises(SettingsError, match="engine must be one of local, ray"):
-        export(photos, Rotation(30), tmp_path / "out", SETTINGS, engine="spark")
+        WorkerSettings(engine="spark")

@@ -13,7 +13,7 @@ from export_inputs import INPUTS, SETTINGS, build_small, rows_of, tree
 
 from gen_invariance import Compose, Lighting, Rotation
 from gen_invariance.errors import OutputError, RunError, SettingsError
-from gen_invariance.export import ExportSettings, export, open_form, workers
+from gen_invariance.export import ExportSettings, WorkerSettings, export_dataset, open_format, units, workers
 
 # ---- shared out
 
@@ -21,14 +21,14 @@ from gen_invariance.export import ExportSettings, export, open_form, workers
 def test_units_done_alone_and_in_another_order_write_the_same_bytes(photos, tmp_path, monkeypatch):
     """What a worker process does, without the seconds that one takes to start."""
     nuisance = Compose([build_small(), Lighting()])
-    export(open_form("folder", photos), nuisance, tmp_path / "one", SETTINGS)
+    export_dataset(open_format("folder", photos), nuisance, tmp_path / "one", SETTINGS)
 
-    def run(self, units):
-        workers.start_worker(pickle.loads(pickle.dumps(self._job)))
-        return [workers.one_unit(pickle.loads(pickle.dumps(unit))) for unit in reversed(list(units))]
+    def run(job, todo):
+        units.start_worker(pickle.loads(pickle.dumps(job)))
+        return [units.run_unit(pickle.loads(pickle.dumps(unit))) for unit in reversed(list(todo))]
 
-    monkeypatch.setattr(workers.Workers, "run", run)
-    export(open_form("folder", photos), nuisance, tmp_path / "two", SETTINGS)
+    monkeypatch.setattr(workers, "_run_overlapped", run)
+    export_dataset(open_format("folder", photos), nuisance, tmp_path / "two", SETTINGS)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
@@ -36,14 +36,22 @@ def test_units_done_alone_and_in_another_order_write_the_same_bytes(photos, tmp_
 def test_two_processes_write_the_same_bytes_as_one(photos, tmp_path):
     nuisance = Compose([build_small(), Lighting()])
     for processes in (1, 2):
-        export(open_form("folder", photos), nuisance, tmp_path / str(processes), SETTINGS, processes=processes)
+        export_dataset(
+            open_format("folder", photos),
+            nuisance,
+            tmp_path / str(processes),
+            SETTINGS,
+            workers=WorkerSettings(processes=processes),
+        )
     assert tree(tmp_path / "1") == tree(tmp_path / "2")
 
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_in_one_line(photos, tmp_path):
     with pytest.raises(RunError, match="a worker process died"):
-        export(open_form("folder", photos), _Deadly(), tmp_path / "out", SETTINGS, processes=2)
+        export_dataset(
+            open_format("folder", photos), _Deadly(), tmp_path / "out", SETTINGS, workers=WorkerSettings(processes=2)
+        )
 
 
 class _Deadly(Rotation):
@@ -99,35 +107,35 @@ def kill_and_resume(source, out, settings, nuisance, moments):
 
         def work(moment=moment):
             kill_at(moment)
-            export(source, nuisance, out, settings, resume=True)
+            export_dataset(source, nuisance, out, settings, resume=True)
 
         status = in_child(work)
         assert status in (0, signal.SIGKILL), status
         kills += status == signal.SIGKILL
-    export(source, nuisance, out, settings, resume=True)
+    export_dataset(source, nuisance, out, settings, resume=True)
     return kills
 
 
 @pytest.mark.parametrize("moments", [10, pytest.param(60, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("form", ["folder", "table", "npz", "webdataset"])
-def test_killed_at_random_moments_ends_in_the_same_bytes(form, moments, tmp_path):
-    data, nuisance = open_form(form, INPUTS[form](tmp_path / "in")), Rotation(30)
+@pytest.mark.parametrize("name", ["folder", "table", "npz", "webdataset"])
+def test_killed_at_random_moments_ends_in_the_same_bytes(name, moments, tmp_path):
+    data, nuisance = open_format(name, INPUTS[name](tmp_path / "in")), Rotation(30)
     settings = ExportSettings(target="max", batch_size=4, near_copy=0.05)  # some are rejected: more than one round
-    export(data, nuisance, tmp_path / "whole", settings)
+    export_dataset(data, nuisance, tmp_path / "whole", settings)
     assert rows_of(tmp_path / "whole", status="rejected")
-    draw = random.Random(f"{form}{moments}")
+    draw = random.Random(f"{name}{moments}")
     kills = 0
     for _ in range(max(1, moments // 10)):  # each folder is killed several times
         out = tmp_path / f"killed-{kills}"
-        chosen = [draw.randint(1, 25 if form in ("folder", "table") else 8) for _ in range(min(moments, 10))]
+        chosen = [draw.randint(1, 25 if name in ("folder", "table") else 8) for _ in range(min(moments, 10))]
         kills += kill_and_resume(data, out, settings, nuisance, chosen)
         assert tree(out) == tree(tmp_path / "whole")
     assert kills >= 3
 
 
 def test_killed_while_finishing(photos, tmp_path):
-    source = open_form("folder", photos)
-    export(source, Rotation(30), tmp_path / "whole", SETTINGS)
+    source = open_format("folder", photos)
+    export_dataset(source, Rotation(30), tmp_path / "whole", SETTINGS)
 
     def count():
         real, numbers = os.replace, itertools.count()
@@ -137,7 +145,7 @@ def test_killed_while_finishing(photos, tmp_path):
             real(*args)
 
         os.replace = replace
-        export(source, Rotation(30), tmp_path / "count", SETTINGS)
+        export_dataset(source, Rotation(30), tmp_path / "count", SETTINGS)
         os._exit(next(numbers))
 
     total = in_child(count) >> 8
@@ -152,20 +160,20 @@ def test_killed_while_finishing(photos, tmp_path):
 
 
 def test_resume_of_a_finished_export_changes_nothing_and_other_settings_are_refused(photos, tmp_path):
-    source, out = open_form("folder", photos), tmp_path / "out"
-    first = export(source, Rotation(30), out, SETTINGS)
+    source, out = open_format("folder", photos), tmp_path / "out"
+    first = export_dataset(source, Rotation(30), out, SETTINGS)
     before = tree(out)
-    assert export(source, Rotation(30), out, SETTINGS, resume=True) == first
+    assert export_dataset(source, Rotation(30), out, SETTINGS, resume=True) == first
     assert tree(out) == before
     with pytest.raises(SettingsError, match="already holds an export"):
-        export(source, Rotation(30), out, SETTINGS)
+        export_dataset(source, Rotation(30), out, SETTINGS)
     with pytest.raises(SettingsError, match="target changed"):
-        export(source, Rotation(30), out, replace(SETTINGS, target=5), resume=True)
+        export_dataset(source, Rotation(30), out, replace(SETTINGS, target=5), resume=True)
     with pytest.raises(SettingsError, match="translator changed"):
-        export(source, Rotation(31), out, SETTINGS, resume=True)
+        export_dataset(source, Rotation(31), out, SETTINGS, resume=True)
     (photos / "two" / "new.png").write_bytes((photos / "zero" / "000.png").read_bytes())
     with pytest.raises(SettingsError, match="images were added"):
-        export(source, Rotation(30), out, SETTINGS, resume=True)
+        export_dataset(source, Rotation(30), out, SETTINGS, resume=True)
 
 
 def test_a_second_export_into_the_same_folder_waits_outside(photos, tmp_path):
@@ -176,11 +184,11 @@ def test_a_second_export_into_the_same_folder_waits_outside(photos, tmp_path):
     with open(out / ".gen_invariance" / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(OutputError, match="another export"):
-            export(open_form("folder", photos), Rotation(30), out, SETTINGS)
+            export_dataset(open_format("folder", photos), Rotation(30), out, SETTINGS)
 
 
 def test_a_full_disk_stops_with_one_line_and_goes_on_later(photos, tmp_path, monkeypatch):
-    whole = export(open_form("folder", photos), Rotation(30), tmp_path / "whole", SETTINGS)
+    whole = export_dataset(open_format("folder", photos), Rotation(30), tmp_path / "whole", SETTINGS)
     real, left = os.replace, [20]
 
     def full(*args):
@@ -191,8 +199,8 @@ def test_a_full_disk_stops_with_one_line_and_goes_on_later(photos, tmp_path, mon
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OutputError, match="No space left"):
-        export(open_form("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
+        export_dataset(open_format("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
     monkeypatch.setattr(os, "replace", real)
-    again = export(open_form("folder", photos), Rotation(30), tmp_path / "out", SETTINGS, resume=True)
+    again = export_dataset(open_format("folder", photos), Rotation(30), tmp_path / "out", SETTINGS, resume=True)
     assert again.after == whole.after
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")

@@ -82,7 +82,7 @@ MOST_A_FOLDER = 12
 def import_all() -> None:
     """Import what the commands import on their way, so that forks have it."""
     from gen_invariance.benchmark import grid, methods, ordering  # noqa: F401
-    from gen_invariance.export import table  # noqa: F401
+    from gen_invariance.export.formats import table  # noqa: F401
     from gen_invariance.nuisance import generic  # noqa: F401
     from gen_invariance.translator import spatial  # noqa: F401
 

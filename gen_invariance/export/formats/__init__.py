@@ -1,1 +1,1 @@
-"""Formats a labelled image set is kept in."""
+"""Formats that a labelled image set is kept in."""

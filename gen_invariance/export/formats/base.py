@@ -1,28 +1,37 @@
-"""Forms a labelled image set is kept in, by name: each reads its images and writes new ones beside the old."""
+"""`Format`, what every format of image set does: read its images, and write new ones beside the old."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from gen_invariance.data.readers.pictures import UnusablePictureError
 from gen_invariance.errors import SettingsError
+from gen_invariance.files import atomic_write
 
-FORMS = {
-    "folder": "folder.FolderForm",
-    "table": "table.TableForm",
-    "npz": "npz.NpzForm",
-    "webdataset": "shards.ShardForm",
-    "huggingface": "huggingface.open_set",
+FORMATS = {
+    "folder": "folder.FolderFormat",
+    "table": "table.TableFormat",
+    "npz": "npz.NpzFormat",
+    "webdataset": "shards.ShardFormat",
+    "huggingface": "huggingface.open_dataset",
 }
-"""Module of each form, and what opens a path there."""
+"""What opens a path of each format, below this package."""
 
 Row = dict[str, Any]
 """One line of the manifest; see `manifest.COLUMNS`."""
+
+_WRITERS = 8  # every file waits until the disk has it, and disks take many files in the time of one
 
 
 @dataclass(frozen=True)
@@ -32,100 +41,152 @@ class Entry:
     Attributes:
         key: names the image within the set, whatever machine the set lies on; draws are seeded by it.
         label: class number; -1 for a file that is no image of a class.
-        place: where the form finds it.
+        location: where the format finds it.
         part: only "train" images are counted and augmented; others are taken over.
         ignored: why the file is left out; empty for images.
     """
 
     key: str
     label: int
-    place: tuple[Any, ...]
+    location: tuple[Any, ...]
     part: str = "train"
     ignored: str = ""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What a unit of work writes: one image, its file's name in the output, and its content.
+class Stored(NamedTuple):
+    """One image to write: its entry, its file's name in the output, and its content.
 
-    `content` is an encoded file, or uint8 (C, H, W) for a form that keeps pixels.
+    `content` is an encoded file, or uint8 (C, H, W) for a format that keeps pixels.
     """
 
     entry: Entry
     file: str
     content: bytes | np.ndarray
-    generated: bool
 
 
 @dataclass(frozen=True)
-class Finish:
-    """What a form gets to write its index at the end: where to, and all manifest rows as often as it likes."""
+class Output:
+    """Where an export writes to.
 
-    out: Path
+    Attributes:
+        folder: the output.
+        state: the working folder in it, which goes when the export is done.
+        originals: what becomes of them: "copy", "link" or "reference".
+    """
+
+    folder: Path
     state: Path
-    rows: Callable[[], Iterable[Row]]
-    entries: Mapping[str, Entry]
-    originals: str = field(default="copy")
+    originals: str = "copy"
+
+    def take_over(self, source: Path, name: str) -> None:
+        """Copy the original file `source` to `name` or link to it, as `originals` says."""
+        with atomic_write(self.folder / name) as temporary:
+            if self.originals == "link":
+                temporary.symlink_to(source.resolve())
+            else:
+                shutil.copyfile(source, temporary)
 
 
-class Form(Protocol):
-    """One form of image set. Instances are small and can be pickled: images and entries are not kept in them."""
+class Format(ABC):
+    """A set of images in one format. Instances are small and can be pickled: images and entries are not kept in them.
 
-    name: str
+    Attributes:
+        name: as in `FORMATS`.
+        keeps_size: results must have the size of their source.
+        copied_whole: what originals are copied in, images among them that cannot be used; "" if image by image.
+        path: of the set.
+        class_names: K names, in label order.
+    """
+
+    name: ClassVar[str]
+    keeps_size: ClassVar[bool] = False
+    copied_whole: ClassVar[str] = ""
     path: Path
     class_names: tuple[str, ...]
-    keeps_size: bool  # results must have the size of their source
-    copied_whole: str  # what originals are copied in, images among them that cannot be used; "" if image by image
 
+    @abstractmethod
     def entries(self) -> Sequence[Entry]:
         """All images, in an order that does not depend on the file system."""
-        ...
 
+    @abstractmethod
     def read(self, entry: Entry) -> bytes | np.ndarray:
         """The encoded image, or its pixels uint8 (C, H, W); may raise OSError or UnusablePictureError."""
-        ...
 
-    def file_of(self, entry: Entry, stem: str | None) -> str:
-        """Name in the output folder: of the original (`stem` None) or of a new image; "" where it has no file."""
-        ...
+    @abstractmethod
+    def file_name(self, entry: Entry, suffix: str | None) -> str:
+        """Name in the output: of the original (`suffix` None) or of a new image; "" where it has no file."""
 
-    def store(self, out: Path, state: Path, unit: str, items: Sequence[Stored], *, originals: str) -> None:
-        """Write the images of one unit of work; done again after a kill, it writes the same."""
-        ...
+    def store_originals(self, output: Output, items: Sequence[Stored]) -> None:  # noqa: B027
+        """Write originals of one unit of work, in a format that keeps them image by image."""
 
-    def finish(self, work: Finish) -> None:
-        """Write what is not written image by image."""
-        ...
+    @abstractmethod
+    def store_new(self, output: Output, unit: str, items: Sequence[Stored]) -> None:
+        """Write the new images of one unit of work, at least one; done again after a kill, it writes the same."""
 
-    def manifest_file(self, row: Row, number: int) -> str:
-        """Where the finished output has the image of a kept row: the `number`-th new one, or an original."""
-        ...
+    def finish(  # noqa: B027
+        self, output: Output, rows: Callable[[], Iterable[Row]], entries: Mapping[str, Entry]
+    ) -> None:
+        """Write what is not written image by image, from the manifest rows that are kept and the entries by key."""
+
+    def manifest_file(self, row: Row, index: int) -> str:
+        """Where the finished output has the image of a kept row: the `index`-th new one, or an original."""
+        return row["file"]
 
     def read_back(self, out: Path, row: Row) -> bytes | np.ndarray:
         """A new image of the finished output, by its manifest row."""
-        ...
+        return (out / row["file"]).read_bytes()
 
 
-def open_form(name: str, path: Path | str, **options: Any) -> Form:
-    """The set in `path`, of the form called `name`.
+class FileFormat(Format):
+    """A format that keeps each image in a file of its own."""
+
+    @abstractmethod
+    def source_of(self, entry: Entry) -> Path:
+        """The file of an image."""
+
+    def read(self, entry: Entry) -> bytes:
+        """The file's bytes."""
+        return read_regular(self.source_of(entry))
+
+    def store_originals(self, output: Output, items: Sequence[Stored]) -> None:
+        """One file for each image, or a link to it."""
+        if output.originals == "copy":
+            self.store_new(output, "", items)
+            return
+        for item in items:
+            output.take_over(self.source_of(item.entry), item.file)
+
+    def store_new(self, output: Output, unit: str, items: Sequence[Stored]) -> None:
+        """One file for each image, several at once."""
+
+        def write(item: Stored) -> None:
+            with atomic_write(output.folder / item.file) as temporary:
+                temporary.write_bytes(item.content)
+
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            list(pool.map(write, items))
+
+
+def open_format(name: str, path: Path | str, **options: Any) -> Format:
+    """The set in `path`, in the format called `name`.
 
     Args:
-        name: a key of `FORMS`.
+        name: a key of `FORMATS`: "folder", "table", "npz", "webdataset" or "huggingface".
         path: file or folder.
-        options: of the form: `path_column`, `label_column` of a table; `image_column`, `label_column` of a Hugging Face
-            data set.
+        options: of the format: `path_column`, `label_column` of a table; `image_column`, `label_column` of a Hugging
+            Face data set; `group` of an .npz file.
 
     Raises:
         SettingsError: unknown name or option.
         DataNotFoundError: nothing there.
         DataError: the set cannot be read.
     """
-    if name not in FORMS:
-        raise SettingsError(f"export knows no form {name!r}; choose one of {', '.join(FORMS)}")
-    module, _, kind = FORMS[name].partition(".")
-    form = getattr(import_module(f"gen_invariance.export.formats.{module}"), kind)
+    if name not in FORMATS:
+        raise SettingsError(f"export knows no format {name!r}; choose one of {', '.join(FORMATS)}")
+    module, _, opener = FORMATS[name].partition(".")
+    opener = getattr(import_module(f"gen_invariance.export.formats.{module}"), opener)
     try:
-        return form(Path(path).expanduser(), **options)
+        return opener(Path(path).expanduser(), **options)
     except TypeError as error:
         raise SettingsError(f"export, {name}: {error}") from error
 
@@ -138,8 +199,35 @@ def unique_keys(keys: Iterable[str]) -> Iterator[str]:
         yield key if number == 1 else f"{key}#{number}"
 
 
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names sorted: as numbers where all are whole numbers, else as text."""
-    found = set(names)
-    numbers = all(name.isascii() and name.isdigit() for name in found)
-    return tuple(sorted(found, key=lambda name: (int(name), name) if numbers else (0, name)))
+def sort_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names, each once, sorted: as numbers where all are whole numbers, else as text."""
+    unique = set(names)
+    if all(name.isascii() and name.isdigit() for name in unique):
+        return tuple(sorted(unique, key=lambda name: (int(name), name)))
+    return tuple(sorted(unique))
+
+
+def row_number(address: str) -> int:
+    """The row at the end of an address such as "train/7" in a manifest."""
+    return int(address.rpartition("/")[2])
+
+
+def path_key(path: Path) -> str:
+    """A path as text that any file format can hold: undecodable bytes are escaped."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; a pipe or a device would block or never end.
+
+    Raises:
+        UnusablePictureError: not a regular file.
+        OSError: it cannot be read.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError as error:  # NUL in a path of a table
+        raise UnusablePictureError(f"not a path ({error})") from None
+    if not stat.S_ISREG(mode):
+        raise UnusablePictureError("not a regular file")
+    return path.read_bytes()

@@ -1,26 +1,35 @@
 """Hugging Face data sets on disk: `save_to_disk` folders and Parquet with images inside, by the `datasets` library.
 
-Needs the extra `hf`. A folder with `metadata.csv` or `.jsonl`, and one of class folders (`imagefolder`), are the forms
-"table" and "folder"; `open_set` tells them apart. Nothing is fetched, and no code of a data set is run.
+Needs the extra `hf`. A folder with `metadata.csv` or `.jsonl`, and one of class folders (`imagefolder`), are the
+formats "table" and "folder"; `open_dataset` tells them apart. Nothing is fetched, and no code of a data set is run.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
-from gen_invariance.errors import printable as shown
-from gen_invariance.export.formats.base import Entry, Finish, Form, Row, Stored, in_order
-from gen_invariance.export.formats.folder import FolderForm, read_regular
-from gen_invariance.export.formats.table import TableForm
-from gen_invariance.export.pictures import UnusablePictureError
+from gen_invariance.data.readers.pictures import UnusablePictureError
+from gen_invariance.errors import DataError, DataNotFoundError, SettingsError, printable
+from gen_invariance.export.formats.base import (
+    Entry,
+    Format,
+    Output,
+    Row,
+    Stored,
+    read_regular,
+    row_number,
+    sort_class_names,
+)
+from gen_invariance.export.formats.folder import FolderFormat
+from gen_invariance.export.formats.table import TableFormat
 from gen_invariance.files import atomic_write, cannot_write
 
 try:
@@ -36,8 +45,8 @@ _SHARD_BYTES = 500_000_000  # as the library cuts its own files
 _LABEL_TYPES = ("int", "uint", "string", "large_string", "bool")
 
 
-def open_set(path: Path, *, image_column: str | None = None, label_column: str = "label") -> Form:
-    """The form that fits what lies in `path`: saved Arrow files, Parquet, a metadata table, or class folders.
+def open_dataset(path: Path, *, image_column: str | None = None, label_column: str = "label") -> Format:
+    """The format that fits what lies in `path`: saved Arrow files, Parquet, a metadata table, or class folders.
 
     Args:
         path: a folder, or a .parquet file.
@@ -45,21 +54,22 @@ def open_set(path: Path, *, image_column: str | None = None, label_column: str =
         label_column: class numbers or names; where there is no such column, the only `ClassLabel` serves.
     """
     if not path.exists():
-        raise DataNotFoundError(f"{shown(path)} does not exist; give a folder of save_to_disk, or of Parquet files")
+        raise DataNotFoundError(f"{printable(path)} does not exist; give a folder of save_to_disk, or of Parquet files")
     table = next((path / name for name in _METADATA if (path / name).is_file()), None)
     if table is not None:
-        return TableForm(table, path_column="file_name", label_column=label_column)
+        return TableFormat(table, path_column="file_name", label_column=label_column)
     if path.is_dir() and not _is_saved(path) and next(path.rglob("*.parquet"), None) is None:
-        inner = next((found for name in _METADATA for found in path.glob(f"*/{name}")), None)
+        inner = next((file for name in _METADATA for file in path.glob(f"*/{name}")), None)
         if inner is not None:
             raise DataError(
-                f"{shown(path)} keeps its metadata by part ({inner.relative_to(path)}); give one part: {inner.parent}"
+                f"{printable(path)} keeps its metadata by part ({inner.relative_to(path)}); give one part: "
+                f"{inner.parent}"
             )
-        return FolderForm(path)
-    return HuggingFaceForm(path, image_column=image_column, label_column=label_column)
+        return FolderFormat(path)
+    return HuggingFaceFormat(path, image_column=image_column, label_column=label_column)
 
 
-class HuggingFaceForm:
+class HuggingFaceFormat(Format):
     """A `Dataset` or `DatasetDict`. The split "train" grows; other splits are taken over.
 
     New rows copy the other columns of their source. Readable originals come first, in their order. Parquet is unpacked
@@ -67,44 +77,42 @@ class HuggingFaceForm:
 
     Args:
         path: a folder that `save_to_disk` wrote, a folder of Parquet files, or one of these.
-        image_column, label_column: see `open_set`.
+        image_column, label_column: see `open_dataset`.
     """
 
     name = "huggingface"
-    keeps_size = False
-    copied_whole = ""
 
     def __init__(self, path: Path, *, image_column: str | None = None, label_column: str = "label") -> None:
         self.path = path
-        self._parts, self._one = _open(path)
+        self._parts, self._has_one_part = _load(path)
         if "train" not in self._parts:
             raise DataError(
-                f"{shown(path)} has no split 'train' (it has {', '.join(self._parts)}); name it so, or give the folder "
-                "of one split"
+                f"{printable(path)} has no split 'train' (it has {', '.join(self._parts)}); name it so, or give "
+                "the folder of one split"
             )
-        self.image_column = _image_column(self._parts["train"], image_column, path)
-        self.label_column = _label_column(self._parts["train"], label_column, path)
+        train = self._parts["train"]
+        self.image_column = _image_column(train, image_column, path)
+        self.label_column = _label_column(train, label_column, path)
         for part, rows in self._parts.items():
             for column in (self.image_column, self.label_column):
                 if column not in rows.column_names:
-                    raise DataError(f"{shown(path)}: split {part!r} has no column {column!r}, the split 'train' has")
-        self.class_names = self._class_names()
+                    raise DataError(
+                        f"{printable(path)}: split {part!r} has no column {column!r}, the split 'train' has"
+                    )
+        feature = train.features[self.label_column]
+        self._coded = isinstance(feature, datasets.ClassLabel)
+        self.class_names = tuple(feature.names) if self._coded else self._names_in_rows()
         self._arrow = {part: rows.with_format("arrow") for part, rows in self._parts.items()}
-        self._positions: dict[str, np.ndarray] = {}
+        self._written_rows: dict[str, np.ndarray] = {}  # of each part: where the output has an original row
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "image_column": self.image_column, "label_column": self.label_column}
+    def __reduce__(self) -> tuple[Any, ...]:
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        return partial(type(self), self.path, **columns), ()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], image_column=state["image_column"], label_column=state["label_column"])
-
-    def _class_names(self) -> tuple[str, ...]:
-        feature = self._parts["train"].features[self.label_column]
-        if isinstance(feature, datasets.ClassLabel):
-            return tuple(feature.names)
-        names = in_order(str(value) for value in self._labels("train") if value not in (None, ""))
+    def _names_in_rows(self) -> tuple[str, ...]:
+        names = sort_class_names(str(value) for value in self._labels("train") if value not in (None, ""))
         if not names:
-            raise DataError(f"{shown(self.path)}: column {self.label_column!r} holds no label; fill it in")
+            raise DataError(f"{printable(self.path)}: column {self.label_column!r} holds no label; fill it in")
         return names
 
     def _labels(self, part: str) -> list[Any]:
@@ -112,82 +120,79 @@ class HuggingFaceForm:
 
     def entries(self) -> Sequence[Entry]:
         """One for each row. Training rows without a label are left out; in other splits they are taken over."""
-        numbers: Mapping[Any, int] = {name: label for label, name in enumerate(self.class_names)}
-        if isinstance(self._parts["train"].features[self.label_column], datasets.ClassLabel):
-            numbers = {str(label): label for label in range(len(self.class_names))}
+        values = map(str, range(len(self.class_names))) if self._coded else self.class_names
+        labels = {value: label for label, value in enumerate(values)}
         entries = []
         for part in self._parts:
             for row, value in enumerate(self._labels(part)):
-                label = numbers.get(str(value), -1)
+                label = labels.get(str(value), -1)
                 ignored = "has no label" if part == "train" and label < 0 else ""
                 entries.append(Entry(f"{part}/{row}", label, (part, row), part, ignored))
         return entries
 
     def read(self, entry: Entry) -> bytes:
         """The encoded image: from its row, or from the file that its row names."""
-        part, row = entry.place
-        return self._content(self._arrow[part][row])
+        part, row = entry.location
+        return self._image_in(self._arrow[part][row])
 
-    def _content(self, row: pa.Table) -> bytes:
+    def _image_in(self, row: pa.Table) -> bytes:
         value = row.column(self.image_column)[0].as_py()
         content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if content is None and path is None:
             raise UnusablePictureError("its row holds no image")
         return content if content is not None else read_regular(self.path.parent / path)
 
-    def file_of(self, entry: Entry, stem: str | None) -> str:
+    def file_name(self, entry: Entry, suffix: str | None) -> str:
         """No file, but the name that a new image carries in its row."""
-        return "" if stem is None else f"{entry.place[0]}-{entry.place[1]}{stem}.png"
+        part, row = entry.location
+        return "" if suffix is None else f"{part}-{row}{suffix}.png"
 
-    def store(self, out: Path, state: Path, unit: str, items: Sequence[Stored], *, originals: str) -> None:
+    def store_new(self, output: Output, unit: str, items: Sequence[Stored]) -> None:
         """The unit's new rows as one Arrow file in the working folder."""
-        new = [item for item in items if item.generated]
-        if not new:
-            return
-        rows = self._arrow["train"][[item.entry.place[1] for item in new]]
-        place = rows.column_names.index(self.image_column)
-        field = rows.schema.field(place)
-        images = [{"bytes": item.content, "path": item.file} for item in new]
+        rows = self._arrow["train"][[item.entry.location[1] for item in items]]
+        index = rows.column_names.index(self.image_column)
+        field = rows.schema.field(index)
+        images = [{"bytes": item.content, "path": item.file} for item in items]
         if not pa.types.is_struct(field.type):
-            images = [item.content for item in new]
-        rows = rows.set_column(place, field, pa.array(images, field.type))
-        with atomic_write(state / "rows" / f"{unit}.arrow") as temporary:
+            images = [item.content for item in items]
+        rows = rows.set_column(index, field, pa.array(images, field.type))
+        with atomic_write(output.state / "rows" / f"{unit}.arrow") as temporary:
             _write_stream(temporary, rows.schema, [rows])
 
-    def finish(self, work: Finish) -> None:
+    def finish(self, output: Output, rows: Callable[[], Iterable[Row]], entries: Mapping[str, Entry]) -> None:
         """The whole set, written in the working folder and then moved into place."""
         kept: dict[str, list[int]] = {part: [] for part in self._parts}
-        for row in work.rows():
-            if row["kind"] == "original" and row["status"] == "kept":
-                part, number = work.entries[row["source"]].place
+        for row in rows():
+            if row["kind"] == "original":
+                part, number = entries[row["source"]].location
                 kept[part].append(number)
-        parts = {part: self._parts[part].select(rows) for part, rows in kept.items()}
-        self._positions = {
-            part: np.cumsum(np.bincount(rows, minlength=len(self._parts[part]))) - 1 for part, rows in kept.items()
-        }
-        if work.originals == "reference":
+        parts = {}
+        for part, numbers in kept.items():
+            parts[part] = self._parts[part].select(numbers)
+            self._written_rows[part] = np.cumsum(np.bincount(numbers, minlength=len(self._parts[part]))) - 1
+        if output.originals == "reference":
             parts = {"train": parts["train"].select([])}
         self._first_new = len(parts["train"])
-        parts["train"] = _with_new_rows(parts["train"], work.state)
+        parts["train"] = _with_new_rows(parts["train"], output.state)
         self._written = parts["train"].with_format("arrow")
-        final = work.state / "final"
+        final = output.state / "final"
         shutil.rmtree(final, ignore_errors=True)
         try:
-            with _quiet():
+            with _no_progress_bars():
                 self._save(parts, final)
             for file in sorted(path for path in final.rglob("*") if path.is_file()):
-                target = work.out / file.relative_to(final)
+                target = output.folder / file.relative_to(final)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, target)
         except OSError as error:
-            raise cannot_write(work.out, error) from error
+            raise cannot_write(output.folder, error) from error
 
     def _save(self, parts: Mapping[str, datasets.Dataset], final: Path) -> None:
         final.mkdir(parents=True)
         if _is_saved(self.path):
-            found = parts["train"] if self._one else datasets.DatasetDict(parts)
-            found.save_to_disk(final)
-        elif self._one:
+            whole = parts["train"] if self._has_one_part else datasets.DatasetDict(parts)
+            whole.save_to_disk(final)
+        elif self._has_one_part:
             parts["train"].to_parquet(final / self.path.name)
         else:
             (final / "data").mkdir()
@@ -197,16 +202,16 @@ class HuggingFaceForm:
                     shard = rows.shard(count, index, contiguous=True)
                     shard.to_parquet(final / "data" / f"{part}-{index:05d}-of-{count:05d}.parquet")
 
-    def manifest_file(self, row: Row, number: int) -> str:
+    def manifest_file(self, row: Row, index: int) -> str:
         """SPLIT/ROW of the finished output."""
         if row["kind"] == "generated":
-            return f"train/{self._first_new + number}"
-        part, _, place = row["source"].partition("/")
-        return f"{part}/{self._positions[part][int(place)]}"
+            return f"train/{self._first_new + index}"
+        part = row["source"].partition("/")[0]
+        return f"{part}/{self._written_rows[part][row_number(row['source'])]}"
 
     def read_back(self, out: Path, row: Row) -> bytes:
         """The image in its row."""
-        return self._content(self._written[int(row["file"].rpartition("/")[2])])
+        return self._image_in(self._written[row_number(row["file"])])
 
 
 def _is_saved(path: Path) -> bool:
@@ -214,33 +219,34 @@ def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
 
 
-def _open(path: Path) -> tuple[dict[str, datasets.Dataset], bool]:
+def _load(path: Path) -> tuple[dict[str, datasets.Dataset], bool]:
     """The splits, and whether there is only one, without a name."""
     if path.is_file() and path.suffix.lower() != ".parquet":
-        raise DataError(f"{shown(path)} is no Parquet file; give one, or a folder of save_to_disk")
+        raise DataError(f"{printable(path)} is no Parquet file; give one, or a folder of save_to_disk")
     try:
-        with _quiet():
+        with _no_progress_bars():
             if _is_saved(path):
-                found = datasets.load_from_disk(path)
+                loaded = datasets.load_from_disk(path)
             elif path.is_file():
-                found = datasets.load_dataset("parquet", data_files={"train": [str(path)]})["train"]
+                loaded = datasets.load_dataset("parquet", data_files={"train": [str(path)]})["train"]
             else:
-                found = datasets.load_dataset("parquet", data_dir=str(path))
+                loaded = datasets.load_dataset("parquet", data_dir=str(path))
     except Exception as error:  # the library hands on what pyarrow, json and fsspec raise
-        reason = shown(str(error.__cause__ or error).strip() or type(error).__name__)[:200]
+        reason = printable(str(error.__cause__ or error).strip() or type(error).__name__)[:200]
         raise DataError(
-            f"{shown(path)} cannot be read as a Hugging Face data set ({reason}); save it again, or give another path"
+            f"{printable(path)} cannot be read as a Hugging Face data set ({reason}); save it again, or give "
+            "another path"
         ) from error
-    return ({"train": found}, True) if isinstance(found, datasets.Dataset) else (dict(found), False)
+    return ({"train": loaded}, True) if isinstance(loaded, datasets.Dataset) else (dict(loaded), False)
 
 
 def _image_column(rows: datasets.Dataset, wanted: str | None, path: Path) -> str:
     columns = [name for name, feature in rows.features.items() if _holds_images(feature)]
     if wanted is not None and wanted not in columns:
-        raise DataError(f"{shown(path)}: no column {wanted!r} of images; these hold images: {', '.join(columns)}")
+        raise DataError(f"{printable(path)}: no column {wanted!r} of images; these hold images: {', '.join(columns)}")
     if wanted is None and len(columns) != 1:
-        found = f"columns {', '.join(columns)} hold images" if columns else "no column holds encoded images"
-        raise DataError(f"{shown(path)}: {found} (of {', '.join(rows.column_names)}); set image_column=NAME")
+        problem = f"columns {', '.join(columns)} hold images" if columns else "no column holds encoded images"
+        raise DataError(f"{printable(path)}: {problem} (of {', '.join(rows.column_names)}); set image_column=NAME")
     return wanted or columns[0]
 
 
@@ -256,12 +262,12 @@ def _label_column(rows: datasets.Dataset, wanted: str, path: Path) -> str:
     column = wanted if wanted in rows.column_names else coded[0] if len(coded) == 1 else None
     if column is None:
         raise DataError(
-            f"{shown(path)} has no column {wanted!r} (it has {', '.join(rows.column_names)}); set label_column=NAME"
+            f"{printable(path)} has no column {wanted!r} (it has {', '.join(rows.column_names)}); set label_column=NAME"
         )
     feature = rows.features[column]
     plain = isinstance(feature, datasets.Value) and feature.dtype.rstrip("0123456789") in _LABEL_TYPES
-    if not plain and not isinstance(feature, datasets.ClassLabel):
-        raise DataError(f"{shown(path)}: column {column!r} is {feature}; labels must be class numbers or names")
+    if not plain and column not in coded:
+        raise DataError(f"{printable(path)}: column {column!r} is {feature}; labels must be class numbers or names")
     return column
 
 
@@ -270,17 +276,15 @@ def _with_new_rows(rows: datasets.Dataset, state: Path) -> datasets.Dataset:
     files = sorted((state / "rows").glob("[!.]*.arrow"))
     if not files:
         return rows
-    with pa.memory_map(str(files[0])) as source, pa.ipc.open_stream(source) as reader:
-        schema = reader.schema
     with atomic_write(state / "new.arrow") as temporary:
-        _write_stream(temporary, schema, map(_read_stream, files))
+        _write_stream(temporary, _read_stream(files[0]).schema, map(_read_stream, files))
     # A fingerprint of its own would be made of the file's place and time, and it is written into the output.
     table = datasets.table.MemoryMappedTable.from_file(str(state / "new.arrow"))
     new = datasets.Dataset(table, info=rows.info, split=rows.split, fingerprint="augmented")
     return datasets.concatenate_datasets([rows, new])
 
 
-def _write_stream(path: Path, schema: pa.Schema, tables: Any) -> None:
+def _write_stream(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for table in tables:
             writer.write_table(table)
@@ -292,12 +296,12 @@ def _read_stream(path: Path) -> pa.Table:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _no_progress_bars() -> Iterator[None]:
     """Without the library's own progress bars."""
-    shown_before = not datasets.are_progress_bars_disabled()
+    enabled = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown_before:
+        if enabled:
             datasets.enable_progress_bars()

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
 
-from gen_invariance.errors import DataError, DataNotFoundError, SettingsError
-from gen_invariance.errors import printable as shown
-from gen_invariance.export.formats.base import Entry, Finish, Row, Stored, in_order, unique_keys
-from gen_invariance.export.formats.folder import key_of, place_files, read_regular
+from gen_invariance.errors import DataError, DataNotFoundError, SettingsError, printable
+from gen_invariance.export.formats.base import (
+    Entry,
+    FileFormat,
+    Output,
+    Row,
+    path_key,
+    sort_class_names,
+    unique_keys,
+)
 from gen_invariance.files import atomic_write
 
 _SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
-class TableForm:
+class TableFormat(FileFormat):
     """Paths are relative to the table's folder, or absolute. Further columns are kept; new rows copy their source's.
 
     Args:
@@ -27,26 +33,27 @@ class TableForm:
     """
 
     name = "table"
-    keeps_size = False
-    copied_whole = ""
 
     def __init__(self, path: Path, *, path_column: str = "path", label_column: str = "label") -> None:
         self.path, self.path_column, self.label_column = path, path_column, label_column
+        self._suffix = path.suffix.lower()
+        self._separator = "\t" if self._suffix == ".tsv" else ","
         if not path.is_file():
-            raise DataNotFoundError(f"{shown(path)} does not exist or is not a file; give a CSV, JSON or Parquet table")
-        if path.suffix.lower() not in _SUFFIXES:
-            raise DataError(f"{shown(path)}: a table must end in {', '.join(_SUFFIXES)}; rename or convert it")
-        self.class_names = in_order(self._table()[label_column].map(str))
+            raise DataNotFoundError(
+                f"{printable(path)} does not exist or is not a file; give a CSV, JSON or Parquet table"
+            )
+        if self._suffix not in _SUFFIXES:
+            raise DataError(f"{printable(path)}: a table must end in {', '.join(_SUFFIXES)}; rename or convert it")
+        self.class_names = sort_class_names(self._table()[label_column].map(str))
 
     def _table(self) -> pd.DataFrame:
         """The table, checked."""
-        where = shown(self.path)
-        table = self._read()
+        where, table = printable(self.path), self._read_table()
         for column in (self.path_column, self.label_column):
             if column not in table.columns:
-                found = ", ".join(map(str, table.columns[:8]))
+                columns = ", ".join(map(str, table.columns[:8]))
                 raise DataError(
-                    f"{where} has no column {column!r} (it has {found}); name the columns with "
+                    f"{where} has no column {column!r} (it has {columns}); name the columns with "
                     "path_column=... label_column=..."
                 )
             empty = table[column].isna() | table[column].map(lambda value: str(value).strip() == "").astype(bool)
@@ -58,89 +65,64 @@ class TableForm:
             raise DataError(f"{where} has no rows; add images")
         return table
 
-    def _read(self) -> pd.DataFrame:
+    def _read_table(self) -> pd.DataFrame:
         try:
-            if self.path.suffix.lower() == ".parquet":
+            if self._suffix == ".parquet":
                 return pd.read_parquet(self.path)
-            if self.path.suffix.lower() == ".jsonl":
+            if self._suffix == ".jsonl":
                 return pd.read_json(self.path, lines=True, dtype=False)
-            return pd.read_csv(self.path, sep=self._separator(), dtype=str, keep_default_na=False)
+            return pd.read_csv(self.path, sep=self._separator, dtype=str, keep_default_na=False)
         except ImportError as error:
             raise SettingsError(
                 'Parquet needs pyarrow: pip install "gen_invariance[export]", or give a CSV table'
             ) from error
         except (ValueError, OSError) as error:  # pandas and pyarrow raise kinds of both for damaged files
-            reason = shown(str(error).strip())[:200]
-            raise DataError(f"{shown(self.path)} cannot be read as a table ({reason}); repair or convert it") from error
-
-    def _separator(self) -> str:
-        return "\t" if self.path.suffix.lower() == ".tsv" else ","
+            reason = printable(str(error).strip())[:200]
+            raise DataError(
+                f"{printable(self.path)} cannot be read as a table ({reason}); repair or convert it"
+            ) from error
 
     def entries(self) -> Sequence[Entry]:
         """One for each row."""
         table = self._table()
-        paths = [str(value) for value in table[self.path_column]]
-        numbers = {name: label for label, name in enumerate(self.class_names)}
+        paths = table[self.path_column].map(str)
+        labels = table[self.label_column].map(str).map(self.class_names.index)
+        keys = unique_keys(path_key(Path(path)) for path in paths)
         return [
-            Entry(key, numbers[str(label)], (row, path))
-            for row, (key, path, label) in enumerate(
-                zip(unique_keys(map(_key, paths)), paths, table[self.label_column], strict=True)
-            )
+            Entry(key, label, (row, path))
+            for row, (key, label, path) in enumerate(zip(keys, labels.tolist(), paths, strict=True))
         ]
 
-    def read(self, entry: Entry) -> bytes:
-        """The bytes of the file the row points to."""
-        return read_regular(self._source(entry))
+    def source_of(self, entry: Entry) -> Path:
+        """The file that a row points to."""
+        return self.path.parent / entry.location[1]
 
-    def _source(self, entry: Entry) -> Path:
-        return self.path.parent / entry.place[1]
-
-    def file_of(self, entry: Entry, stem: str | None) -> str:
+    def file_name(self, entry: Entry, suffix: str | None) -> str:
         """images/CLASS/NAME-HASH, whatever the source's path is: paths may lead anywhere."""
-        source = Path(entry.place[1])
+        source = Path(entry.location[1])
         short = hashlib.sha256(entry.key.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-        folder = safe_name(self.class_names[entry.label])
-        name = safe_name(source.stem[:64])
-        return f"images/{folder}/{name}-{short}" + (source.suffix if stem is None else f"{stem}.png")
+        stem = f"images/{_safe_name(self.class_names[entry.label])}/{_safe_name(source.stem[:64])}-{short}"
+        return f"{stem}{source.suffix}" if suffix is None else f"{stem}{suffix}.png"
 
-    def store(self, out: Path, state: Path, unit: str, items: Sequence[Stored], *, originals: str) -> None:
-        """One file for each image."""
-        place_files(out, items, originals=originals, source_of=self._source)
-
-    def finish(self, work: Finish) -> None:
+    def finish(self, output: Output, rows: Callable[[], Iterable[Row]], entries: Mapping[str, Entry]) -> None:
         """The table: readable originals in their order, then the new images."""
-        table = self._table()
-        rows, paths = [], []
-        for row in work.rows():
-            if row["status"] != "kept":
-                continue
-            entry = work.entries[row["source"]]
-            rows.append(entry.place[0])
-            paths.append(row["file"] or str(self._source(entry).resolve()))
-        result = table.iloc[rows].reset_index(drop=True)
-        result[self.path_column] = paths
-        with atomic_write(work.out / self.path.name) as temporary:
-            if self.path.suffix.lower() == ".parquet":
-                result.to_parquet(temporary, index=False)
-            elif self.path.suffix.lower() == ".jsonl":
-                result.to_json(temporary, orient="records", lines=True, force_ascii=False)
+        indices, paths = [], []
+        for row in rows():
+            entry = entries[row["source"]]
+            indices.append(entry.location[0])
+            paths.append(row["file"] or str(self.source_of(entry).resolve()))
+        table = self._table().iloc[indices].reset_index(drop=True)
+        table[self.path_column] = paths
+        with atomic_write(output.folder / self.path.name) as temporary:
+            if self._suffix == ".parquet":
+                table.to_parquet(temporary, index=False)
+            elif self._suffix == ".jsonl":
+                table.to_json(temporary, orient="records", lines=True, force_ascii=False)
             else:
-                result.to_csv(temporary, index=False, sep=self._separator())
-
-    def manifest_file(self, row: Row, number: int) -> str:
-        """The file's name."""
-        return row["file"]
-
-    def read_back(self, out: Path, row: Row) -> bytes:
-        """The written file."""
-        return (out / row["file"]).read_bytes()
+                table.to_csv(temporary, index=False, sep=self._separator)
 
 
-def safe_name(text: str) -> str:
+def _safe_name(text: str) -> str:
     """`text` as one path part that no file system reads as more; different texts stay different."""
     name = quote(text, safe=" ()[]+,=@&", errors="surrogateescape")
     return name.replace(".", "%2E") if name.startswith(".") else name or "%"
-
-
-def _key(path: str) -> str:
-    return key_of(Path(path))

@@ -1,4 +1,4 @@
-"""An exported set has the form of its input; pictures of every kind and size are read as they look."""
+"""An exported set has the format of its input; pictures of every kind and size are read as they look."""
 
 import io
 import struct
@@ -13,10 +13,10 @@ from PIL import Image, ImageCms
 
 from gen_invariance import Identity, Rotation, SpatialTranslator, load_source
 from gen_invariance.errors import GenInvarianceError
-from gen_invariance.export import ExportSettings, export, open_form
-from gen_invariance.export.learning import image_data
+from gen_invariance.export import ExportSettings, export_dataset, open_format
+from gen_invariance.export.inputs import read_training_images
 from gen_invariance.export.manifest import read_manifest
-from gen_invariance.export.pictures import UnusablePictureError, decode, prepare, scaled_back
+from gen_invariance.export.pictures import UnusablePictureError, decode, prepare, resize
 
 # ---- sets
 
@@ -26,7 +26,7 @@ from gen_invariance.export.pictures import UnusablePictureError, decode, prepare
 def test_table_in_table_out(suffix, originals, tmp_path):
     path = as_table(tmp_path / "in", suffix=suffix)
     settings = ExportSettings(target="max", off_distribution=None, originals=originals)
-    summary = export(open_form("table", path), Rotation(30), tmp_path / "out", settings)
+    summary = export_dataset(open_format("table", path), Rotation(30), tmp_path / "out", settings)
     assert summary.after == (20, 20, 20)
     written = tmp_path / "out" / f"set{suffix}"
     table = pd.read_parquet(written) if suffix == ".parquet" else pd.read_csv(written)
@@ -39,7 +39,7 @@ def test_table_in_table_out(suffix, originals, tmp_path):
             assert found.parent.name == label
         elif originals != "copy":
             assert (tmp_path / "in" / "files") in found.resolve().parents
-    again = open_form("table", written)
+    again = open_format("table", written)
     assert len(again.entries()) == 60  # the output is an input
 
 
@@ -47,7 +47,7 @@ def test_table_in_table_out(suffix, originals, tmp_path):
 def test_npz_in_npz_out(layout, dtype, tmp_path):
     path = as_npz(tmp_path / "in", layout=layout, dtype=dtype)
     settings = ExportSettings(target="max", off_distribution=None, image_size=16)  # results go back to 8 x 8
-    summary = export(open_form("npz", path), Rotation(30), tmp_path / "out", settings)
+    summary = export_dataset(open_format("npz", path), Rotation(30), tmp_path / "out", settings)
     assert summary.after == (20, 20, 20)
     old, new = np.load(path), np.load(tmp_path / "out" / "set.npz")
     assert new["train_images"].shape == (60, *old["train_images"].shape[1:])
@@ -68,7 +68,7 @@ def test_new_rows_of_an_npz_file_are_of_the_group_of_their_source(group, tmp_pat
     tracks = np.array([f"t{row // 2}" for row in range(len(arrays["train_labels"]))])
     key = group or "groups"
     np.savez(path, **arrays, **{f"train_{key}": tracks, f"test_{key}": np.arange(3)})
-    export(open_form("npz", path, group=group), Rotation(30), tmp_path / "out", SETTINGS)
+    export_dataset(open_format("npz", path, group=group), Rotation(30), tmp_path / "out", SETTINGS)
     with np.load(tmp_path / "out" / "set.npz") as stored:
         found, kept = stored[f"train_{key}"], stored[f"test_{key}"]
     sources = [int(row["source"].split("/")[-1]) for row in rows_of(tmp_path / "out", kind="generated", status="kept")]
@@ -80,9 +80,9 @@ def test_new_rows_of_an_npz_file_are_of_the_group_of_their_source(group, tmp_pat
 @pytest.mark.parametrize("json_labels", [False, True])
 def test_shards_in_shards_out(json_labels, tmp_path):
     path = as_shards(tmp_path / "in", json_labels=json_labels)
-    summary = export(open_form("webdataset", path), Rotation(30), tmp_path / "out", SETTINGS)
+    summary = export_dataset(open_format("webdataset", path), Rotation(30), tmp_path / "out", SETTINGS)
     assert summary.after == (20, 20, 20)
-    again = open_form("webdataset", tmp_path / "out")
+    again = open_format("webdataset", tmp_path / "out")
     entries = again.entries()
     assert [sum(entry.label == label for entry in entries) for label in range(3)] == [20, 20, 20]
     assert all(Image.open(io.BytesIO(again.read(entry))).size == (8, 8) for entry in entries)
@@ -95,7 +95,7 @@ def test_shards_in_shards_out(json_labels, tmp_path):
 def test_train_and_test_parts(tmp_path):
     as_folder(tmp_path / "in" / "train")
     as_folder(tmp_path / "in" / "val")
-    summary = export(open_form("folder", tmp_path / "in"), Rotation(30), tmp_path / "out", SETTINGS)
+    summary = export_dataset(open_format("folder", tmp_path / "in"), Rotation(30), tmp_path / "out", SETTINGS)
     assert summary.after == (20, 20, 20)
     old, new = tree(tmp_path / "in"), tree(tmp_path / "out")
     assert {name for name in new if name.startswith("val/")} == {name for name in old if name.startswith("val/")}
@@ -103,15 +103,15 @@ def test_train_and_test_parts(tmp_path):
 
 
 def test_images_for_fitting(photos, tmp_path):
-    data = image_data(open_form("folder", photos))
+    data = read_training_images(open_format("folder", photos))
     assert data.images.shape == (32, 1, 8, 8)
     assert data.class_names == ("one", "two", "zero")
     assert data.counts.tolist() == [9, 3, 20]
-    assert len(image_data(open_form("folder", photos), most=10)) == 10
+    assert len(read_training_images(open_format("folder", photos), most=10)) == 10
     Image.new("RGB", (9, 9), (250, 0, 0)).save(photos / "two" / "red.png")
     with pytest.raises(GenInvarianceError, match=r"data\.image_size=N"):
-        image_data(open_form("folder", photos))
-    assert image_data(open_form("folder", photos), image_size=8).images.shape == (33, 3, 8, 8)
+        read_training_images(open_format("folder", photos))
+    assert read_training_images(open_format("folder", photos), image_size=8).images.shape == (33, 3, 8, 8)
 
 
 # ---- pictures
@@ -119,17 +119,17 @@ def test_images_for_fitting(photos, tmp_path):
 
 def test_sizes_on_the_way_there_and_back(tmp_path):
     as_folder(tmp_path / "in", size=(40, 24))
-    data = open_form("folder", tmp_path / "in")
+    data = open_format("folder", tmp_path / "in")
     for back, size in ((False, (16, 16)), (True, (40, 24))):
         settings = ExportSettings(target="max", image_size=16, restore_size=back, off_distribution=None)
-        export(data, SpatialTranslator(1, start=0.3), tmp_path / f"out{back}", settings)
+        export_dataset(data, SpatialTranslator(1, start=0.3), tmp_path / f"out{back}", settings)
         rows = rows_of(tmp_path / f"out{back}", kind="generated")
         assert rows
         assert {Image.open(tmp_path / f"out{back}" / row["file"]).size for row in rows} == {size}
         assert {(row["width"], row["height"]) for row in rows} == {size}
     picture = prepare(Image.new("L", (40, 24)), size=16, whole=True, channels=1)
     assert picture.pixels.shape == (1, 16, 27)
-    assert scaled_back(picture.pixels, picture.size).shape == (1, 24, 40)
+    assert resize(decode(picture.pixels), picture.size).size == (40, 24)
 
 
 def test_modes_of_pictures(tmp_path):
@@ -148,14 +148,15 @@ def test_modes_of_pictures(tmp_path):
     image.convert("CMYK").save(folder / "cmyk.tif")
     wide = np.asarray(image.convert("L")).astype(np.uint16) * 257
     Image.fromarray(wide).save(folder / "deep.png")
-    export(open_form("folder", tmp_path / "in"), Identity(), tmp_path / "out", ExportSettings(target=1))
+    export_dataset(open_format("folder", tmp_path / "in"), Identity(), tmp_path / "out", ExportSettings(target=1))
     rows = {row["source"]: row for row in read_manifest(tmp_path / "out")}
     assert len(rows) == 7
     assert {row["status"] for row in rows.values()} == {"kept"}
     assert {(row["width"], row["height"]) for row in rows.values()} == {(12, 8)}
-    form, entries = open_form("folder", tmp_path / "in"), open_form("folder", tmp_path / "in").entries()
+    data = open_format("folder", tmp_path / "in")
     pixels = {
-        entry.key: prepare(decode(form.read(entry)), size=None, whole=True, channels=3).pixels for entry in entries
+        entry.key: prepare(decode(data.read(entry)), size=None, whole=True, channels=3).pixels
+        for entry in data.entries()
     }
     for name in ("rgba", "palette", "turned"):
         assert np.array_equal(pixels[f"a/{name}.png"], pixels["a/rgb.png"]), name

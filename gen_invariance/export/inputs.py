@@ -1,0 +1,93 @@
+"""What is looked at in a set before it is exported: duplicates, and the images that a translator is fitted on."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from gen_invariance.data.duplicates import DuplicateReport, compare_marked, find_duplicates
+from gen_invariance.data.images import ImageData
+from gen_invariance.data.readers.arrays import read_npz
+from gen_invariance.data.readers.pictures import UnusablePictureError
+from gen_invariance.errors import DataError, printable
+from gen_invariance.export.formats.base import Entry, Format
+from gen_invariance.export.pictures import decode, prepare
+
+_THREADS = 4
+
+
+def find_format_duplicates(data: Format) -> DuplicateReport:
+    """The report on a set: by pixels for an .npz file, otherwise by the bytes of each encoded image.
+
+    All parts but the training part count as test images. A set that is one part only is not read: nothing is found.
+    Images that cannot be read are left out, since the export names them.
+    """
+    if data.name == "npz":
+        train, test = read_npz(data.path)
+        return DuplicateReport() if test is None else find_duplicates(train, test)
+    entries = [entry for entry in data.entries() if not entry.ignored]
+    train = [entry for entry in entries if entry.part == "train"]
+    test = [entry for entry in entries if entry.part != "train"]
+    if not train or not test:
+        return DuplicateReport()
+    (train_marks, train_names), (test_marks, test_names) = _mark(data, train), _mark(data, test)
+    return compare_marked(train_marks, test_marks, train_name=train_names.__getitem__, test_name=test_names.__getitem__)
+
+
+def _mark(data: Format, entries: list[Entry]) -> tuple[list[tuple[bytes, str]], list[str]]:
+    """Digest and class of each image that can be read, and their names."""
+    marks, names = [], []
+    for entry in entries:
+        try:
+            digest = hashlib.blake2b(data.read(entry), digest_size=20).digest()
+        except (OSError, UnusablePictureError):
+            continue
+        marks.append((digest, data.class_names[entry.label]))
+        names.append(printable(entry.key))
+    return marks, names
+
+
+def read_training_images(data: Format, *, image_size: int | None = None, most: int = 50_000) -> ImageData:
+    """The usable training images of a set, uint8 (N, C, S, S), in memory; grey when all pictures are.
+
+    Args:
+        data: see `open_format`.
+        image_size: side to which the central square of each picture is scaled; None keeps sizes, which must be equal.
+        most: images to take; of more, a random but fixed part is taken.
+
+    Raises:
+        DataError: no usable image, or pictures of several sizes.
+    """
+    entries = [entry for entry in data.entries() if entry.part == "train" and not entry.ignored]
+    if len(entries) > most:
+        entries = sorted(entries, key=lambda entry: hashlib.sha256(ascii(entry.key).encode()).digest())[:most]
+
+    def read(entry: Entry) -> np.ndarray | None:
+        try:
+            return prepare(decode(data.read(entry)), size=image_size, whole=False, channels=3).pixels
+        except (OSError, UnusablePictureError):
+            return None  # the export names it
+
+    pictures, labels = [], []
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        for entry, picture in zip(entries, pool.map(read, entries), strict=True):
+            if picture is None:
+                continue
+            pictures.append(picture)
+            labels.append(entry.label)
+            if picture.shape != pictures[0].shape:
+                raise DataError(
+                    f"{printable(data.path)}: images differ in size ({printable(entry.key)} is {picture.shape[2]}x"
+                    f"{picture.shape[1]}); set data.image_size=N to fit on squares of N x N"
+                )
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if not pictures:
+        raise DataError(f"{printable(data.path)} holds no image that can be used; check the files")
+    if all((picture == picture[:1]).all() for picture in pictures):
+        pictures = [picture[:1] for picture in pictures]
+    return ImageData(torch.from_numpy(np.stack(pictures)), torch.tensor(labels), data.class_names, data.path.stem)
