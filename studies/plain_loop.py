@@ -22,9 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen_invariance.benchmark.comparing import numbers_of
 from gen_invariance.benchmark.registry import read_benchmark
-from gen_invariance.cli.help import config_folder
+from gen_invariance.benchmark.run import parse_numbers
 from gen_invariance.experiment.task import prepare
 from gen_invariance.records import load_records
 from gen_invariance.stats import mean_interval, paired_difference
@@ -73,9 +72,9 @@ def main(given: dict[str, str]) -> None:
     if unknown:
         sys.exit(f"unknown: {', '.join(sorted(unknown))}; choose {', '.join(f'{name}=' for name in KNOWN)}")
     torch.set_num_threads(1)
-    benchmark = read_benchmark(given["benchmark"], config_folder(), data_root=given.get("data_root"))
+    benchmark = read_benchmark(given["benchmark"], data_root=given.get("data_root"))
     steps, found = int(given.get("steps", 1500)), {}
-    for order in numbers_of(given.get("orders", "0-4"), "orders"):
+    for order in parse_numbers(given.get("orders", "0-4"), "orders"):
         started, prepared = time.perf_counter(), prepare(benchmark.task, seed=order)
         net = train(
             prepared.train.images, prepared.train.labels, prepared.train.num_classes, steps=steps, seed=order,

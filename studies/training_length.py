@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 from gen_invariance.benchmark.arms import read_arm
-from gen_invariance.benchmark.comparing import numbers_of
-from gen_invariance.benchmark.grid import grid_cells, grid_records, run_grid
+from gen_invariance.benchmark.grid import load_grid, make_cells, run_grid
 from gen_invariance.benchmark.registry import read_benchmark
-from gen_invariance.cli.help import config_folder
+from gen_invariance.benchmark.run import parse_numbers
 from gen_invariance.files import write_text
 from gen_invariance.stats import mean_interval
 
@@ -27,14 +26,14 @@ KNOWN = ("benchmark", "epochs", "orders", "data_root", "out", "arm")
 
 def row(given: dict[str, str], epochs: int) -> str:
     """Measure one length; a line of the table."""
-    configs, out = config_folder(), Path(given.get("out", "runs/length"))
+    out = Path(given.get("out", "runs/length"))
     benchmark = read_benchmark(
-        given["benchmark"], configs, data_root=given.get("data_root"), changes={"training": {"epochs": epochs}}
+        given["benchmark"], data_root=given.get("data_root"), changes={"training": {"epochs": epochs}}
     )
-    arm = read_arm(given.get("arm", "ce_drs"), benchmark, configs)
-    cells = grid_cells([benchmark], lambda _: [arm], orders=numbers_of(given["orders"], "orders"), seeds=[0])
+    arm = read_arm(given.get("arm", "ce_drs"), benchmark)
+    cells = make_cells([benchmark], lambda _: [arm], orders=parse_numbers(given["orders"], "orders"), seeds=[0])
     run_grid(cells, out, say=lambda line: print(line, file=sys.stderr, flush=True))
-    frame = grid_records(cells, out)
+    frame = load_grid(cells, out)
     frame = frame[frame["class_index"].isna()]
     shown = [str(epochs)]
     for metric in METRICS:
@@ -51,7 +50,7 @@ def main(given: dict[str, str]) -> None:
         sys.exit(f"give benchmark=, epochs= and orders=; known are {', '.join(KNOWN)}")
     torch.set_num_threads(1)
     heads = "| epochs | balanced accuracy (%) | many-shot (%) | few-shot (%) | training (s) |\n|---|---|---|---|---|\n"
-    lines = [row(given, epochs) for epochs in numbers_of(given["epochs"], "epochs")]
+    lines = [row(given, epochs) for epochs in parse_numbers(given["epochs"], "epochs")]
     table = heads + "\n".join(lines) + "\n"
     print(table, end="")
     write_text(Path(given.get("out", "runs/length")) / f"{given['benchmark']}.md", table)

@@ -13,7 +13,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from gen_invariance.benchmark.transferring import (
+from gen_invariance.data.readers.registry import load_source
+from gen_invariance.files import write_text
+from gen_invariance.records import measured, write_csv
+from gen_invariance.report.summary import summarise
+from gen_invariance.report.tables import method_tables, to_markdown
+from studies.transfer_modes import (
     SCRATCH,
     UNTOUCHED,
     TransferComparison,
@@ -21,11 +26,6 @@ from gen_invariance.benchmark.transferring import (
     run_pretrained,
     run_transfer,
 )
-from gen_invariance.data.readers.registry import load_source
-from gen_invariance.files import write_text
-from gen_invariance.records import measured, write_csv
-from gen_invariance.report.summary import summarise
-from gen_invariance.report.tables import method_tables, to_markdown
 
 
 def effect_table(table: pd.DataFrame) -> str:

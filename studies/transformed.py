@@ -16,10 +16,9 @@ import pandas as pd
 import torch
 
 from gen_invariance.benchmark.arms import read_arm
-from gen_invariance.benchmark.comparing import numbers_of
-from gen_invariance.benchmark.grid import grid_cells, grid_records, run_grid
+from gen_invariance.benchmark.grid import load_grid, make_cells, run_grid
 from gen_invariance.benchmark.registry import Benchmark, read_benchmark
-from gen_invariance.cli.help import config_folder
+from gen_invariance.benchmark.run import parse_numbers
 from gen_invariance.experiment.task import prepare
 from gen_invariance.files import write_text
 from gen_invariance.records import write_csv
@@ -114,15 +113,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/transformed"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    configs = config_folder()
-    benchmark = read_benchmark(given.benchmark, configs, data_root=given.data_root)
-    sets = sets_of(benchmark.classes, numbers_of(given.numbers, "numbers"), numbers_of(given.ranks, "ranks"))
-    cells = grid_cells(
-        variants(benchmark, sets), lambda variant: [read_arm(given.method, variant, configs)],
-        orders=numbers_of(given.orders, "orders"), seeds=[0],
+    benchmark = read_benchmark(given.benchmark, data_root=given.data_root)
+    sets = sets_of(benchmark.classes, parse_numbers(given.numbers, "numbers"), parse_numbers(given.ranks, "ranks"))
+    cells = make_cells(
+        variants(benchmark, sets), lambda variant: [read_arm(given.method, variant)],
+        orders=parse_numbers(given.orders, "orders"), seeds=[0],
     )  # fmt: skip
     run_grid(cells, given.out, say=lambda line: print(line, flush=True))
-    figures = class_figures(grid_records(cells, given.out), benchmark, sets)
+    figures = class_figures(load_grid(cells, given.out), benchmark, sets)
     text = tables(figures, benchmark.classes)
     print(text)
     write_text(given.out / "table.md", text)

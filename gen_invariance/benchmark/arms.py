@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gen_invariance.benchmark.methods import build_method
-from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, translator_fit
+from gen_invariance import configs
+from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, read_translator_fit
+from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.errors import CheckpointError, SettingsError
-from gen_invariance.experiment.build import StageSettings
+from gen_invariance.experiment.build import ClassifierSettings, StageSettings
 from gen_invariance.experiment.cell import Method
 from gen_invariance.nuisance.build import build_nuisance
+from gen_invariance.settings import settings_of
 
 PAPER = ("ce", "ce_drs", "ce_drw", "ldam", "ldam_drs", "ldam_drw")
 EVERY_ROW, MORE_REAL = "every_row", "more_real"
@@ -71,7 +73,7 @@ class GivenTranslator:
         """
         from gen_invariance.translator.io import load_translator
 
-        if files_digest(self.folder) != self.digest:
+        if compute_digest(self.folder) != self.digest:
             raise CheckpointError(f"the translator in {self.folder} has changed since the grid began; run it anew")
         return load_translator(self.folder)
 
@@ -86,28 +88,52 @@ class Arm:
     given: GivenTranslator | None = None
 
 
-def arm_names(given: str | list[str], benchmark: Benchmark) -> list[str]:
+def arm_names(given: str | Sequence[str], benchmark: Benchmark) -> list[str]:
     """Names of arms on `benchmark`: a list of them, in which a name of `METHOD_SETS` stands for its arms.
 
     A set that knows no oracle, neither a nuisance of its own nor images that a cut leaves out, goes without one.
     """
-    words, oracle = [given] if isinstance(given, str) else list(given), _has_oracle(benchmark)
-    found: dict[str, None] = {}
+    words = [given] if isinstance(given, str) else given
+    oracle = _has_oracle(benchmark)
+    names: list[str] = []
     for word in words:
         for arm in METHOD_SETS.get(word, (word,)):
-            if oracle or arm == word or "+oracle" not in arm:
-                found[arm] = None
-    return list(found)
+            if arm not in names and (oracle or arm == word or "+oracle" not in arm):
+                names.append(arm)
+    return names
 
 
 def _has_oracle(benchmark: Benchmark) -> bool:
+    if benchmark.task.nuisance != "identity":
+        return True
     try:
-        return benchmark.task.nuisance != "identity" or replace(benchmark.task, fill_tail=True).fill_tail
+        replace(benchmark.task, fill_tail=True)
     except SettingsError:
         return False
+    return True
 
 
-def read_arm(name: str, benchmark: Benchmark, configs: Path | str) -> Arm:
+def build_method(
+    name: str, *, classifier: ClassifierSettings, training: TrainSettings, stage: StageSettings | None = None
+) -> Method:
+    """The method `name` of `configs/method`: `classifier` and `training` with what it changes, and a stage if given.
+
+    Raises:
+        SettingsError: an unknown method, or a file with an unknown setting.
+    """
+    changes = configs.read_choice("method", name)
+    return Method(
+        name,
+        stage or StageSettings(),
+        settings_of(TrainSettings, {**asdict(training), **changes.get("training", {})}, f"method {name}: training"),
+        settings_of(
+            ClassifierSettings, {**asdict(classifier), **changes.get("classifier", {})}, f"method {name}: classifier"
+        ),
+        augmentation=changes.get("augmentation", "none"),
+    )
+
+
+def read_arm(name: str, benchmark: Benchmark) -> Arm:
     """The arm called `name` on `benchmark`: METHOD, METHOD+WORD, METHOD+WORD@WHERE+WORD, ...
 
     A WORD is what the stage gives: `oracle` (the true nuisance), a translator of `configs`/translator, the folder of a
@@ -118,29 +144,32 @@ def read_arm(name: str, benchmark: Benchmark, configs: Path | str) -> Arm:
     Raises:
         SettingsError: an unknown method or word, two translators at once, or an oracle that cannot be.
     """
-    configs = Path(configs)
     method_name, *words = (part.strip() for part in name.split("+"))
-    parts = _Parts(name, benchmark, configs)
+    parts = _Parts(name, benchmark)
     for word in words:
         parts.add(word)
-    stage = parts.stage()
     method = build_method(
-        method_name, configs / "method", classifier=benchmark.classifier, training=benchmark.training, stage=stage
+        method_name, classifier=benchmark.classifier, training=benchmark.training, stage=parts.make_stage()
     )
     plain = [word for word in (benchmark.augmentation, method.augmentation, *parts.every_row) if word != "none"]
+    augmentation = "+".join(plain)
     method = replace(
-        method, name=name, translator=parts.choice, augmentation="+".join(plain) or "none", more_real=parts.more_real,
-        augmentation_options=parts.options_of("+".join(plain).split("+")),
-    )  # fmt: skip
-    fit = None if parts.choice is None or parts.given else translator_fit(parts.choice, benchmark, configs)
+        method,
+        name=name,
+        translator=parts.choice,
+        augmentation=augmentation or "none",
+        augmentation_options=parts.select_options(augmentation.split("+")),
+        more_real=parts.more_real,
+    )
+    fit = None if parts.choice is None or parts.given else read_translator_fit(parts.choice, benchmark)
     return Arm(name, method, fit, parts.given)
 
 
 class _Parts:
     """What the words of an arm's name say, one after the other."""
 
-    def __init__(self, name: str, benchmark: Benchmark, configs: Path) -> None:
-        self.name, self.benchmark, self.configs = name, benchmark, configs
+    def __init__(self, name: str, benchmark: Benchmark) -> None:
+        self.name, self.benchmark = name, benchmark
         self.nuisances: list[str] = []
         self.every_row: list[str] = []
         self.choice: str | None = None
@@ -163,14 +192,14 @@ class _Parts:
                 raise SettingsError(
                     f"method {self.name!r}: the stage gives a translator, not every row; write {what}@everywhere"
                 )
-            self.every_row.append(self._hand_written(what))
+            self.every_row.append(self._check_hand_written(what))
         else:
             if where and self.policy not in (None, where):
                 raise SettingsError(f"method {self.name!r}: the stage acts in one place, not {self.policy} and {where}")
             self.policy = where or self.policy
-            self.nuisances.append(self._of_stage(what))
+            self.nuisances.append(self._name_for_stage(what))
 
-    def stage(self) -> StageSettings:
+    def make_stage(self) -> StageSettings:
         """The stage that the words describe."""
         if not self.nuisances:
             return StageSettings()  # whom it would give to does not matter
@@ -180,16 +209,16 @@ class _Parts:
             )
         stage = replace(self.benchmark.stage, nuisance="+".join(self.nuisances))
         if self.policy is not None:
-            share = self._share()
+            share = self._read_share()
             option = "maximum" if self.policy == "tail" else "probability"
             stage = replace(stage, policy=_WHERE[self.policy], policy_options={option: share})
-        return replace(stage, nuisance_options=self.options_of(self.nuisances))
+        return replace(stage, nuisance_options=self.select_options(self.nuisances))
 
-    def options_of(self, names: Sequence[str]) -> dict[str, Any]:
+    def select_options(self, names: Sequence[str]) -> dict[str, Any]:
         """Those of the benchmark's options of nuisances that belong to `names`."""
         return {name: dict(options) for name, options in self.benchmark.nuisances.items() if name in names}
 
-    def _share(self) -> float:
+    def _read_share(self) -> float:
         """Share of the rows that the benchmark's own policy gives to at most."""
         options = self.benchmark.stage.policy_options
         return float(options.get("probability", options.get("maximum", 0.5)))
@@ -203,47 +232,47 @@ class _Parts:
             raise SettingsError(f"method {self.name!r}: {error}") from error
         self.more_real = True
 
-    def _of_stage(self, word: str) -> str:
+    def _name_for_stage(self, word: str) -> str:
         """The name of what the stage gives."""
         if not self._is_translator(word):
-            return _WORDS[word] if word in _WORDS else self._hand_written(word)
+            return _WORDS[word] if word in _WORDS else self._check_hand_written(word)
         if self.choice is not None:
             raise SettingsError(f"method {self.name!r} names 2 translators; give one")
         self.choice = _ALIASES.get(word, word)
         if not self._has_file(word):
-            self.given = GivenTranslator(word, files_digest(word))
+            self.given = GivenTranslator(word, compute_digest(word))
         return "translator"
 
     def _is_translator(self, word: str) -> bool:
         return "/" in word or self._has_file(word)
 
     def _has_file(self, word: str) -> bool:
-        return (self.configs / "translator" / f"{_ALIASES.get(word, word)}.yaml").is_file()
+        return _ALIASES.get(word, word) in configs.choice_names("translator")
 
-    def _hand_written(self, word: str) -> str:
+    def _check_hand_written(self, word: str) -> str:
         try:
             build_nuisance(word, **self.benchmark.nuisances.get(word, {}))
         except SettingsError as error:
-            files = sorted(path.stem for path in (self.configs / "translator").glob("*.yaml"))
-            known = [*_WORDS, MORE_REAL, *_ALIASES, *files]
+            known = [*_WORDS, MORE_REAL, *_ALIASES, *configs.choice_names("translator")]
             raise SettingsError(
                 f"method {self.name!r}: {error}; or a translator, by folder or by name: {', '.join(known)}"
             ) from error
         return word
 
 
-def files_digest(folder: Path | str) -> str:
+def compute_digest(folder: Path | str) -> str:
     """SHA-256 over the files of a saved translator.
 
     Raises:
         CheckpointError: there is no translator in `folder`.
     """
-    place = Path(folder).expanduser()
-    place = place / "translator" if (place / "translator").is_dir() else place
-    if not (place / "config.json").is_file():
+    path = Path(folder).expanduser()
+    if (path / "translator").is_dir():
+        path = path / "translator"
+    if not (path / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no translator (no config.json); give a folder that fit wrote")
     digest = hashlib.sha256()
-    for file in sorted(path for path in place.rglob("*") if path.suffix in (".json", ".safetensors")):
-        digest.update(file.relative_to(place).as_posix().encode())
+    for file in sorted(file for file in path.rglob("*") if file.suffix in (".json", ".safetensors")):
+        digest.update(file.relative_to(path).as_posix().encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()

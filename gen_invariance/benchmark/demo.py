@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from gen_invariance.benchmark.methods import in_order
 from gen_invariance.classifier.train import TrainSettings
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import RunError, SettingsError
@@ -301,7 +300,9 @@ def demo_frame(out: Path, settings: DemoSettings) -> pd.DataFrame:
         for task in _tasks(settings)
         for method in _methods(settings, task)
     }
-    return in_order(frame[frame["config_digest"].isin(digests)], settings.methods())
+    frame = frame[frame["config_digest"].isin(digests)]
+    ranks = {method.name: rank for rank, method in enumerate(settings.methods())}
+    return frame.iloc[frame["method"].map(ranks).argsort(kind="stable")].reset_index(drop=True)
 
 
 def fit_folder(out: Path, task: str, translator: str, seed: int) -> Path:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from gen_invariance.benchmark.arms import Arm
 from gen_invariance.benchmark.jobs import run_jobs
-from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, translator_fit
+from gen_invariance.benchmark.registry import Benchmark, TranslatorFit
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
 from gen_invariance.experiment.cell import CellInputs, cell_digest, run_cell
@@ -67,23 +68,17 @@ class GridCell:
 
 @dataclass(frozen=True)
 class _Job:
-    """A cell to measure, or (without one) a translator to fit."""
+    """A cell to measure, or (without one) a translator to fit; jobs are told apart by their run folders."""
 
-    name: str  # folder of the run, which tells jobs apart
-    benchmark: Benchmark
-    order: int
-    cell: GridCell | None = None
-    fit: TranslatorFit | None = None
-    needs: tuple[str, ...] = ()
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Job) and self.name == other.name
+    name: str
+    benchmark: Benchmark = field(compare=False)
+    order: int = field(compare=False)
+    cell: GridCell | None = field(default=None, compare=False)
+    fit: TranslatorFit | None = field(default=None, compare=False)
+    needs: tuple[str, ...] = field(default=(), compare=False)
 
 
-def grid_cells(
+def make_cells(
     benchmarks: Sequence[Benchmark],
     arms: Callable[[Benchmark], Sequence[Arm]],
     *,
@@ -121,7 +116,7 @@ def run_grid(
     """Measure the cells that `out` lacks; a line for each that failed.
 
     Args:
-        cells: from `grid_cells`.
+        cells: from `make_cells`.
         out: folder; a grid that was stopped there goes on.
         processes: workers of one torch thread each; 1 works in this process.
         shard: (i, n) does the i-th of n parts, from 0, so that n machines share the work. A part holds whole
@@ -138,22 +133,24 @@ def run_grid(
         if benchmark.missing():
             load_source(benchmark.task.source, benchmark.task.path)  # downloads it, or says what to put where
     done = finished_cells(out / "records")
-    missing = [cell for cell in _of_shard(cells, *shard) if cell.key not in done]
-    jobs = list(_jobs(missing, out))
+    missing = [cell for cell in _select_shard(cells, *shard) if cell.key not in done]
+    jobs = {job.name: job for job in _list_jobs(missing, out)}
     say(f"{len(cells)} cells, {len(missing)} to measure and {len(jobs) - len(missing)} translators to fit")
-    for benchmark, order in {cell.benchmark.name: (cell.benchmark, cell.order) for cell in reversed(missing)}.values():
-        for line in _notes(benchmark, order):
-            say(f"{benchmark.name}: {line}")
+    noted = set()
+    for cell in missing:
+        if cell.benchmark.name not in noted:
+            noted.add(cell.benchmark.name)
+            for line in _find_duplicates(cell.benchmark, cell.order):
+                say(f"{cell.benchmark.name}: {line}")
     if processes > 1:
-        _prepared.cache_clear()  # the workers read for themselves
-    failed = []
-    names = {job.name: job for job in jobs}
+        _prepare.cache_clear()  # the workers read for themselves
     results = run_jobs(
-        jobs,
-        functools.partial(_do, str(out), str(device)),
-        needs=lambda job: [names[name] for name in job.needs if name in names],
+        list(jobs.values()),
+        functools.partial(_carry_out, str(out), str(device)),
+        needs=lambda job: [jobs[name] for name in job.needs if name in jobs],
         processes=processes,
     )
+    failed = []
     for number, ended in enumerate(results, start=1):
         line = ended.answer if ended.error is None else f"{ended.job.name} failed: {ended.error}"
         say(f"[{number}/{len(jobs)}] {line}")
@@ -162,7 +159,7 @@ def run_grid(
     return failed
 
 
-def _of_shard(cells: Sequence[GridCell], index: int, parts: int) -> Iterator[GridCell]:
+def _select_shard(cells: Sequence[GridCell], index: int, parts: int) -> Iterator[GridCell]:
     if not 0 <= index < parts:
         raise SettingsError(f"shard must be i/n with 0 <= i < n, got {index}/{parts}; the first of four is 0/4")
     groups: dict[tuple[str, int], int] = {}
@@ -172,87 +169,88 @@ def _of_shard(cells: Sequence[GridCell], index: int, parts: int) -> Iterator[Gri
             yield cell
 
 
-def _jobs(cells: Sequence[GridCell], out: Path) -> Iterator[_Job]:
+def _list_jobs(cells: Sequence[GridCell], out: Path) -> Iterator[_Job]:
     """Missing fits and cells; a cell needs the translator of its arm and the one it is measured against."""
-    known = set()
+    listed = set()
     for cell in cells:
-        needs = []
+        fits = {}
         for fit in (cell.arm.fit, cell.learned):
-            if fit is None:
-                continue
-            name = _fit_folder(cell.benchmark, fit, cell.order)
-            needs.append(name)
-            if name not in known and not (out / name / "seconds.json").exists():
-                known.add(name)
+            if fit is not None:
+                fits[_name_fit_folder(cell.benchmark, fit, cell.order)] = fit
+        for name, fit in fits.items():
+            if name not in listed and not (out / name / "seconds.json").exists():
+                listed.add(name)
                 yield _Job(name, cell.benchmark, cell.order, fit=fit)
-        yield _Job(cell.folder, cell.benchmark, cell.order, cell=cell, needs=tuple(dict.fromkeys(needs)))
+        yield _Job(cell.folder, cell.benchmark, cell.order, cell=cell, needs=tuple(fits))
 
 
-def _fit_folder(benchmark: Benchmark, fit: TranslatorFit, order: int) -> str:
+def _name_fit_folder(benchmark: Benchmark, fit: TranslatorFit, order: int) -> str:
     path = None if benchmark.task.path is None else Path(benchmark.task.path).name
     digest = config_digest({"task": {**benchmark.task.identity(), "path": path}, "fit": fit.identity()})
     return f"fits/{benchmark.name}/{fit.choice}-{digest[:8]}/order{order}"
 
 
 @functools.lru_cache(maxsize=2)  # the cut, and the cut with its tail filled up
-def _prepared(text: str, order: int) -> Prepared:
+def _prepare(text: str, order: int) -> Prepared:
     """Images of a task given as JSON, kept for the next job on them."""
     return prepare(Task(**json.loads(text)), seed=order)
 
 
-def _images(task: Task, order: int, device: str) -> Prepared:
-    return _prepared(json.dumps(task.identity(), default=str), order).to(device)
+def _prepare_on(task: Task, order: int, device: str) -> Prepared:
+    return _prepare(json.dumps(task.identity(), default=str), order).to(device)
 
 
-def _notes(benchmark: Benchmark, order: int) -> list[str]:
+def _find_duplicates(benchmark: Benchmark, order: int) -> list[str]:
     """What is wrong with the images of a benchmark, a line each."""
     try:
-        return _images(benchmark.task, order, "cpu").duplicates.lines()
+        return _prepare_on(benchmark.task, order, "cpu").duplicates.lines()
     except GenInvarianceError:  # the job on them meets it, too, and says it
         return []
 
 
-def _do(out: str, device: str, job: _Job, error: str | None) -> str:
-    task = job.benchmark.task
-    prepared = functools.partial(_images, task, job.order, device)  # its errors are those of the job
+def _carry_out(out: str, device: str, job: _Job, error: str | None) -> str:
+    """Do a job in `out`; the line says what came out. `error` is that of a translator that the job needs."""
+    folder = Path(out)
     if job.cell is None:
-        return _fit(Path(out) / job.name, job, prepared())
-    writer = RecordWriter(Path(out) / "records")
+        return _fit(folder / job.name, job, _prepare_on(job.benchmark.task, job.order, device))
+    writer = RecordWriter(folder / "records")
     try:
         if error is not None:
             raise RunError(f"its translator could not be fitted ({error})")
-        filled = None
-        if job.cell.arm.method.more_real:
-            filled = _images(replace(task, fill_tail=True), job.order, device)
-        records = _measure(Path(out), job.cell, prepared(), filled)
+        records = _measure(folder, job.cell, device)
     except Exception as problem:
-        writer.write_failure(_failure(job.cell), problem)
+        writer.write_failure(_make_failure(job.cell), problem)
         raise
     writer.write_cell(records)
-    found = {record.metric: record.value for record in records if record.class_index is None}
+    totals = {record.metric: record.value for record in records if record.class_index is None}
     return (
         f"{job.benchmark.name}, order {job.order}, seed {job.cell.seed}: {job.cell.arm.name} - "
-        f"{progress_line(found)}, {records[0].seconds:.0f} s"
+        f"{progress_line(totals)}, {records[0].seconds:.0f} s"
     )
 
 
-def _failure(cell: GridCell) -> Record:
+def _make_failure(cell: GridCell) -> Record:
     about = {"benchmark": cell.benchmark.name, "method": cell.arm.name, "config_digest": cell.digest}
     return Record(**about, seed=cell.seed, order=cell.order, metric="failed", value=1, **provenance())
 
 
-def _measure(out: Path, cell: GridCell, prepared: Prepared, filled: Prepared | None) -> list[Record]:
-    benchmark = cell.benchmark
+def _measure(out: Path, cell: GridCell, device: str) -> list[Record]:
+    benchmark, arm = cell.benchmark, cell.arm
+    prepared = _prepare_on(benchmark.task, cell.order, device)
     if benchmark.measure.nuisance is not None:
         prepared = replace(prepared, nuisance=build_nuisance(benchmark.measure.nuisance))
-    if cell.arm.given is not None:
-        translator, fit_seconds = cell.arm.given.load().to(prepared.train.device), None
-    else:
-        translator, fit_seconds = _loaded(out, benchmark, cell.arm.fit, cell.order, prepared)
-    learned, _ = _loaded(out, benchmark, cell.learned, cell.order, prepared)
+    filled, translator, fit_seconds, learned = None, None, None, None
+    if arm.method.more_real:
+        filled = _prepare_on(replace(benchmark.task, fill_tail=True), cell.order, device)
+    if arm.given is not None:
+        translator = arm.given.load().to(device)
+    elif arm.fit is not None:
+        translator, fit_seconds = _load_fitted(out / _name_fit_folder(benchmark, arm.fit, cell.order), device)
+    if cell.learned is not None:
+        learned, _ = _load_fitted(out / _name_fit_folder(benchmark, cell.learned, cell.order), device)
     return run_cell(
         benchmark.task,
-        cell.arm.method,
+        arm.method,
         CellInputs(prepared, filled=filled, translator=translator, fit_seconds=fit_seconds, learned=learned),
         seed=cell.seed,
         folder=out / cell.folder,
@@ -263,17 +261,12 @@ def _measure(out: Path, cell: GridCell, prepared: Prepared, filled: Prepared | N
     )
 
 
-def _loaded(
-    out: Path, benchmark: Benchmark, fit: TranslatorFit | None, order: int, prepared: Prepared
-) -> tuple[Any, float | None]:
-    """The fitted translator and what fitting took; nothing for None."""
-    if fit is None:
-        return None, None
+def _load_fitted(folder: Path, device: str) -> tuple[Any, float]:
+    """A translator that the grid fitted, and what that took."""
     from gen_invariance.translator.io import load_translator
 
-    folder = out / _fit_folder(benchmark, fit, order)
     seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))["seconds"]
-    return load_translator(folder).to(prepared.train.device), seconds
+    return load_translator(folder).to(device), seconds
 
 
 def _fit(folder: Path, job: _Job, prepared: Prepared) -> str:
@@ -293,7 +286,7 @@ def _fit(folder: Path, job: _Job, prepared: Prepared) -> str:
     return f"{job.benchmark.name}, order {job.order}: {fit.choice} fitted in {seconds:.0f} s"
 
 
-def grid_records(cells: Sequence[GridCell], out: Path | str) -> pd.DataFrame:
+def load_grid(cells: Sequence[GridCell], out: Path | str) -> pd.DataFrame:
     """The records of `cells` in `out`, failures included, methods in the order of the cells.
 
     Raises:
@@ -301,14 +294,11 @@ def grid_records(cells: Sequence[GridCell], out: Path | str) -> pd.DataFrame:
     """
     frame = load_records(Path(out) / "records")
     wanted = {cell.key for cell in cells}
-    numbers = {name: number for number, name in enumerate(dict.fromkeys((c.benchmark.name, c.arm.name) for c in cells))}
-    keys = frame[["benchmark", "config_digest", "method", "seed", "order"]].itertuples(index=False)
-    known = [Cell(b, d, m, int(s), None if pd.isna(o) else int(o)) in wanted for b, d, m, s, o in keys]
-    frame = frame[known]
-    place = [numbers[pair] for pair in zip(frame["benchmark"], frame["method"], strict=True)]
-    return frame.iloc[pd.Series(place, dtype=int).argsort(kind="stable")].reset_index(drop=True)
-
-
-def learned_of(choice: str | None, configs: Path | str) -> Callable[[Benchmark], TranslatorFit | None]:
-    """For `grid_cells`: the translator of the file `choice` on each benchmark, or None."""
-    return lambda benchmark: None if choice is None else translator_fit(choice, benchmark, configs)
+    arms = list(dict.fromkeys((cell.benchmark.name, cell.arm.name) for cell in cells))
+    kept, ranks = [], []
+    for row, record in enumerate(frame.itertuples()):
+        order = None if pd.isna(record.order) else int(record.order)
+        if Cell(record.benchmark, record.config_digest, record.method, int(record.seed), order) in wanted:
+            kept.append(row)
+            ranks.append(arms.index((record.benchmark, record.method)))
+    return frame.iloc[[kept[index] for index in np.argsort(ranks, kind="stable")]].reset_index(drop=True)

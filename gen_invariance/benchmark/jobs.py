@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from multiprocessing import active_children, get_context
 from threading import RLock
 from typing import Generic, TypeVar
@@ -42,39 +43,29 @@ def run_jobs(
     Raises:
         RunError: a worker process died.
     """
+    errors: dict[J, str | None] = {}
+
+    def find_error(job: J) -> str | None:
+        return next((errors[needed] for needed in needs(job) if errors.get(needed)), None)
+
     if processes == 1:
-        yield from _one_by_one(jobs, do, needs)
-    else:
-        yield from _side_by_side(jobs, do, needs, processes)
-
-
-def _one_by_one(
-    jobs: Sequence[J], do: Callable[[J, str | None], str], needs: Callable[[J], Sequence[J]]
-) -> Iterator[Done[J]]:
-    errors: dict[J, str | None] = {}
-    for job in jobs:
-        done = _outcome(job, do, _first_error(needs(job), errors))
-        errors[job] = done.error
-        yield done
-
-
-def _side_by_side(
-    jobs: Sequence[J], do: Callable[[J, str | None], str], needs: Callable[[J], Sequence[J]], processes: int
-) -> Iterator[Done[J]]:
-    waiting, left = set(jobs), list(jobs)
-    errors: dict[J, str | None] = {}
+        for job in jobs:
+            done = _carry_out(job, do, find_error(job))
+            errors[job] = done.error
+            yield done
+        return
+    known = set(jobs)
+    order = TopologicalSorter({job: [needed for needed in needs(job) if needed in known] for job in jobs})
+    order.prepare()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=start_worker) as pool:
-        running: dict[Future[Done[J]], J] = {}
+        running: set[Future[Done[J]]] = set()
         try:
-            while running or left:
-                ready = [job for job in left if waiting.isdisjoint(needs(job))]
-                left = [job for job in left if not waiting.isdisjoint(needs(job))]
-                running |= {pool.submit(_outcome, job, do, _first_error(needs(job), errors)): job for job in ready}
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job = running.pop(future)
-                    done = future.result()
-                    errors[job] = done.error
-                    waiting.discard(job)
+            while order.is_active():
+                running |= {pool.submit(_carry_out, job, do, find_error(job)) for job in order.get_ready()}
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for done in [future.result() for future in ended]:
+                    errors[done.job] = done.error
+                    order.done(done.job)
                     yield done
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -85,11 +76,7 @@ def _side_by_side(
             raise
 
 
-def _first_error(needed: Sequence[J], errors: Mapping[J, str | None]) -> str | None:
-    return next((errors[job] for job in needed if errors.get(job)), None)
-
-
-def _outcome(job: J, do: Callable[[J, str | None], str], error: str | None) -> Done[J]:
+def _carry_out(job: J, do: Callable[[J, str | None], str], error: str | None) -> Done[J]:
     try:
         return Done(job, do(job, error))
     except Exception as problem:

@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gen_invariance.classifier.train import TrainSettings
+from gen_invariance import configs
+from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.readers.registry import missing_files, source_names
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.build import ClassifierSettings, StageSettings
@@ -22,7 +20,8 @@ from gen_invariance.experiment.cell import MeasureSettings
 from gen_invariance.experiment.task import Task
 from gen_invariance.settings import settings_of
 
-_CHANGES = ("data", "classifier", "training", "stage", "fit", "measure")
+_SECTIONS = ("data", "classifier", "training", "stage", "fit", "measure")
+_WITHOUT_FILES = ("digits", "npz", "folder")
 
 
 @dataclass(frozen=True)
@@ -76,176 +75,147 @@ class TranslatorFit:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result; how often to look is left out."""
-        from gen_invariance.translator.fit_settings import FitSettings  # accelerate is slow to import
+        from gen_invariance.translator.fit_settings import FitSettings
 
         return {**asdict(self), "loop": settings_of(FitSettings, self.loop, "fit").identity()}
 
 
-def benchmark_names(configs: Path | str) -> tuple[str, ...]:
-    """Every benchmark of `configs`/benchmark, variants spelt out, file by file."""
-    return tuple(itertools.chain.from_iterable(_variants(layered(path)) for path in _files(configs).values()))
+def benchmark_names() -> tuple[str, ...]:
+    """Every benchmark, variants spelt out, file by file."""
+    return tuple(name for file in configs.choice_names("benchmark") for name in _read_variants(file))
 
 
 def read_benchmark(
-    name: str,
-    configs: Path | str,
-    *,
-    data_root: Path | str | None = None,
-    changes: Mapping[str, Mapping[str, Any]] | None = None,
-    augmentation: str | None = None,
-    translators: Mapping[str, Mapping[str, Any]] | None = None,
-    nuisances: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str, *, data_root: Path | str | None = None, changes: Mapping[str, Any] | None = None
 ) -> Benchmark:
     """The benchmark called `name`.
 
     Args:
-        name: one of `benchmark_names(configs)`.
-        configs: folder of the config groups.
+        name: one of `benchmark_names()`.
         data_root: folder that holds published sets, each as SOURCE/ or SOURCE.npz; None looks into the cache.
-        changes: settings that replace the file's, under "data", "classifier", "training", "stage", "measure" and
-            "fit" (there also by translator: {"fit": {"munit": {"steps": 9}}}). With another "policy" the file's
-            "policy_options" are dropped.
-        augmentation: of every row; None keeps the file's.
-        translators: changes to translators' files, see `Benchmark`.
-        nuisances: options of nuisances, see `Benchmark`.
+        changes: settings that replace the file's: under "data", "classifier", "training", "stage", "measure" and
+            "fit" (there also by translator: {"fit": {"munit": {"steps": 9}}}), "augmentation", "translators" and
+            "nuisances" (see `Benchmark`). With another stage policy the file's "policy_options" are dropped.
 
     Raises:
         SettingsError: an unknown name or setting.
     """
-    configs = Path(configs)
-    for path in _files(configs).values():
-        layers = layered(path)
-        known = _variants(layers)
-        if name in known:
-            break
-    else:
-        names = benchmark_names(configs)
-        near = [other for other in names if other.split("_")[0] == name.split("_")[0]]
-        raise SettingsError(f"no benchmark {name!r}; choose {', '.join(near or names)}")
-    values = {key: dict(layers.get(key, {})) for key in _CHANGES}
-    values["data"] |= known[name]
-    for group, changed in (changes or {}).items():
-        if "policy" in changed and changed["policy"] != values[group].get("policy"):
-            values[group].pop("policy_options", None)
-        values[group] |= changed
-    single = {key: value for key, value in values["fit"].items() if isinstance(value, Mapping)}
-    fits = dict(layers.get("fits", {}))
-    fits |= {key: {**fits.get(key, {}), **value} for key, value in single.items()}
-    training = {**_like(configs, "training", values), "sampling": "instance"}  # each method brings its own rule
+    file, variant = _find_file(name)
+    values = configs.read_choice("benchmark", file)
+    values["data"] = {**values.get("data", {}), **variant}
+    _apply_changes(values, changes or {})
+    loop, fits = _split_fit(values["fit"], values.get("fits", {}))
     data = {"profile": "none", **values["data"]}
-    data["path"] = _path_of(data.get("source", "digits"), data.get("path"), data_root)
+    data["path"] = _find_path(data.get("source", "digits"), data.get("path"), data_root)
+    training = {**_resolve_like("training", values), "sampling": "instance"}  # each method brings its own rule
     return Benchmark(
         name=name,
-        summary=layers["summary"],
+        summary=" ".join(configs.read_summary("benchmark", file).split()),
         task=settings_of(Task, data, f"{name}: data"),
-        classifier=settings_of(ClassifierSettings, _like(configs, "classifier", values), f"{name}: classifier"),
+        classifier=settings_of(ClassifierSettings, _resolve_like("classifier", values), f"{name}: classifier"),
         training=settings_of(TrainSettings, training, f"{name}: training"),
-        augmentation=layers.get("augmentation", "none") if augmentation is None else augmentation,
+        augmentation=values.get("augmentation", "none"),
         stage=settings_of(StageSettings, values["stage"], f"{name}: stage"),
-        fit={key: value for key, value in values["fit"].items() if key not in single},
+        fit=loop,
         fits=fits,
-        translators=translators or {},
-        nuisances=_merged(layers.get("nuisances", {}), nuisances or {}),
+        translators=values.get("translators", {}),
+        nuisances=values.get("nuisances", {}),
         measure=settings_of(MeasureSettings, values["measure"], f"{name}: measure"),
-        classes=layers.get("classes"),
-        images=layers.get("images"),
+        classes=values.get("classes"),
+        images=values.get("images"),
     )
 
 
-def translator_fit(choice: str, benchmark: Benchmark, configs: Path | str) -> TranslatorFit:
+def read_every_benchmark(*, data_root: Path | str | None = None) -> Iterator[Benchmark]:
+    """All benchmarks of `benchmark_names`."""
+    for name in benchmark_names():
+        yield read_benchmark(name, data_root=data_root)
+
+
+def read_translator_fit(choice: str, benchmark: Benchmark) -> TranslatorFit:
     """How `benchmark` fits the translator of the file `choice`.
 
     Raises:
         SettingsError: no such file.
     """
-    values, changes = translator_config(choice, configs), benchmark.translators.get(choice, {})
+    values, changes = configs.read_choice("translator", choice), benchmark.translators.get(choice, {})
     unknown = sorted(set(changes) - {"network", "objective"})
     if unknown:
         raise SettingsError(f"translator_options.{choice} has no {unknown[0]!r}; choose network or objective")
-    parts = {key: {**(values[key] or {}), **changes.get(key, {})} for key in ("network", "objective")}
+    network = {**(values["network"] or {}), **changes.get("network", {})}
+    objective = {**(values["objective"] or {}), **changes.get("objective", {})}
     loop = {**benchmark.fit, **benchmark.fits.get(choice, {})}
-    return TranslatorFit(choice, values["name"], parts["network"], parts["objective"], loop)
+    return TranslatorFit(choice, values["name"], network, objective, loop)
 
 
-def translator_config(choice: str, configs: Path | str) -> dict[str, Any]:
-    """The file of a translator by its name: "name", "network" and "objective".
-
-    Raises:
-        SettingsError: no such file.
-    """
-    known = {file.stem: file for file in sorted((Path(configs) / "translator").glob("*.yaml"))}
-    if choice not in known:
-        raise SettingsError(f"no translator {choice!r}; choose {', '.join(known)}")
-    return layered(known[choice])
-
-
-def layered(path: Path | str) -> dict[str, Any]:
-    """A config file over those it inherits from in its folder, mappings merged one level deep.
-
-    "summary" is its leading comment, "stem" its name.
-    """
-    path = Path(path)
-    own, summary = _parsed(path, path.stat().st_mtime_ns)
-    own = dict(own)
-    merged: dict[str, Any] = {}
-    for parent in own.pop("defaults", ["_self_"]):
-        layer = own if parent == "_self_" else layered(path.with_name(f"{parent}.yaml"))
-        merged |= {
-            key: {**merged[key], **value} if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
-            for key, value in layer.items()
-        }
-    return {**merged, "summary": summary, "stem": path.stem}
+def _find_file(name: str) -> tuple[str, dict[str, Any]]:
+    """The file of a benchmark, and what its variant changes about "data"."""
+    for file in configs.choice_names("benchmark"):
+        variants = _read_variants(file) if name.startswith(file) else {}
+        if name in variants:
+            return file, variants[name]
+    names = benchmark_names()
+    near = [other for other in names if other.split("_")[0] == name.split("_")[0]]
+    raise SettingsError(f"no benchmark {name!r}; choose {', '.join(near or names)}")
 
 
-@functools.lru_cache(maxsize=256)
-def _parsed(path: Path, modified: int) -> tuple[dict[str, Any], str]:
-    """What a file says and its leading comment; read again when it was `modified`. Not to be changed."""
-    text = path.read_text(encoding="utf-8")
-    header = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return yaml.safe_load(text) or {}, " ".join(line.lstrip("# ") for line in header)
+def _read_variants(file: str) -> dict[str, dict[str, Any]]:
+    """Changes to "data" by name of the variant: one of each axis of the file's "variants"."""
+    axes = [axis.items() for axis in configs.read_choice("benchmark", file).get("variants", [])]
+    variants = {}
+    for chosen in itertools.product(*axes):
+        changes: dict[str, Any] = {}
+        for _, change in chosen:
+            changes |= change
+        variants["_".join([file, *(word for word, _ in chosen)])] = changes
+    return variants
 
 
-def _files(configs: Path | str) -> dict[str, Path]:
-    found = sorted((Path(configs) / "benchmark").glob("*.yaml"))
-    return {path.stem: path for path in found if not path.stem.startswith("_")}
+def _apply_changes(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Put `changes` over the values of a benchmark's file, in place."""
+    for section in _SECTIONS:
+        own, changed = dict(values.get(section, {})), changes.get(section, {})
+        if changed.get("policy", own.get("policy")) != own.get("policy"):
+            own.pop("policy_options", None)
+        values[section] = {**own, **changed}
+    if changes.get("augmentation") is not None:
+        values["augmentation"] = changes["augmentation"]
+    for key in ("translators", "nuisances"):
+        values[key] = _merge_options(values.get(key, {}), changes.get(key, {}))
 
 
-def _variants(layers: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Changes to "data" by name of the variant."""
-    axes = [list(axis.items()) for axis in layers.get("variants", [])]
-    return {
-        "_".join([layers["stem"], *(name for name, _ in chosen)]): {
-            key: value for _, change in chosen for key, value in change.items()
-        }
-        for chosen in itertools.product(*axes)
-    }
-
-
-def _like(configs: Path, group: str, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings of a group: those of the file that `like` names, with the changes."""
-    changes = dict(values[group])
-    base = layered(configs / group / f"{changes.pop('like')}.yaml") if "like" in changes else {}
-    return {**{key: value for key, value in base.items() if key not in ("summary", "stem")}, **changes}
-
-
-def _merged(first: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _merge_options(
+    first: Mapping[str, Mapping[str, Any]], then: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """Options by name, those of `then` over those of `first`."""
     return {name: {**first.get(name, {}), **then.get(name, {})} for name in (*first, *then)}
 
 
-def _path_of(source: str, path: str | None, data_root: Path | str | None) -> str | None:
+def _split_fit(
+    fit: Mapping[str, Any], fits: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The loop of all translators, and what single ones change about it."""
+    single = {name: value for name, value in fit.items() if isinstance(value, Mapping)}
+    loop = {name: value for name, value in fit.items() if name not in single}
+    return loop, _merge_options(fits, single)
+
+
+def _resolve_like(group: str, values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of a group: those of the file that `like` names, with the changes."""
+    changes = dict(values[group])
+    like = changes.pop("like", None)
+    return {**(configs.read_choice(group, like) if like else {}), **changes}
+
+
+def _find_path(source: str, path: str | None, data_root: Path | str | None) -> str | None:
     """Where the data of `source` lie: as given, or where they are found below `data_root`."""
-    if path is not None or data_root is None or source in ("digits", "npz", "folder") or source not in source_names():
+    if path is not None or data_root is None or source in _WITHOUT_FILES or source not in source_names():
         return path
     root = Path(data_root).expanduser()
-    places = [root / source, root / f"{source}.npz", root]
-    found = next((place for place in places if place.exists() and not missing_files(source, place)), None)
-    if found is None and not missing_files(source):
+    candidates = [root / source, root / f"{source}.npz", root]
+    for candidate in candidates:
+        if candidate.exists() and not missing_files(source, candidate):
+            return str(candidate)
+    if not missing_files(source):
         return None  # it is where it is looked for without a path
-    return str(found or places[0])
-
-
-def every_variant(configs: Path | str, **options: Any) -> Iterator[Benchmark]:
-    """All benchmarks of `benchmark_names`; `options` as for `read_benchmark`."""
-    for name in benchmark_names(configs):
-        yield read_benchmark(name, configs, **options)
+    return str(candidates[0])

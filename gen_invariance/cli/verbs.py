@@ -153,12 +153,10 @@ def _order(settings: Any) -> None:
         _say_all(["", f"records: {Path(settings.out) / 'records'}", f"page: {Path(settings.out) / 'order.html'}"])
 
 
-def _benchmark(config: dict[str, Any]) -> None:
-    from gen_invariance.benchmark.comparing import compare
-    from gen_invariance.cli.help import config_folder
-    from gen_invariance.experiment.launch import choose_device
+def _benchmark(settings: Any) -> None:
+    from gen_invariance.benchmark.run import carry_out
 
-    compare(config, config_folder(), device=choose_device(config["device"]), say=_say)
+    carry_out(settings, say=_say)
 
 
 VERBS: dict[str, Verb] = {
@@ -169,6 +167,6 @@ VERBS: dict[str, Verb] = {
     "report": Verb(_report),
     "inspect": Verb(_inspect),
     "order": Verb(_order, "experiment.order:OrderRun"),
-    "benchmark": Verb(_benchmark),
+    "benchmark": Verb(_benchmark, "benchmark.run:BenchmarkRun"),
     "demo": Verb(_demo),
 }

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from gen_invariance.benchmark.registry import benchmark_names
-from gen_invariance.cli.help import config_folder
 from gen_invariance.records import Record, as_frame
 from gen_invariance.report.gains import gain_tables
 from gen_invariance.report.size_effect import size_effect_table, size_effects
@@ -82,7 +81,7 @@ def test_the_study_of_transformed_classes():
 
 
 def test_names_that_the_page_gives_are_there():
-    names = benchmark_names(config_folder())
+    names = benchmark_names()
     page = (DOCS / "benchmarks.md").read_text()
     for name in (
         "imagenet_lt",

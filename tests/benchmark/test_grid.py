@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 
 from gen_invariance.benchmark import grid as module
-from gen_invariance.benchmark.comparing import cells_of
-from gen_invariance.benchmark.grid import grid_records, run_grid
+from gen_invariance.benchmark.grid import load_grid, run_grid
 from gen_invariance.benchmark.jobs import run_jobs
-from gen_invariance.cli.help import config_folder
+from gen_invariance.benchmark.run import BenchmarkRun, list_cells
 from gen_invariance.cli.main import _compose, run
 from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.records import FAILED, finished_cells, load_records, measured
 from gen_invariance.report.summary import summarise
+from gen_invariance.settings import settings_of
 
 QUICK = [
     "training_options={epochs: 2, warmup: 0, checkpoint_every: 1}",
@@ -46,7 +46,7 @@ def words(*more):
 
 
 def cells(*more):
-    return cells_of(_compose("benchmark", words(*more)[1:]), config_folder())
+    return list_cells(settings_of(BenchmarkRun, _compose("benchmark", words(*more)[1:]), ""))
 
 
 def totals(out):
@@ -114,7 +114,7 @@ def test_a_benchmark_without_nuisance_has_accuracy_alone(tmp_path, capsys):
 
 def test_a_second_run_measures_nothing_and_more_orders_only_what_is_new(whole, monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "run_cell", lambda *a, **k: calls.append((a[2].name, k["order"])) or [])
+    monkeypatch.setattr(module, "run_cell", lambda *a, **k: calls.append((a[1].name, k["order"])) or [])
     monkeypatch.setattr(module.RecordWriter, "write_cell", lambda *_: None)
     everything = [ARMS, "seeds=0-1"]
     assert run_grid(cells(*everything, "orders=0-1"), whole) == []
@@ -140,10 +140,10 @@ def test_several_processes_find_the_same(whole, tmp_path):
 def test_a_failed_cell_is_recorded_and_stops_no_other(tmp_path, monkeypatch, capsys):
     real = module.run_cell
 
-    def fail(task, prepared, method, **more):
+    def fail(task, method, inputs, **more):
         if method.name == "ce_drs":
             raise RunError("the loss became NaN\nat step 3")
-        return real(task, prepared, method, **more)
+        return real(task, method, inputs, **more)
 
     monkeypatch.setattr(module, "run_cell", fail)
     given = words("methods=[ce_drs,ce]", "orders=0", f"out={tmp_path}")
@@ -175,12 +175,12 @@ def test_a_failed_fit_fails_its_cells_and_no_other(tmp_path):
 
 def test_shards_share_out_whole_orders(tmp_path):
     everything = cells("methods=[ce,ce_drs]", "orders=0-4", "seeds=0-1")
-    shards = [list(module._of_shard(everything, index, 3)) for index in range(3)]
+    shards = [list(module._select_shard(everything, index, 3)) for index in range(3)]
     keys = [cell.key for shard in shards for cell in shard]
     assert len(keys) == len(set(keys)) == len(everything)
     assert [{cell.order for cell in shard} for shard in shards] == [{0, 3}, {1, 4}, {2}]
     with pytest.raises(SettingsError, match="0 <= i < n"):
-        list(module._of_shard(everything, 3, 3))
+        list(module._select_shard(everything, 3, 3))
 
 
 def test_invariance_to_the_learned_nuisance(whole, tmp_path):
@@ -203,7 +203,7 @@ def test_invariance_to_the_learned_nuisance(whole, tmp_path):
         (["orders=many"], "orders must be whole numbers"),
         (["shard=4/4"], "shard must be i/n"),
         (["processes=0"], "processes must be at least 1"),
-        (["action=walk"], "benchmark knows run, list, report"),
+        (["action=walk"], "action must be one of run, list, report"),
         (["data_options={largst: 3}"], "no setting 'largst'"),
         (["learned=gan"], "no translator 'gan'"),
         (
@@ -291,7 +291,7 @@ def test_killed_at_random_moments(kills, processes, tmp_path, whole):
     everything = cells(*grid)
     assert finished_cells(out / "records") == {cell.key for cell in everything}
     mine, expected = (
-        summarise(grid_records(everything, folder), baseline="ce_drs").set_index(["method", "metric", "class_index"])
+        summarise(load_grid(everything, folder), baseline="ce_drs").set_index(["method", "metric", "class_index"])
         for folder in (out, whole)
     )
     timed = mine.index.get_level_values("metric").str.endswith("seconds")

@@ -2,15 +2,14 @@
 
 import pytest
 
+from gen_invariance import configs
 from gen_invariance.benchmark.arms import read_arm
 from gen_invariance.benchmark.registry import benchmark_names, read_benchmark
 from gen_invariance.classifier.settings import TrainSettings
-from gen_invariance.cli.help import config_folder
 from gen_invariance.data.sampling import rule_name
 from gen_invariance.errors import SettingsError
 
-CONFIGS = config_folder()
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml") if path.stem != "none")
+METHODS = [name for name in configs.choice_names("method") if name != "none"]
 
 
 def phases(arm):
@@ -23,12 +22,12 @@ def phases(arm):
 
 
 @pytest.mark.parametrize("epochs", [None, 2, 5, 33])
-@pytest.mark.parametrize("name", benchmark_names(CONFIGS))
+@pytest.mark.parametrize("name", benchmark_names())
 def test_every_phase_that_the_name_promises_has_an_epoch(name, epochs):
     changes = {} if epochs is None else {"training": {"epochs": epochs}}
-    benchmark = read_benchmark(name, CONFIGS, changes=changes)
+    benchmark = read_benchmark(name, changes=changes)
     for method in METHODS:
-        arm = read_arm(f"{method}+identity", benchmark, CONFIGS)
+        arm = read_arm(f"{method}+identity", benchmark)
         rules, stage, second = zip(*phases(arm), strict=True)
         assert any(stage), f"{method}: the stage never works"
         if arm.method.training.sampling == "delayed":
@@ -80,8 +79,8 @@ def test_points_that_are_none_are_refused(point):
 
 
 def test_a_method_with_a_phase_that_never_comes_is_refused_by_name():
-    late = read_benchmark("cifar10_lt_if100", CONFIGS, changes={"training": {"epochs": 5, "milestones": [160, 180]}})
-    assert read_arm("ce", late, CONFIGS).method.training.epochs == 5
+    late = read_benchmark("cifar10_lt_if100", changes={"training": {"epochs": 5, "milestones": [160, 180]}})
+    assert read_arm("ce", late).method.training.epochs == 5
     for name in ("ce_drs", "ce_drw", "ce+identity", "ldam_drw"):
         with pytest.raises(SettingsError, match="160 of 5"):
-            read_arm(name, late, CONFIGS)
+            read_arm(name, late)

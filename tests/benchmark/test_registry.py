@@ -6,18 +6,16 @@ import re
 import pytest
 import torch
 
+from gen_invariance import configs
 from gen_invariance.augment.policy import policy
 from gen_invariance.benchmark.arms import METHOD_SETS, PAPER, arm_names, read_arm
-from gen_invariance.benchmark.comparing import list_lines, numbers_of, shard_of
-from gen_invariance.benchmark.methods import read_method
+from gen_invariance.benchmark.listing import count_training_images, estimate_seconds, format_list
 from gen_invariance.benchmark.registry import (
     benchmark_names,
-    every_variant,
-    layered,
     read_benchmark,
+    read_every_benchmark,
 )
-from gen_invariance.benchmark.workload import estimated_seconds, training_images
-from gen_invariance.cli.help import config_folder
+from gen_invariance.benchmark.run import parse_numbers, parse_shard
 from gen_invariance.errors import CheckpointError, SettingsError
 from gen_invariance.experiment.build import build_augmentation
 from gen_invariance.experiment.task import prepare
@@ -27,11 +25,10 @@ from gen_invariance.settings import settings_of
 from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.spatial import SpatialTranslator
 
-CONFIGS = config_folder()
-NAMES = benchmark_names(CONFIGS)
-ALL = {benchmark.name: benchmark for benchmark in every_variant(CONFIGS)}
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml") if path.stem != "none")
-TRANSLATORS = sorted(path.stem for path in (CONFIGS / "translator").glob("*.yaml"))
+NAMES = benchmark_names()
+ALL = {benchmark.name: benchmark for benchmark in read_every_benchmark()}
+METHODS = [name for name in configs.choice_names("method") if name != "none"]
+TRANSLATORS = configs.choice_names("translator")
 
 
 def test_the_benchmarks_of_the_field_are_there():
@@ -54,10 +51,10 @@ def test_a_benchmark_builds(name):
     assert build_augmentation(benchmark.augmentation, flip=True) is None or benchmark.augmentation != "none"
     for choice in (None, "munit", "pose"):
         settings_of(FitSettings, {**benchmark.fit, **benchmark.fits.get(choice, {})}, "fit")
-    arm = read_arm("ce_drs+spatial", benchmark, CONFIGS)
+    arm = read_arm("ce_drs+spatial", benchmark)
     assert arm.method.training.sampling == "delayed"
     assert arm.method.stage.nuisance == "translator"
-    seconds = estimated_seconds(benchmark)
+    seconds = estimate_seconds(benchmark)
     assert (seconds is None) == (name == "folder")
     assert seconds is None or 1 < seconds < 1e9
 
@@ -72,7 +69,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "images"), PUBLISHED.items())
 def test_training_sizes_are_the_published_ones(name, images):
-    assert training_images(ALL[name]) == images
+    assert count_training_images(ALL[name]) == images
 
 
 def test_k49_is_the_papers():
@@ -131,19 +128,19 @@ def test_five_images_of_each_class_under_a_long_tail_of_draws():
 
 def test_arms_by_name():
     benchmark = ALL["digits_rot_lt"]
-    arm = read_arm("ldam_drw+munit_small", benchmark, CONFIGS)
+    arm = read_arm("ldam_drw+munit_small", benchmark)
     assert (arm.name, arm.method.name, arm.method.translator) == ("ldam_drw+munit_small",) * 2 + ("munit_small",)
     assert (arm.fit.name, arm.fit.network["width"], arm.fit.network["style_dim"]) == ("munit", 16, 8)
     assert arm.method.classifier.loss == "ldam"
-    assert read_arm("ce+git", benchmark, CONFIGS).fit.choice == "munit"
-    assert read_arm("ce+pose+randaugment", benchmark, CONFIGS).method.stage.nuisance == "translator+randaugment"
-    oracle = read_arm("ce_drs+oracle", benchmark, CONFIGS)
+    assert read_arm("ce+git", benchmark).fit.choice == "munit"
+    assert read_arm("ce+pose+randaugment", benchmark).method.stage.nuisance == "translator+randaugment"
+    oracle = read_arm("ce_drs+oracle", benchmark)
     assert (oracle.method.stage.nuisance, oracle.fit) == ("true", None)
     assert oracle.method.stage.policy == "hard_cutoff"
-    assert read_arm("ce", benchmark, CONFIGS).method.stage.nuisance == "none"
+    assert read_arm("ce", benchmark).method.stage.nuisance == "none"
     photos = ALL["cifar10_lt_if100"]
-    assert read_arm("ce", photos, CONFIGS).method.augmentation == "crop_flip"
-    assert read_arm("randaugment", photos, CONFIGS).method.augmentation == "crop_flip+randaugment"
+    assert read_arm("ce", photos).method.augmentation == "crop_flip"
+    assert read_arm("randaugment", photos).method.augmentation == "crop_flip+randaugment"
 
 
 @pytest.mark.parametrize(
@@ -151,8 +148,8 @@ def test_arms_by_name():
 )
 def test_every_method_with_everything_the_stage_can_give(stage):
     for name in METHODS:
-        arm = read_arm(name + stage, ALL["digits_rot_lt"], CONFIGS)
-        changed = read_method(name, CONFIGS / "method")
+        arm = read_arm(name + stage, ALL["digits_rot_lt"])
+        changed = configs.read_choice("method", name)
         assert arm.method.training.sampling == changed["training"]["sampling"]
         assert (arm.fit is not None) == (stage[1:] in TRANSLATORS)
 
@@ -163,7 +160,7 @@ def test_the_rows_of_the_paper():
     assert rows[:4] == ("ce", "ce+git", "ce_drs", "ce_drs+git")
     assert set(PAPER) <= set(METHODS)
     assert arm_names(["stages", "ce", "ce_drs"], ALL["digits_rot_lt"])[-1] == "ce"
-    assert read_method("ldam_drs", CONFIGS / "method")["training"]["sampling"] == "delayed"
+    assert configs.read_choice("method", "ldam_drs")["training"]["sampling"] == "delayed"
 
 
 @pytest.mark.parametrize(
@@ -182,17 +179,17 @@ def test_the_rows_of_the_paper():
 )
 def test_bad_arms_are_named(name, message):
     with pytest.raises((SettingsError, CheckpointError), match=re.escape(message)):
-        read_arm(name, ALL["digits_rot_lt"], CONFIGS)
+        read_arm(name, ALL["digits_rot_lt"])
 
 
 def test_the_oracle_of_photos_is_more_real_images():
-    arm = read_arm("ce+oracle", ALL["cifar10_lt_if100"], CONFIGS)
+    arm = read_arm("ce+oracle", ALL["cifar10_lt_if100"])
     assert arm.method.more_real
     assert arm.method.stage.nuisance == "none"
     with pytest.raises(SettingsError, match="needs images that the cut leaves out"):
-        read_arm("ce+oracle", ALL["imagenet_lt"], CONFIGS)
+        read_arm("ce+oracle", ALL["imagenet_lt"])
     with pytest.raises(SettingsError, match="the stage has nothing to do"):
-        read_arm("ce+more_real+identity", ALL["cifar10_lt_if100"], CONFIGS)
+        read_arm("ce+more_real+identity", ALL["cifar10_lt_if100"])
     kept = {name: arm_names("stages", ALL[name]) for name in ("cifar10_lt_if100", "imagenet_lt", "folder")}
     assert "ce_drs+oracle" in kept["cifar10_lt_if100"]
     assert not any("+oracle" in arm for arm in kept["imagenet_lt"] + kept["folder"])
@@ -200,116 +197,105 @@ def test_the_oracle_of_photos_is_more_real_images():
 
 
 def test_whom_the_stage_gives_to_and_what_every_row_is_given():
-    benchmark = read_benchmark("cifar10_lt_if100", CONFIGS, nuisances={"rotation": {"degrees": 7}})
-    here = read_arm("ce_drs+redraw+trivialaugment@every_row", benchmark, CONFIGS).method
+    benchmark = read_benchmark("cifar10_lt_if100", changes={"nuisances": {"rotation": {"degrees": 7}}})
+    here = read_arm("ce_drs+redraw+trivialaugment@every_row", benchmark).method
     assert (here.stage.nuisance, here.stage.policy) == ("translator", "linear_ramp")
     assert here.augmentation == "crop_flip+trivialaugment"
     for where, name in (("everywhere", "everywhere"), ("head", "head"), ("tail", "auto")):
-        moved = read_arm(f"ce_drs+redraw@{where}", benchmark, CONFIGS).method
+        moved = read_arm(f"ce_drs+redraw@{where}", benchmark).method
         assert (moved.stage.policy, list(moved.stage.policy_options.values())) == (name, [0.5])
         table = policy(name, torch.tensor([500, 50, 5]), **moved.stage.policy_options)
         assert ((table > 0).tolist()) == {"everywhere": [1, 1, 1], "head": [1, 0, 0], "tail": [0, 1, 1]}[where]
-    every = read_arm("ce+rotation@every_row", benchmark, CONFIGS).method
+    every = read_arm("ce+rotation@every_row", benchmark).method
     assert (every.augmentation, every.augmentation_options) == ("crop_flip+rotation", {"rotation": {"degrees": 7}})
     assert every.stage.nuisance == "none"
-    tail = read_arm("ce+rotation", benchmark, CONFIGS).method
+    tail = read_arm("ce+rotation", benchmark).method
     assert tail.stage.nuisance_options == {"rotation": {"degrees": 7}}
-    plain = read_benchmark("cifar10_lt_if100", CONFIGS, augmentation="none")
-    assert read_arm("ce", plain, CONFIGS).method.augmentation == "none"
+    plain = read_benchmark("cifar10_lt_if100", changes={"augmentation": "none"})
+    assert read_arm("ce", plain).method.augmentation == "none"
 
 
 def test_another_policy_drops_the_options_of_the_files_own():
-    swept = read_benchmark("digits_rot_lt", CONFIGS, changes={"stage": {"policy": "everywhere"}})
+    swept = read_benchmark("digits_rot_lt", changes={"stage": {"policy": "everywhere"}})
     assert (swept.stage.policy, swept.stage.policy_options) == ("everywhere", {})
-    kept = read_benchmark("digits_rot_lt", CONFIGS, changes={"stage": {"policy": "hard_cutoff"}})
+    kept = read_benchmark("digits_rot_lt", changes={"stage": {"policy": "hard_cutoff"}})
     assert kept.stage.policy_options == {"cutoff": 44, "probability": 0.5}
 
 
 def test_a_translators_network_from_the_command_line():
     given = {"munit_small": {"network": {"width": 8}}}
-    fit = read_arm("ce+munit_small", read_benchmark("digits_rot_lt", CONFIGS, translators=given), CONFIGS).fit
+    fit = read_arm("ce+munit_small", read_benchmark("digits_rot_lt", changes={"translators": given})).fit
     assert (fit.network["width"], fit.network["residual_blocks"]) == (8, 2)
-    wrong = read_benchmark("digits_rot_lt", CONFIGS, translators={"redraw": {"netwrk": {}}})
+    wrong = read_benchmark("digits_rot_lt", changes={"translators": {"redraw": {"netwrk": {}}}})
     with pytest.raises(SettingsError, match=r"translator_options.redraw has no 'netwrk'"):
-        read_arm("ce+redraw", wrong, CONFIGS)
+        read_arm("ce+redraw", wrong)
 
 
 def test_a_fitted_translator_and_a_class_of_ones_own_are_arms(tmp_path):
     SpatialTranslator(channels=1).save_pretrained(tmp_path / "run/translator")
     benchmark = ALL["digits_rot_lt"]
-    arm = read_arm(f"ce+{tmp_path}/run", benchmark, CONFIGS)
+    arm = read_arm(f"ce+{tmp_path}/run", benchmark)
     assert (arm.fit, arm.method.stage.nuisance) == (None, "translator")
     assert isinstance(arm.given.load(), SpatialTranslator)
-    assert read_arm(f"ce+{tmp_path}/run/translator", benchmark, CONFIGS).given.digest == arm.given.digest
+    assert read_arm(f"ce+{tmp_path}/run/translator", benchmark).given.digest == arm.given.digest
     with open(next((tmp_path / "run/translator").glob("*.safetensors")), "ab") as file:
         file.write(b"x")
     with pytest.raises(CheckpointError, match="has changed"):
         arm.given.load()
-    own = read_arm("ce+gen_invariance.nuisance.geometry:Rotation", benchmark, CONFIGS).method
+    own = read_arm("ce+gen_invariance.nuisance.geometry:Rotation", benchmark).method
     assert isinstance(build_nuisance(own.stage.nuisance), Rotation)
 
 
 def test_bad_benchmarks_and_settings_are_named():
     with pytest.raises(SettingsError, match=r"no benchmark 'k49_rot'; choose k49_rot_lt, "):
-        read_benchmark("k49_rot", CONFIGS)
+        read_benchmark("k49_rot")
     with pytest.raises(SettingsError, match=r"digits_rot_lt: data has no setting 'largst'"):
-        read_benchmark("digits_rot_lt", CONFIGS, changes={"data": {"largst": 3}})
+        read_benchmark("digits_rot_lt", changes={"data": {"largst": 3}})
     with pytest.raises(SettingsError, match=r"digits_rot_lt: training.epochs"):
-        read_benchmark("digits_rot_lt", CONFIGS, changes={"training": {"epochs": "many"}})
+        read_benchmark("digits_rot_lt", changes={"training": {"epochs": "many"}})
 
 
 def test_changes_replace_what_the_file_says():
     changes = {"data": {"largest": 50}, "training": {"epochs": 3}, "fit": {"steps": 7, "pose": {"steps": 9}}}
-    benchmark = read_benchmark("digits_rot_lt", CONFIGS, changes=changes)
+    benchmark = read_benchmark("digits_rot_lt", changes=changes)
     assert (benchmark.task.largest, benchmark.training.epochs) == (50, 3)
-    assert read_arm("ce+pose", benchmark, CONFIGS).fit.loop["steps"] == 9
-    assert read_arm("ce+munit", benchmark, CONFIGS).fit.loop["steps"] == 7
-    assert read_arm("ce+pose", ALL["digits_rot_lt"], CONFIGS).fit.loop["steps"] == 400  # others are not touched
-
-
-def test_files_are_read_over_what_they_inherit(tmp_path):
-    (tmp_path / "base.yaml").write_text("# Base.\na: {x: 1, y: 2}\nb: 3\n")
-    (tmp_path / "child.yaml").write_text("# Child,\n# on two lines.\ndefaults: [base, _self_]\na: {y: 5}\n")
-    assert layered(tmp_path / "child.yaml") == {
-        "a": {"x": 1, "y": 5},
-        "b": 3,
-        "summary": "Child, on two lines.",
-        "stem": "child",
-    }
+    assert read_arm("ce+pose", benchmark).fit.loop["steps"] == 9
+    assert read_arm("ce+munit", benchmark).fit.loop["steps"] == 7
+    assert read_arm("ce+pose", ALL["digits_rot_lt"]).fit.loop["steps"] == 400  # others are not touched
 
 
 def test_data_is_found_below_a_folder(tmp_path):
     (tmp_path / "k49.npz").write_bytes(b"anything")
-    found = read_benchmark("k49_rot_lt", CONFIGS, data_root=tmp_path)
+    found = read_benchmark("k49_rot_lt", data_root=tmp_path)
     assert found.task.path == str(tmp_path / "k49.npz")
     assert found.missing() == []
-    lacking = read_benchmark("cifar10_lt_if100", CONFIGS, data_root=tmp_path)
+    lacking = read_benchmark("cifar10_lt_if100", data_root=tmp_path)
     assert lacking.task.path == str(tmp_path / "cifar10")
     assert "data_batch_1.bin" in lacking.missing()
-    assert read_benchmark("digits_rot_lt", CONFIGS, data_root=tmp_path).missing() == []
+    assert read_benchmark("digits_rot_lt", data_root=tmp_path).missing() == []
 
 
 def test_the_list_says_what_is_missing(tmp_path):
-    lines = list_lines({"benchmark": "digits_rot_lt", "data_root": str(tmp_path)}, CONFIGS)
+    lines = format_list(data_root=tmp_path)
     text = "\n".join(lines)
     assert all(re.search(rf"^{name} ", text, flags=re.MULTILINE) for name in NAMES)
     assert re.search(r"^digits_rot_lt +\d+ s  found$", text, flags=re.MULTILINE)
     assert re.search(r"^gtsrb_lt .*lacks GTSRB/Final_Training/Images", text, flags=re.MULTILINE)
-    some = list_lines({"benchmark": ["k49", "gtsrb"], "data_root": None}, CONFIGS)
+    some = format_list(("k49", "gtsrb"))
     assert {line.split()[0] for line in some if "lacks" in line} == {n for n in NAMES if n.startswith(("k49", "gtsrb"))}
     with pytest.raises(SettingsError, match="no benchmark starts with 'q'"):
-        list_lines({"benchmark": "q", "data_root": None}, CONFIGS)
+        format_list("q")
 
 
 def test_numbers_and_shards():
-    assert numbers_of(3, "orders") == [3]
-    assert numbers_of("0-2", "orders") == [0, 1, 2]
-    assert numbers_of("0,4-5", "orders") == [0, 4, 5]
-    assert numbers_of([1, "1-2"], "orders") == [1, 2]
+    assert parse_numbers(3, "orders") == [3]
+    assert parse_numbers("0-2", "orders") == [0, 1, 2]
+    assert parse_numbers("0,4-5", "orders") == [0, 4, 5]
+    assert parse_numbers([1, "1-2"], "orders") == [1, 2]
     for wrong in ("2-0", "a", True, -1, "", "1.5"):
         with pytest.raises(SettingsError, match="orders must be whole numbers"):
-            numbers_of([wrong] if wrong is True else wrong, "orders")
-    assert shard_of("2/4") == (2, 4)
+            parse_numbers([wrong] if wrong is True else wrong, "orders")
+    assert parse_shard("2/4") == (2, 4)
     for wrong in ("4/4", "1", "a/b", 3):
         with pytest.raises(SettingsError, match="shard must be i/n"):
-            shard_of(wrong)
+            parse_shard(wrong)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen_invariance.benchmark.registry import read_benchmark
-from gen_invariance.cli.help import config_folder
 from gen_invariance.data.cuts import CUTS, cut_indices
 from gen_invariance.data.longtail import exponential_counts, step_counts
 from gen_invariance.errors import DataError, SettingsError
@@ -58,7 +57,7 @@ def test_the_cuts_of_cao_et_al_stay_what_they_are(name, profile, imbalance):
     assert rows.tolist() == cao(labels.numpy(), sizes.tolist(), 0)
     assert digest(rows) == PINNED[name, profile, imbalance]
     tail = "_step" if profile == "step" else ""
-    task = read_benchmark(f"{name}_lt{tail}_if{imbalance}", config_folder()).task
+    task = read_benchmark(f"{name}_lt{tail}_if{imbalance}").task
     assert (task.cut, task.shuffle_order, task.validation_fraction) == ("cao", False, 0)
 
 

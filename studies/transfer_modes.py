@@ -7,6 +7,7 @@ the same number of steps; joint training shares its steps with the source.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from gen_invariance.benchmark.jobs import run_jobs
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.heads import HEADS, fit_head
 from gen_invariance.classifier.joint import TaskLoss
@@ -24,6 +26,7 @@ from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
+from gen_invariance.errors import RunError
 from gen_invariance.experiment.train import resolve_plan
 from gen_invariance.measure.accuracy import AccuracyScores, measure_accuracy, score_predictions
 from gen_invariance.measure.transfer import best_baseline, transfer_effect
@@ -89,6 +92,50 @@ class TransferComparison:
         )  # fmt: skip
 
 
+def measure_missing(
+    comparison: TransferComparison,
+    arms: Iterable[str],
+    work: Path,
+    measure: Callable[[int, int, str], tuple[AccuracyScores, tuple[str, ...], str]],
+    *,
+    say: Callable[[str], None],
+) -> pd.DataFrame:
+    """All records of the comparison, those that `work` lacks measured now.
+
+    Args:
+        comparison: gives seeds and sizes.
+        arms: what is compared.
+        work: folder.
+        measure: (seed, images a class, arm) to scores, class names and a remark.
+        say: gets a line for each cell.
+
+    Raises:
+        RunError: a cell failed.
+    """
+    arms = list(arms)
+    writer, done = RecordWriter(work / "records"), finished_cells(work / "records")
+    cells = [
+        Cell(_name_benchmark(comparison, images), comparison.digest, arm, seed)
+        for seed in range(comparison.seeds)
+        for images in comparison.target_images
+        for arm in arms
+    ]
+    sizes = {_name_benchmark(comparison, images): images for images in comparison.target_images}
+
+    def carry_out(cell: Cell, _: str | None) -> str:
+        images = sizes[cell.benchmark]
+        scores, names, remark = measure(cell.seed, images, cell.method)
+        writer.write_cell(_make_records(cell, scores, names, images=images))
+        return f"seed {cell.seed}, {images} images a class, {cell.method}: accuracy {scores.balanced:.3f} {remark}"
+
+    for ended in run_jobs([cell for cell in cells if cell not in done], carry_out, needs=lambda cell: ()):
+        if ended.error is not None:
+            raise RunError(f"{ended.job}: {ended.error}")
+        say(ended.answer)
+    frame = load_records(work / "records")
+    return frame[frame["config_digest"] == comparison.digest]
+
+
 def run_transfer(
     comparison: TransferComparison,
     train: ImageData,
@@ -99,24 +146,17 @@ def run_transfer(
 ) -> pd.DataFrame:
     """Measure what `work` lacks of the comparison and return all its records; see the module for what is done."""
     work = Path(work)
-    writer, done = RecordWriter(work / "records"), finished_cells(work / "records")
-    for seed in range(comparison.seeds):
-        arms = [SCRATCH, UNTOUCHED, *comparison.plans()]
-        missing = [
-            (images, arm)
-            for images in comparison.target_images
-            for arm in arms
-            if Cell(_benchmark(comparison, images), comparison.digest, arm, seed) not in done
-        ]
-        if not missing:
-            continue
-        cell = _Seed(comparison, train, test, work / f"seed-{seed}", seed=seed)
-        for images, arm in missing:
-            scores, note = cell.measure(arm, images)
-            writer.write_cell(_records(comparison, scores, cell.target_names, images=images, arm=arm, seed=seed))
-            say(f"seed {seed}, {images} images a class, {arm}: accuracy {scores.balanced:.3f} {note}")
-    frame = load_records(work / "records")
-    return frame[frame["config_digest"] == comparison.digest]
+
+    @functools.lru_cache(maxsize=1)
+    def prepare_seed(seed: int) -> _Seed:
+        return _Seed(comparison, train, test, work / f"seed-{seed}", seed=seed)
+
+    def measure(seed: int, images: int, arm: str) -> tuple[AccuracyScores, tuple[str, ...], str]:
+        prepared = prepare_seed(seed)
+        scores, remark = prepared.measure(arm, images)
+        return scores, prepared.target_names, remark
+
+    return measure_missing(comparison, [SCRATCH, UNTOUCHED, *comparison.plans()], work, measure, say=say)
 
 
 class _Seed:
@@ -263,23 +303,17 @@ def run_pretrained(
     )
     say(f"{backbone}: features of {len(pool) + len(test)} images at {input_size} pixels")
     features, test_features = features_of(model, pool), features_of(model, test)
-    writer, done = RecordWriter(Path(work) / "records"), finished_cells(Path(work) / "records")
-    for seed in range(comparison.seeds):
-        for images in comparison.target_images:
-            rows = _few(pool, images, seed=seed)
-            chosen = pool.subset(rows)
-            for arm in (SCRATCH, *HEADS):
-                if Cell(_benchmark(comparison, images), comparison.digest, arm, seed) in done:
-                    continue
-                if arm == SCRATCH:
-                    folder = Path(work) / f"scratch-{images}-{seed}"
-                    scores = scratch_scores(comparison, chosen, test, folder, seed=seed)
-                else:
-                    scores = head_scores(arm, features[rows], chosen.labels, test_features, test)
-                writer.write_cell(_records(comparison, scores, test.class_names, images=images, arm=arm, seed=seed))
-                say(f"seed {seed}, {images} images a class, {name}, {arm}: accuracy {scores.balanced:.3f}")
-    frame = load_records(Path(work) / "records")
-    return frame[frame["config_digest"] == comparison.digest]
+
+    def measure(seed: int, images: int, arm: str) -> tuple[AccuracyScores, tuple[str, ...], str]:
+        rows = _few(pool, images, seed=seed)
+        few = pool.subset(rows)
+        if arm == SCRATCH:
+            scores = scratch_scores(comparison, few, test, Path(work) / f"scratch-{images}-{seed}", seed=seed)
+        else:
+            scores = head_scores(arm, features[rows], few.labels, test_features, test)
+        return scores, test.class_names, name
+
+    return measure_missing(comparison, [SCRATCH, *HEADS], Path(work), measure, say=say)
 
 
 def _few(pool: ImageData, images: int, *, seed: int) -> Tensor:
@@ -331,26 +365,12 @@ def effects(frame: pd.DataFrame, baselines: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _benchmark(comparison: TransferComparison, images: int) -> str:
+def _name_benchmark(comparison: TransferComparison, images: int) -> str:
     return f"{comparison.name}, {images} images a class"
 
 
-def _records(
-    comparison: TransferComparison,
-    scores: AccuracyScores,
-    names: tuple[str, ...],
-    *,
-    images: int,
-    arm: str,
-    seed: int,
-) -> list[Record]:
-    common = {
-        "benchmark": _benchmark(comparison, images),
-        "method": arm,
-        "seed": seed,
-        "config_digest": comparison.digest,
-        **provenance(),
-    }
+def _make_records(cell: Cell, scores: AccuracyScores, names: tuple[str, ...], *, images: int) -> list[Record]:
+    common = {**cell._asdict(), **provenance()}
     by_class = [
         Record(metric="accuracy", value=value, class_name=name, class_index=label, class_count=images, **common)
         for label, (name, value) in enumerate(zip(names, scores.accuracy.tolist(), strict=True))
