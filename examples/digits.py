@@ -4,8 +4,7 @@ from pathlib import Path
 
 import torch
 
-from gen_invariance import ImageData, fit_translator, load_source, make_long_tailed
-from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance import FitSettings, ImageData, fit_translator, load_source, make_long_tailed
 
 
 def long_tailed_digits() -> tuple[ImageData, ImageData]:

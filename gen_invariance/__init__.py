@@ -28,6 +28,7 @@ _HOMES = {
     "TrivialAugment": "nuisance.generic",
     "MunitTranslator": "translator.munit.model",
     "SpatialTranslator": "translator.spatial",
+    "FitSettings": "translator.fit_settings",
     "fit_translator": "translator.fit",
     "load_translator": "translator.io",
     "KorniaNuisance": "augment.kornia",
@@ -47,6 +48,8 @@ _HOMES = {
     "OrderRun": "experiment.order",
     "OrderSettings": "experiment.order",
     "run_order": "experiment.order",
+    "InspectSettings": "experiment.inspect",
+    "inspect_translator": "experiment.inspect",
 }
 
 __all__ = sorted(_HOMES)

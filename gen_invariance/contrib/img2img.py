@@ -30,7 +30,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_transformers_available
 
 from gen_invariance.data.images import ImageData, check_images
-from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError
+from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Draw
 from gen_invariance.settings import options_of
 
@@ -139,16 +139,17 @@ class DiffusersTranslator(ModelMixin, ConfigMixin):
         """The pipeline's arguments for one batch; of its own ones only those that its call knows."""
         # A generator for each image, as pipelines take them: no row depends on its batch.
         generators = [torch.Generator().manual_seed(seed) for seed in draw["seed"].tolist()]
-        own = {
+        given = {
             "image": images,
-            "prompt": [self.config.prompts[place] for place in draw["prompt"].tolist()],
+            "prompt": [self.config.prompts[index] for index in draw["prompt"].tolist()],
             "strength": strength,
             # The pipeline takes int(steps * strength) steps; fewer than one would fail.
             "num_inference_steps": max(self.config.steps, math.ceil(1 / (strength or 1))),
             "generator": generators,
             "output_type": "pt",
         }
-        return {**{k: v for k, v in own.items() if k in self._known}, **(self.config.call_options or {})}
+        known = {name: value for name, value in given.items() if name in self._known}
+        return {**known, **(self.config.call_options or {})}
 
     def describe(self) -> str:
         """What is drawn, in words."""
@@ -227,7 +228,7 @@ def open_pipeline(folder: Path | str) -> DiffusionPipeline:
             folder, local_files_only=True, use_safetensors=True
         )
     except Exception as error:  # diffusers, transformers and safetensors raise many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         if not takes_images and "can't find a pipeline" in reason:
             raise SettingsError(f"a {name} takes no image; give the folder of an image-to-image pipeline") from error
         raise CheckpointError(f"cannot load the pipeline in {folder}: {reason}") from error

@@ -1,6 +1,6 @@
 """A translator as a diffusers pipeline: `TranslationPipeline.from_pretrained(folder)(images, num_draws=4)`.
 
-Loading never imports or runs what a folder names: the kinds of translators are listed in `load.KINDS`, weights are
+Loading never imports or runs what a folder names: `translator.registry` lists the kinds of translators, weights are
 safetensors.
 """
 
@@ -25,7 +25,7 @@ import gen_invariance.torchvision_guard  # noqa: F401
 from diffusers import DiffusionPipeline
 
 from gen_invariance.data.images import check_images, to_float
-from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError
+from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError, first_line
 from gen_invariance.files import cannot_write, write_json, write_text
 from gen_invariance.nuisance.protocol import Draw, draw_to, select_rows
 from gen_invariance.translator.io import load_translator
@@ -38,6 +38,28 @@ _HUB_FILES = [
     QUALITY_FILE,
     *(f"translator/*.{end}" for end in ("json", "safetensors", "txt")),
 ]
+
+
+_CARD = """\
+---
+library_name: diffusers
+tags: [gen_invariance, image-to-image, data-augmentation]
+{license_line}---
+
+# {kind}
+
+A nuisance transformation learned from the large classes of a long-tailed image set: it changes what does not matter \
+to the class, as real images differ in it. Made with `gen_invariance`.
+
+```python
+from gen_invariance.contrib.pipeline import TranslationPipeline
+
+pipeline = TranslationPipeline.from_pretrained("FOLDER_OR_REPOSITORY")
+moved = pipeline(images, num_draws=4)  # PIL images or float (B, C, H, W) in [0, 1] -> (B, 4, C, H, W)
+```
+
+Images have {channels} channel(s). License: {license}; that of the training images applies to what is made of them.
+"""
 
 
 class TranslationPipeline(DiffusionPipeline):
@@ -126,10 +148,10 @@ class TranslationPipeline(DiffusionPipeline):
         draws = [self.translator.sample(source.shape, generator=generator) for _ in range(num_draws)]
         result = torch.empty(count, num_draws, *source.shape[1:], device=source.device)
         with self.progress_bar(total=count * num_draws) as bar:
-            for place, draw in enumerate(draws):
+            for index, draw in enumerate(draws):
                 for rows in torch.arange(count).split(batch_size):
-                    own = source[rows.to(source.device)]
-                    result[rows.to(source.device), place] = self._translate(own, select_rows(draw, rows), strength)
+                    chosen = rows.to(source.device)
+                    result[chosen, index] = self._translate(source[chosen], select_rows(draw, rows), strength)
                     bar.update(len(rows))
         return result
 
@@ -228,32 +250,14 @@ class TranslationPipeline(DiffusionPipeline):
 
     def card(self, *, license: str | None = None) -> str:  # noqa: A002
         """The model card as Markdown."""
-        kind = type(self.translator).__name__
-        head = ["---", "library_name: diffusers", "tags: [gen_invariance, image-to-image, data-augmentation]"]
-        head += [f"license: {json.dumps(license)}"] if license else []
-        lines = [
-            *head,
-            "---",
-            "",
-            f"# {kind}",
-            "",
-            "A nuisance transformation learned from the large classes of a long-tailed image set: it changes what does "
-            "not matter to the class, as real images differ in it. Made with `gen_invariance`.",
-            "",
-            "```python",
-            "from gen_invariance.contrib.pipeline import TranslationPipeline",
-            "",
-            'pipeline = TranslationPipeline.from_pretrained("FOLDER_OR_REPOSITORY")',
-            "moved = pipeline(images, num_draws=4)  # PIL images or float (B, C, H, W) in [0, 1] -> (B, 4, C, H, W)",
-            "```",
-            "",
-            f"Images have {self.translator.config.channels} channel(s). License: {license or 'not stated'}; that of "
-            "the training images applies to what is made of them.",
-            "",
-            *_data_lines(self.fitted_on or (self.quality or {}).get("data")),
-            *_quality_lines(self.quality),
-        ]
-        return "\n".join(lines)
+        text = _CARD.format(
+            license_line=f"license: {json.dumps(license)}\n" if license else "",
+            kind=type(self.translator).__name__,
+            channels=self.translator.config.channels,
+            license=license or "not stated",
+        )
+        data = self.fitted_on or (self.quality or {}).get("data")
+        return "\n".join([text, *_data_lines(data), *_quality_lines(self.quality)])
 
 
 def _data_lines(data: dict[str, Any] | None) -> list[str]:
@@ -299,7 +303,6 @@ def _downloaded(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub's client raises many kinds: no network, no such name, no right
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataNotFoundError(
-            f"{name} is neither a folder nor a repository that can be reached ({reason}); check the path"
+            f"{name} is neither a folder nor a repository that can be reached ({first_line(error)}); check the path"
         ) from error

@@ -25,7 +25,7 @@ from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator, package_versions, source_commit
 from gen_invariance.settings import settings_class
 from gen_invariance.translator.io import load_translator
-from gen_invariance.translator.quality.assess import AssessSettings, Memory, Quality, assess, translations
+from gen_invariance.translator.quality.assess import AssessSettings, Memory, Quality, assess, translate
 from gen_invariance.translator.quality.inspection import Inspection, compare_parameters
 from gen_invariance.translator.quality.verdict import QUALITY_FILE, read_verdict, translator_folder, weights_digest
 
@@ -95,6 +95,13 @@ def inspect_translator(
     Raises:
         CheckpointError: `translator` is a folder that holds none.
         DataError: fewer than two head classes, or too few images held out.
+
+    Example:
+        >>> from gen_invariance import InspectSettings, Rotation, inspect_translator, load_source, make_long_tailed
+        >>> train = make_long_tailed(load_source("digits"), largest=60, imbalance=20, rest_is_test=True).train
+        >>> inspection = inspect_translator(Rotation(10), train, InspectSettings(judge_epochs=1))
+        >>> len(inspection.quality.verdict.reasons) >= 6
+        True
     """
     settings = settings or InspectSettings()
     folder = translator if isinstance(translator, Path | str) else None
@@ -130,7 +137,7 @@ def inspect_translator(
     parameters = compare_parameters(nuisance, images[:256], truth=None if truth is None else truth.nuisance, seed=seed)
     labels = looked_at.labels
     first = torch.stack([(labels == label).nonzero()[0, 0] for label in range(min(8, head.num_classes))])
-    drawn = translations(nuisance, images[first], draws=8, generator=named_generator(seed, "inspect", "examples"))
+    drawn = translate(nuisance, images[first], draws=8, generator=named_generator(seed, "inspect", "examples"))
     examples = torch.cat([images[first][None], drawn]).transpose(0, 1)
     inspection = Inspection(quality, oracle, parameters, head, held_out, judge, examples, labels[first])
     if out is not None:
@@ -187,13 +194,8 @@ def write_inspection(
 ) -> Path:
     """Write `folder`/quality.json and `folder`/inspect.html; returns the page's path.
 
-    Args:
-        inspection: what was found.
-        folder: created when missing.
-        translator: folder of the translator; None for one that is not saved, whose verdict nobody obeys.
-        data: facts about the images.
-        settings: of the inspection.
-        seed: of the inspection.
+    `translator` is its folder; None is one that is not saved, whose verdict nobody obeys. `data` are facts about the
+    images.
     """
     from gen_invariance.report.inspect_page import write_inspect_page  # matplotlib is slow to import
 

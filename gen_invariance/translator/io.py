@@ -148,11 +148,7 @@ def _not_allowed(file: Path | str) -> CheckpointError:
 
 
 def save_translator(translator: nn.Module, folder: Path) -> None:
-    """Write `translator` (config and safetensors) into `folder`, whole or not at all.
-
-    Raises:
-        OutputError: read-only folder or full disk.
-    """
+    """Write `translator` (config and safetensors) into `folder`, whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

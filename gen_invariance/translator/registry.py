@@ -52,22 +52,14 @@ class TranslatorKind:
         return getattr(import_module(f"gen_invariance.{module}"), name)
 
     def build(self, data: ImageData, network: Mapping[str, Any]) -> nn.Module:
-        """An untrained translator for images like those of `data`; initial weights come from the global random state.
-
-        Raises:
-            SettingsError: a setting that the translator does not have, or out of its range.
-        """
+        """An untrained translator for images like `data`; initial weights come from the global random state."""
         if self.builder is not None:
             return self.load("builder")(data, network)
         model = self.load("model")
         return model(channels=data.images.shape[1], **options_of(model, network, "translator.network"))
 
     def read_settings(self, values: Mapping[str, Any]) -> Any:
-        """The settings class made of plain values; None where there is none.
-
-        Raises:
-            SettingsError: a setting that does not exist, or out of its range.
-        """
+        """The settings class made of plain values; None where there is none."""
         return None if self.settings is None else settings_of(self.load("settings"), values, "translator.objective")
 
     def check_loop(self, name: str, settings: FitSettings) -> None:
@@ -117,11 +109,7 @@ KINDS = {
 
 
 def kind_named(name: str) -> TranslatorKind:
-    """The kind called `name` in configs.
-
-    Raises:
-        SettingsError: there is none.
-    """
+    """The kind called `name` in configs; raises `SettingsError` where there is none."""
     if name not in KINDS:
         raise SettingsError(f"unknown translator {name!r}; choose one of {', '.join(KINDS)}")
     return KINDS[name]
@@ -141,17 +129,10 @@ def build_objective(
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Objective:
-    """The objective of the kind `name` over a new translator for images like those of `data`.
+    """The objective of the kind `name` ("spatial", "munit" or "flow") over a new translator for images like `data`.
 
-    Args:
-        name: "spatial", "munit" or "flow".
-        data: images, or a few like them.
-        network: settings of the translator, without `channels`.
-        settings: of the objective.
-        seed: of the initial weights; the global random state is left alone.
-
-    Raises:
-        SettingsError: an unknown name, or a setting that does not exist or is out of range.
+    `network` are settings of the translator, without `channels`, `settings` those of the objective. `seed` decides the
+    initial weights; the global random state is left alone.
     """
     kind = kind_named(name)
     with initial_weights_from(seed):

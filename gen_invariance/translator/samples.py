@@ -19,14 +19,9 @@ KEPT_GRID = "kept.png"
 
 @torch.no_grad()
 def fill_bank(translator: nn.Module, data: ImageData, members: list[Tensor], run: Run) -> None:
-    """Put styles of images of the chosen classes in the bank, every class with the same weight.
+    """Put styles of images of the chosen classes in the bank (bank_size, S), class-balanced, the same at every call.
 
-    Args:
-        translator: has `config.bank_size`, `style(images)` and a buffer `bank` (bank_size, S); one without a bank, or
-            with an empty one, is left as it is.
-        data: on the device of the translator.
-        members: rows of each chosen class.
-        run: for its generator; the same at every call.
+    A translator without a bank, or with an empty one, is left as it is.
     """
     size = getattr(getattr(translator, "config", None), "bank_size", 0)
     if not size:

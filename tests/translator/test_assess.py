@@ -11,7 +11,7 @@ from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, DataError, RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance import Identity, Rotation
 from gen_invariance.stats import Estimate
-from gen_invariance.translator.quality.assess import AssessSettings, Memory, _halves, assess, translations
+from gen_invariance.translator.quality.assess import AssessSettings, Memory, _halves, assess, translate
 from gen_invariance.translator.quality.verdict import (
     DO_NOT,
     LOWER,
@@ -243,7 +243,7 @@ def test_bad_input_is_named():
     cropped = Fixed(torch.zeros(1, 1, 8, 8))
     cropped.apply = lambda images, draw: images[..., :8, :8]
     with pytest.raises(ShapeError, match="keep the shape"):
-        translations(cropped, torch.zeros(4, 1, 16, 16), draws=1, generator=seeded())
+        translate(cropped, torch.zeros(4, 1, 16, 16), draws=1, generator=seeded())
 
 
 def test_json_holds_plain_numbers(good):

@@ -194,11 +194,7 @@ def levels_for(size: int, *, patch: int) -> int:
 
 
 def build_flow(data: ImageData, network: Mapping[str, Any]) -> FlowTranslator:
-    """An untrained translator for images like those of `data`; levels that are not given suit their size.
-
-    Raises:
-        SettingsError: a setting that does not exist, or out of its range.
-    """
+    """An untrained translator for images like those of `data`; levels that are not given suit their size."""
     given = {name: value for name, value in network.items() if value is not None}
     options = options_of(FlowTranslator, given, "translator.network")
     if "levels" not in options:

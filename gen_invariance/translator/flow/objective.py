@@ -58,10 +58,8 @@ class FlowObjective:
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """All randomness of one step for images of `shape` = (B, C, H, W).
 
-        Returns:
-            `noise` (B, 2, C, H, W) of the image and of the view, `time` (B,) in (0, 1], `code` (B, S) noise on the
-            style, `mirror` bool (B, 2) and `shift` int64 (B, 2) of the copy that the style is read off, and what
-            `sample_view` gives.
+        `noise` (B, 2, C, H, W) of the image and of the view, `time` (B,) in (0, 1], `code` (B, S) noise on the style,
+        `mirror` and `shift` (B, 2) of the copy that the style is read off, and what `sample_view` gives.
         """
         count, *image = shape
         return {
@@ -96,12 +94,10 @@ class FlowObjective:
 
 
 def scramble(images: Tensor, mirror: Tensor, shift: Tensor) -> Tensor:
-    """Copies that keep the style but not the shape's place: mirrored along both axes, and shifted round the borders.
+    """Copies of images (B, C, H, W) that keep the style but not the shape's place.
 
-    Args:
-        images: (B, C, H, W).
-        mirror: bool (B, 2), along height and width.
-        shift: int64 (B, 2), pixels.
+    They are mirrored along height and width, `mirror` bool (B, 2), and shifted round the borders by `shift` int64
+    (B, 2) pixels.
     """
     for axis, size in ((2, images.shape[2]), (3, images.shape[3])):
         position = torch.arange(size, device=images.device)

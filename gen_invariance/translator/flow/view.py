@@ -38,9 +38,8 @@ def check_removes(removes: Sequence[str]) -> None:
 def sample_view(shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
     """The random part of the views of `shape` = (B, C, H, W), whatever they remove.
 
-    Returns:
-        `shares`, float32 (B, C), sum 1; `side`, int64 (B,), pixels, positive dilates and negative erodes; `sign`,
-        float32 (B,), -1 or 1.
+    `shares`, float32 (B, C), sum 1; `side`, int64 (B,), pixels, positive dilates and negative erodes; `sign`, float32
+    (B,), -1 or 1.
     """
     count, channels = shape[:2]
     weights = -torch.rand(count, channels, generator=generator).clamp_min(1e-6).log()  # uniform on the simplex
@@ -54,11 +53,8 @@ def sample_view(shape: torch.Size | tuple[int, ...], *, generator: torch.Generat
 def content_view(images: Tensor, *, removes: Sequence[str], draw: Draw | None = None) -> Tensor:
     """`images` (B, C, H, W) without brightness, contrast and what `removes` names; mean 0 and deviation 1 each.
 
-    Args:
-        images: any range.
-        removes: some of `REMOVABLE`.
-        draw: of `sample_view`, while fitting; None takes equal shares of the channels, no change of stroke width and
-            the positive sign, one of the cases that fitting saw.
+    `draw` is of `sample_view`, while fitting; None takes equal shares of the channels, no change of stroke width and
+    the positive sign, one of the cases that fitting saw.
     """
     view = images
     if "colour" in removes:

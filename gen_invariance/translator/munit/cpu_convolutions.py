@@ -28,14 +28,9 @@ FEWEST_PIXELS = 300
 
 
 def upsample_convolve(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """`layer` on `x` upsampled by 2: (B, I, h, w) to (B, O, 2h, 2w).
+    """`layer` (5 x 5, stride 1, 2 reflected pixels of padding) on `x` upsampled by 2: (B, I, h, w) to (B, O, 2h, 2w).
 
-    Args:
-        x: at least 2 pixels a side.
-        layer: 5 x 5, stride 1, two reflected pixels of padding.
-
-    Returns:
-        The same in either form, up to rounding; the phase form is taken on a CPU, for batches it makes faster.
+    The phase form, equal up to rounding, is taken on a CPU, for batches it makes faster.
     """
     if x.device.type != "cpu" or len(x) * x.shape[2] * x.shape[3] < FEWEST_PIXELS:
         return layer(F.interpolate(x, scale_factor=2, mode="nearest"))
@@ -63,14 +58,9 @@ def phase_kernels(weight: Tensor) -> Tensor:
 
 
 def narrow_convolve(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """`layer` on `x`: (B, I, H, W) to (B, O, H, W).
+    """`layer` (odd k x k, stride 1, (k - 1) / 2 reflected pixels of padding) on `x`: (B, I, H, W) to (B, O, H, W).
 
-    Args:
-        x: with sides longer than the padding.
-        layer: an odd k x k, stride 1, (k - 1) / 2 reflected pixels of padding.
-
-    Returns:
-        The same in either form, up to rounding; the form by columns is taken on a CPU for fewer than 4 channels.
+    The form by columns, equal up to rounding, is taken on a CPU for fewer than 4 channels.
     """
     if x.device.type != "cpu" or layer.out_channels > 3:
         return layer(x)
@@ -84,7 +74,7 @@ def form_by_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     kernels = weight.permute(0, 3, 1, 2).reshape(outputs * side, inputs, side, 1)
     columns = F.conv2d(F.pad(x, (0, 0, edge, edge), mode="reflect"), kernels)
     columns = F.pad(columns, (edge, edge, 0, 0), mode="reflect").unflatten(1, (outputs, side))
-    shifted = (columns[:, :, place, :, place : place + width] for place in range(side))
+    shifted = (columns[:, :, offset, :, offset : offset + width] for offset in range(side))
     return sum(shifted, start=bias[:, None, None])
 
 

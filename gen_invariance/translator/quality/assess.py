@@ -8,7 +8,6 @@ that does nothing gets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -33,7 +32,7 @@ from gen_invariance.translator.quality.measures import (
     spread_of_draws,
     spread_within_classes,
 )
-from gen_invariance.translator.quality.verdict import Figure, Verdict, judge_figures
+from gen_invariance.translator.quality.verdict import Figure, Verdict, judge_figures, nan_to_none
 
 NEAR_COPY = 0.33
 """A translation less than this far from another training image, in units of that image's own nearest neighbour."""
@@ -69,29 +68,16 @@ class Quality:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers; NaN as null."""
-        figures = {
-            name: {
-                "value": _plain(figure.estimate.value),
-                "low": _plain(figure.estimate.low),
-                "high": _plain(figure.estimate.high),
-                "untouched": _plain(figure.floor),
-            }
-            for name, figure in self.figures.items()
-        }
         return {
             "verdict": self.verdict.word,
             "strength": self.verdict.strength,
             "reasons": list(self.verdict.reasons),
-            "figures": figures,
-            "class_p_value": _plain(self.class_p_value),
-            "agreement_by_class": [_plain(value) for value in self.agreement_by_class.tolist()],
-            "accuracy_by_class": [_plain(value) for value in self.accuracy_by_class.tolist()],
+            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+            "class_p_value": nan_to_none(self.class_p_value),
+            "agreement_by_class": [nan_to_none(value) for value in self.agreement_by_class.tolist()],
+            "accuracy_by_class": [nan_to_none(value) for value in self.accuracy_by_class.tolist()],
             "count_by_class": self.count_by_class.tolist(),
         }
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 @settings_class("quality")
@@ -176,7 +162,7 @@ def assess(
         )
     images, labels, draws = data.float_images(), data.labels, settings.draws
     sources = images if sources is None else sources
-    moved = translations(nuisance, sources, draws=draws, generator=generator, batch_size=settings.batch_size)
+    moved = translate(nuisance, sources, draws=draws, generator=generator, batch_size=settings.batch_size)
 
     def in_batches(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Of the images (N, ...) and of their translations (S, N, ...), float64."""
@@ -233,15 +219,10 @@ def _find_worst(log_probabilities: Tensor, labels: Tensor, right_before: Tensor,
 
 
 @torch.no_grad()
-def translations(
+def translate(
     nuisance: Nuisance, images: Tensor, *, draws: int, generator: torch.Generator, batch_size: int = 256
 ) -> Tensor:
-    """`draws` translations of each image, (S, N, C, H, W), checked.
-
-    Raises:
-        RangeError: NaN, infinite, or outside [0, 1].
-        ShapeError: another shape than the images.
-    """
+    """`draws` translations of each image, (S, N, C, H, W); raises unless they keep the shape and lie in [0, 1]."""
     rounds = []
     for _ in range(draws):
         draw = nuisance.sample(images.shape, generator=generator)
@@ -265,15 +246,7 @@ def compare_distributions(
 ) -> dict[str, Figure]:
     """Kernel distance, precision, density, recall and coverage of translations against images they are not made of.
 
-    Args:
-        real: features (N, D).
-        fake: features (S, N, D) of translations of the same images.
-        neighbours: k.
-        generator: of the halves and the intervals.
-        groups: int64 (N,), which the halves must not share; None for none.
-
-    Raises:
-        DataError: groups that leave a half with fewer than 2 * neighbours images.
+    `real` are features (N, D), `fake` those (S, N, D) of translations of the same images; halves share no group.
     """
     first, second = _halves(len(real), groups, least=2 * neighbours, generator=generator)
     sides, half = ((first, second), (second, first)), len(first)

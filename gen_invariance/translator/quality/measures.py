@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import ks_2samp
 from torch import Tensor
 
 from gen_invariance.errors import DataError, ShapeError
@@ -26,9 +27,6 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of `real` (N, D) and `fake` (M, D); about 0 for one distribution.
 
     Gretton et al. 2012, equation 3, with the cubic kernel of KID. It can be slightly negative.
-
-    Raises:
-        DataError: fewer than two rows on a side.
     """
     if min(len(real), len(fake)) < 2:
         raise DataError(f"a kernel distance needs two images a side, got {len(real)} and {len(fake)}; give more images")
@@ -59,15 +57,8 @@ class NeighbourScores:
 def neighbour_scores(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> NeighbourScores:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020), image by image.
 
-    The ball of an image reaches to its k-th nearest other image of its own side, border included.
-
-    Args:
-        real: features (N, D).
-        fake: features (M, D).
-        neighbours: k.
-
-    Raises:
-        DataError: a side has k images or fewer.
+    From features `real` (N, D) and `fake` (M, D). The ball of an image reaches to its k-th nearest other image of its
+    own side, border included.
     """
     if min(len(real), len(fake)) <= neighbours:
         raise DataError(
@@ -85,54 +76,43 @@ def neighbour_scores(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> Neig
     )
 
 
-def copy_ratio(fake: Tensor, bank: Tensor, own: Tensor) -> Tensor:
+def copy_ratio(fake: Tensor, bank: Tensor, sources: Tensor) -> Tensor:
     """How near each fake is to its nearest training image, against how near that image is to another one: (M,).
 
     d(fake, b) / d(b, b'), b the nearest image of the bank to the fake, b' the nearest other one to b; the fake's own
-    source counts in neither. A sharp copy of b gives 0; untouched images give about 1. Two equal images in the bank
-    give 0 / 0 for a copy of them; that counts as 0.
-
-    Args:
-        fake: (M, P).
-        bank: training images (N, P).
-        own: int64 (M,), the row of `bank` that the fake was made from; -1 for none.
-
-    Raises:
-        DataError: fewer than three images in the bank.
+    source, row `sources` (M,) of the bank or -1, counts in neither. A sharp copy of b gives 0; untouched images give
+    about 1. Two equal images in the bank give 0 / 0 for a copy of them; that counts as 0.
     """
     if len(bank) < 3:
         raise DataError(f"near copies need at least 3 training images to compare with, got {len(bank)}")
-    own = own.to(fake.device)
+    sources = sources.to(fake.device)
     between, neighbour = _two_nearest(bank)
     ratios = []
-    for part, source in zip(*(each.split(max(1, _BLOCK // len(bank))) for each in (fake, own)), strict=True):
+    block = max(1, _BLOCK // len(bank))
+    for part, source in zip(fake.split(block), sources.split(block), strict=True):
         distance = _distances(part, bank)
         known = (source >= 0).nonzero()[:, 0]
         distance[known, source[known]] = float("inf")
-        nearest, place = distance.min(1)
-        others = torch.where(neighbour[place, 0] == source, between[place, 1], between[place, 0])
+        nearest, row = distance.min(1)
+        others = torch.where(neighbour[row, 0] == source, between[row, 1], between[row, 0])
         ratios.append(torch.where(nearest < _EQUAL, 0.0, nearest / others))
     return torch.cat(ratios) if ratios else fake.new_zeros(0)
 
 
 def _two_nearest(bank: Tensor) -> tuple[Tensor, Tensor]:
     """Distances (N, 2) and rows (N, 2) of the nearest and the second nearest other image of each row of `bank`."""
-    values, places = [], []
+    values, indices = [], []
     for rows in torch.arange(len(bank), device=bank.device).split(max(1, _BLOCK // len(bank))):
         distance = _distances(bank[rows], bank)
         distance[torch.arange(len(rows)), rows] = float("inf")
-        found = distance.topk(2, dim=1, largest=False)
-        values.append(found.values)
-        places.append(found.indices)
-    return torch.cat(values), torch.cat(places)
+        nearest = distance.topk(2, dim=1, largest=False)
+        values.append(nearest.values)
+        indices.append(nearest.indices)
+    return torch.cat(values), torch.cat(indices)
 
 
 def spread_of_draws(draws: Tensor) -> Tensor:
-    """Mean distance between two draws of one image, root mean square over the D entries: (S, N, D) to (N,).
-
-    Raises:
-        ShapeError: fewer than two draws.
-    """
+    """Mean distance between two draws of one image, root mean square over the D entries: (S, N, D) to (N,)."""
     count = len(draws)
     if count < 2:
         raise ShapeError(f"diversity needs at least two draws of each image, got {count}")
@@ -159,14 +139,10 @@ def between_class_share(styles: Tensor, labels: Tensor) -> float:
 
     Both means leave out a row's distance to itself, so the expected value without any difference is 0 whatever the
     class sizes; 1 means that a class fixes the style. Classes weigh by their rows; those with one row are left out.
-
-    Args:
-        styles: float (N, D).
-        labels: int64 (N,).
     """
-    _, place, sizes = labels.unique(return_inverse=True, return_counts=True)
-    kept = sizes[place] > 1
-    member = F.one_hot(place[kept]).double()
+    _, classes, sizes = labels.unique(return_inverse=True, return_counts=True)
+    kept = sizes[classes] > 1
+    member = F.one_hot(classes[kept]).double()
     member = member[:, member.sum(0) > 0]
     distance = _distances(styles[kept], styles[kept]).double()
     count = len(distance)
@@ -180,10 +156,7 @@ def between_class_share(styles: Tensor, labels: Tensor) -> float:
 
 def kolmogorov_distance(first: Tensor, second: Tensor) -> float:
     """Largest distance between the empirical distribution functions of two samples, in [0, 1]."""
-    samples = [sample.flatten().double().cpu().sort().values for sample in (first, second)]
-    points = torch.cat(samples)
-    shares = [torch.searchsorted(sample, points, right=True).double() / len(sample) for sample in samples]
-    return float((shares[0] - shares[1]).abs().max())
+    return float(ks_2samp(first.flatten().cpu(), second.flatten().cpu(), method="asymp").statistic)
 
 
 CHANGES = ("level", "contrast", "sharpness", "place across", "place down", "size", "slant +", "slant ×")
@@ -191,16 +164,11 @@ CHANGES = ("level", "contrast", "sharpness", "place across", "place down", "size
 
 
 def describe_change(before: Tensor, after: Tensor) -> Tensor:
-    """What a translation did to each image in eight readable numbers (N, 8), see `CHANGES`.
+    """What a translation did to each image (N, C, H, W) in eight readable numbers (N, 8), see `CHANGES`.
 
     Differences of grey level, contrast, edge strength, centre and spread of the ink, and its orientation (the two
-    components of the doubled angle, weighted by how elongated it is). The unit of each is the
-    standard deviation of what `before` and the change show of it together. Works for any nuisance, since it looks only
-    at images.
-
-    Args:
-        before: float (N, C, H, W) in [0, 1].
-        after: the same images translated.
+    components of the doubled angle, weighted by how elongated it is), each in standard deviations of what `before` and
+    the change show of it together.
     """
     start = _moments(before)
     change = _moments(after) - start

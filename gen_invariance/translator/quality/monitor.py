@@ -99,14 +99,10 @@ def split_members(
 def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[ImageData, ImageData]:
     """(what the judge learns from, what it judges): the fitted and the held-out images of the chosen classes.
 
-    Args:
-        data: the training set.
-        settings: of the fit.
-        seed: of the fit's run.
+    `data` is the training set, `settings` and `seed` are those of the fit.
 
     Raises:
         DataError: fewer than two classes, or too few images held out.
-        SettingsError: see `fit_settings.class_members`.
     """
     members = class_members(data, settings)
     parts = split_members(members, seed=seed, groups=data.groups)
@@ -204,11 +200,7 @@ class QualityMonitor:
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` put into a checkpoint.
-
-        Raises:
-            KeyError: the checkpoint was not monitored, and this fit is.
-        """
+        """Go on from what `state` put into a checkpoint, of a monitored fit where this one is; else `KeyError`."""
         self._used, self._since = float(state.get("seconds", 0.0)), time.monotonic()
         if self.settings.watch_every:
             saved = state["watch"]

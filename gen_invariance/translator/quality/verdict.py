@@ -32,6 +32,16 @@ class Figure:
     estimate: Estimate
     floor: float
 
+    def to_json(self) -> dict[str, float | None]:
+        """Plain numbers; NaN as null."""
+        values = {name: getattr(self.estimate, name) for name in ("value", "low", "high")} | {"untouched": self.floor}
+        return {name: nan_to_none(value) for name, value in values.items()}
+
+
+def nan_to_none(value: float) -> float | None:
+    """`value`, or None, which JSON knows, where it is not finite."""
+    return value if math.isfinite(value) else None
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -137,20 +147,14 @@ def judge_figures(figures: Mapping[str, Figure], *, chance: float, rules: Sequen
 
     A value beyond `limit` means "do not use" only if its whole interval is; otherwise, and between `fine` and `limit`,
     "use with lower strength". A figure that is not defined cannot speak for the translator: "lower strength" too.
-
-    Args:
-        figures: as `assess` makes them.
-        chance: accuracy of guessing.
-        rules: see `RULES`.
+    `chance` is the accuracy of guessing.
     """
-    found = [_apply(rule, figures[rule.figure]) for rule in rules]
+    reasons = [_apply(rule, figures[rule.figure]) for rule in rules]
     judge = figures["accuracy"].floor
     if not judge >= LEAST_JUDGE_GAIN * chance:
-        found.append((LOWER, f"The judge names only {judge:.0%} of real images right, too few to be trusted."))
-    order = (DO_NOT, LOWER, USE)
-    found.sort(key=lambda entry: order.index(entry[0]))
-    word = found[0][0]
-    return Verdict(word, tuple(text for _, text in found))
+        reasons.append((LOWER, f"The judge names only {judge:.0%} of real images right, too few to be trusted."))
+    reasons.sort(key=lambda reason: STRENGTH[reason[0]])
+    return Verdict(reasons[0][0], tuple(text for _, text in reasons))
 
 
 def _apply(rule: Rule, figure: Figure) -> tuple[str, str]:
@@ -192,9 +196,6 @@ def weights_digest(path: Path | str) -> str:
 def read_verdict(translator: Path | str) -> Verdict | None:
     """The verdict that `inspect` left in the translator's folder or the run folder around it; None without one.
 
-    Args:
-        translator: the folder, or the run folder that holds it.
-
     Raises:
         CheckpointError: the file is damaged, or speaks of other weights.
     """
@@ -203,16 +204,16 @@ def read_verdict(translator: Path | str) -> Verdict | None:
     if path is None:
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        word, reasons, digest = found["verdict"], tuple(map(str, found["reasons"])), found["translator_digest"]
-        STRENGTH[word]
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        verdict, digest = Verdict(saved["verdict"], tuple(map(str, saved["reasons"]))), saved["translator_digest"]
+        STRENGTH[verdict.word]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); run gen-invariance inspect again") from error
     if digest != weights_digest(folder):
         raise CheckpointError(
             f"{path} speaks of other weights than those in {folder}; run gen-invariance inspect again"
         )
-    return Verdict(word, reasons)
+    return verdict
 
 
 def quality_files(folder: Path) -> tuple[Path, ...]:

@@ -139,10 +139,10 @@ def congeal(
     starts: int = 8,
     rounds: int = 25,
 ) -> Congealed:
-    """Align the images of each class, and learn the shared density of their angles.
+    """Align the images (N_c, C, H, W) of each class, and learn the shared density of their angles.
 
     Args:
-        classes: float images (N_c, C, H, W) of each class; all of one size, 16 to 32 pixels are enough.
+        classes: images of one size; 16 to 32 pixels are enough.
         generator: picks the images that templates start from.
         grid: poses to try.
         density: (A,), fixed; None learns it. Fix one learned on large classes to align small ones.
@@ -152,7 +152,7 @@ def congeal(
     """
     grid = grid or PoseGrid()
     variants = [grid.undone(images) for images in classes]
-    templates = [_first_template(own, grid, sharpness, starts, generator) for own in variants]
+    templates = [_first_template(posed, grid, sharpness, starts, generator) for posed in variants]
     angles, others = len(grid.angles), len(grid.scales) * len(grid.slopes)
     learned = density is None
     shared = torch.full((angles,), 1 / angles) if learned else density
@@ -161,11 +161,11 @@ def congeal(
     posteriors: list[Tensor] = []
     for round_ in range(rounds):
         posteriors = []
-        for place, own in enumerate(variants):
+        for label, posed in enumerate(variants):
             # In the first round nothing is known of the shifts, so nothing is assumed of the density either.
-            prior = shared.roll(shifts[place]) if round_ else torch.full((angles,), 1 / angles)
-            posterior = (sharpness * (own @ templates[place]) + prior.log().repeat_interleave(others)).softmax(1)
-            templates[place] = F.normalize(torch.einsum("ng,ngd->d", posterior, own), dim=0)
+            prior = shared.roll(shifts[label]) if round_ else torch.full((angles,), 1 / angles)
+            posterior = (sharpness * (posed @ templates[label]) + prior.log().repeat_interleave(others)).softmax(1)
+            templates[label] = F.normalize(torch.einsum("ng,ngd->d", posterior, posed), dim=0)
             posteriors.append(posterior.unflatten(1, grid.shape))
         histograms = torch.stack([_smooth(posterior.sum((2, 3)).mean(0), grid.step) for posterior in posteriors])
         pooled, shifts = _agree(histograms, sizes, grid, target=None if learned else shared)
@@ -209,7 +209,7 @@ def _agree(histograms: Tensor, sizes: Tensor, grid: PoseGrid, *, target: Tensor 
         spectrum = torch.fft.rfft(histograms) * torch.fft.rfft(pooled).conj()
         shifts = torch.fft.irfft(spectrum, n=histograms.shape[1]).argmax(1).tolist()
         if target is None:
-            moved = [own.roll(-shift) for own, shift in zip(histograms, shifts, strict=True)]
+            moved = [histogram.roll(-shift) for histogram, shift in zip(histograms, shifts, strict=True)]
             pooled = (torch.stack(moved) * sizes[:, None]).sum(0) / sizes.sum()
     if target is not None:
         return pooled, shifts

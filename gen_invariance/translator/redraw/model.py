@@ -115,20 +115,20 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         if not len(images) or not strength:
             return images.clone()
         rows, source = draw_to(draw, images)["row"], images.float()
-        own = read_tone(source, kind=kind)
-        content, figure = take_out(source, own, kind=kind), partial(figure_of, kind=kind)
+        tone = read_tone(source, kind=kind)
+        content, figure = take_out(source, tone, kind=kind), partial(figure_of, kind=kind)
         seen = figure(content)
         if "stroke" in self.config.parts:
             target = self.log_width[rows].float()
             if strength < 1:
-                target = torch.lerp(read_width(figure(content)), target, strength)
+                target = torch.lerp(read_width(seen), target, strength)
             content = match_width(content, target, figure_of=figure)
         # The stroke first: dilating and eroding what a turn has blurred would change it more than the nuisance did.
         content = self._moved(content, seen, rows)
         if "tone" in self.config.parts:
             drawn = Tone(self.ground[rows].float(), self.base[rows].float(), self.ink[rows].float())
-            own = own.toward(drawn, strength)
-        return put_in(content, own, kind=kind).to(images.dtype)
+            tone = tone.toward(drawn, strength)
+        return put_in(content, tone, kind=kind).to(images.dtype)
 
     def _moved(self, content: Tensor, seen: Tensor, rows: Tensor) -> Tensor:
         """Content in the drawn pose and place, all in one interpolation; pose and place are read off `seen`."""
@@ -151,9 +151,6 @@ def build_redraw(data: ImageData, network: Mapping[str, Any] | None = None) -> R
 
     Of photographs that is the tone, of figures tone and pose, and stroke, slant and place where the data show them
     (`parts`): an operation that the data do not show costs identity and gains nothing.
-
-    Raises:
-        SettingsError: a setting that does not exist, or out of its range.
     """
     given = dict(network or {})
     parts, kind = given.pop("parts", None), given.pop("kind", "auto")

@@ -32,12 +32,7 @@ _TURNED = 0.7  # concentration of the density of angles below which a shear is n
 
 
 def shown_parts(images: Tensor, labels: Tensor) -> tuple[str, ...]:
-    """Which of stroke, slant and place vary within classes of figures by more than handwriting does.
-
-    Args:
-        images: float32 (N, C, H, W) in [0, 1], figures on a plain ground.
-        labels: int64 (N,).
-    """
+    """Which of stroke, slant and place vary within classes of figures (N, C, H, W) by more than handwriting does."""
     spreads = part_spreads(images, labels)
     return tuple(part for part, least in SHOWS.items() if spreads[part] >= least)
 
@@ -58,8 +53,8 @@ def some_rows(data: ImageData, *, most: int = 600) -> Tensor:
     labels = data.labels.cpu()
     rank = torch.zeros(len(data), dtype=torch.int64)
     for label in range(data.num_classes):
-        own = (labels == label).nonzero().squeeze(1)
-        rank[own] = torch.arange(len(own))
+        rows = (labels == label).nonzero().squeeze(1)
+        rank[rows] = torch.arange(len(rows))
     least = sorted(data.counts.tolist(), reverse=True)[: max(2, data.num_classes // 2)][-1]
     head = (data.counts.cpu()[labels] >= least).nonzero().squeeze(1)
     return head[rank[head].argsort(stable=True)][:most].sort().values
@@ -79,7 +74,7 @@ def _slope_spread(figures: Tensor, labels: Tensor) -> float:
     classes = [small(figures[labels == label][:_IMAGES].cpu()) for label in largest if counts[label] > 1]
     if not classes:
         return 0.0
-    found = congeal(classes, generator=named_generator(0, "family"), grid=PoseGrid(slopes=SLOPES))
-    if found.concentration < _TURNED:
+    aligned = congeal(classes, generator=named_generator(0, "family"), grid=PoseGrid(slopes=SLOPES))
+    if aligned.concentration < _TURNED:
         return 0.0
-    return float(torch.cat([poses[:, 2] for poses in found.poses]).std())
+    return float(torch.cat([poses[:, 2] for poses in aligned.poses]).std())

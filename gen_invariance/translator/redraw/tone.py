@@ -48,7 +48,7 @@ class Tone:
     def toward(self, other: Tone, strength: float) -> Tone:
         """This tone moved toward `other`, 0 not at all, 1 all the way."""
         levels = ((self.ground, other.ground), (self.base, other.base), (self.ink, other.ink))
-        return Tone(*(torch.lerp(own, wanted, strength) for own, wanted in levels))
+        return Tone(*(torch.lerp(start, end, strength) for start, end in levels))
 
 
 def read_tone(images: Tensor, *, kind: str) -> Tone:
@@ -64,10 +64,10 @@ def read_tone(images: Tensor, *, kind: str) -> Tone:
     # soft edges do not count. Base: the faintest tenth.
     faintest = height.masked_fill(~inside, float("inf")).amin(1, keepdim=True)
     inked = height >= (height.amax(1, keepdim=True) + faintest) / 2
-    place = height.argsort(dim=1, descending=True).argsort(dim=1)
+    rank = height.argsort(dim=1, descending=True).argsort(dim=1)
     number = inside.sum(1, keepdim=True)
-    ink = _level(pixels, inside & (place < (inked.sum(1, keepdim=True) / 3).ceil()))
-    base = _level(pixels, inside & (place >= number - (number / 10).ceil()))
+    ink = _level(pixels, inside & (rank < (inked.sum(1, keepdim=True) / 3).ceil()))
+    base = _level(pixels, inside & (rank >= number - (number / 10).ceil()))
     # A base between ground and ink is a stroke that fades into the ground.
     fades = ((base - ground) * (ink - ground)).sum(1, keepdim=True) >= 0
     drawn = inside.any(1, keepdim=True)
