@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,10 +25,10 @@ def number_groups(*parts: Iterable[Hashable] | None) -> tuple[Tensor | None, ...
     """
     numbers: dict[Hashable, int] = {}
 
-    def numbered(keys: Iterable[Hashable]) -> Tensor:
+    def number(keys: Iterable[Hashable]) -> Tensor:
         return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys], dtype=torch.int64)
 
-    return tuple(None if keys is None else numbered(keys) for keys in parts)
+    return tuple(None if keys is None else number(keys) for keys in parts)
 
 
 def check_groups(groups: Tensor, labels: Tensor) -> Tensor:
@@ -44,22 +45,22 @@ def check_groups(groups: Tensor, labels: Tensor) -> Tensor:
     return groups.cpu().unique(return_inverse=True)[1]
 
 
-def places_among(keys: Tensor, order: Tensor) -> Tensor:
-    """The place of each image among those of its key, int64 (N,) from 0, when they are taken in `order`.
+def ranks_by_key(keys: Tensor, order: Tensor) -> Tensor:
+    """The rank of each image among those of its key, int64 (N,) from 0, when they are taken in `order`.
 
     Args:
         keys: int64 (N,), not negative.
         order: int64 (N,), a permutation.
 
-    >>> places_among(torch.tensor([0, 0, 1]), torch.tensor([2, 1, 0])).tolist()
+    >>> ranks_by_key(torch.tensor([0, 0, 1]), torch.tensor([2, 1, 0])).tolist()
     [1, 0, 0]
     """
     by_key = order[torch.argsort(keys[order], stable=True)]
     counts = torch.bincount(keys)
     starts = counts.cumsum(0) - counts
-    places = torch.empty_like(by_key)
-    places[by_key] = torch.arange(len(keys)) - starts[keys[by_key]]
-    return places
+    ranks = torch.empty_like(by_key)
+    ranks[by_key] = torch.arange(len(keys)) - starts[keys[by_key]]
+    return ranks
 
 
 def order_in_turn(labels: Tensor, groups: Tensor, shuffled: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -69,14 +70,17 @@ def order_in_turn(labels: Tensor, groups: Tensor, shuffled: Tensor, *, generator
 
     Args:
         labels: int64 (N,).
-        groups: int64 (N,), from 0 without gaps.
+        groups: int64 (N,).
         shuffled: int64 (N,), the order of images within a group.
         generator: CPU generator of the order of the groups, which is another one in each class.
     """
-    _, pairs = (labels * (int(groups.max()) + 1 if len(groups) else 1) + groups).unique(return_inverse=True)
-    number = int(pairs.max()) + 1 if len(pairs) else 0
+    if not len(labels):
+        return shuffled
+    groups = check_groups(groups, labels)
+    _, pairs = (labels * (int(groups.max()) + 1) + groups).unique(return_inverse=True)
+    number = int(pairs.max()) + 1
     rank = torch.randperm(number, generator=generator)
-    return torch.argsort(places_among(pairs, shuffled) * number + rank[pairs])
+    return torch.argsort(ranks_by_key(pairs, shuffled) * number + rank[pairs])
 
 
 def hold_groups(
@@ -89,65 +93,41 @@ def hold_groups(
     out then gives its smallest group, if it has two. Groups of several classes may leave that impossible.
 
     Args:
-        labels: int64 (N,), in [0, K).
-        groups: int64 (N,), from 0 without gaps.
+        labels: int64 (N,), in [0, K), on the CPU.
+        groups: int64 (N,).
         wanted: int64 (K,); 0 asks for nothing of a class.
         generator: CPU generator.
         most: int64 (K,), images that may be held out of each class; None for no bound.
     """
-    content = _content(labels, groups)
-    held = _HeldGroups(content, wanted.tolist(), None if most is None else most.tolist())
-    order = torch.randperm(len(content), generator=generator).tolist()
+    groups = check_groups(groups, labels)
+    if not len(labels):
+        return torch.zeros(0, dtype=torch.bool)
+    pairs, numbers = torch.stack([groups, labels]).unique(dim=1, return_counts=True)
+    ends = torch.bincount(pairs[0]).cumsum(0).tolist()
+    classes = np.split(pairs[1].numpy(), ends[:-1])  # the classes that each group shows
+    counts = np.split(numbers.numpy(), ends[:-1])  # and how many images of each
+    asked, limit = wanted.numpy(), np.full(len(wanted), len(labels)) if most is None else most.numpy()
+    images = np.zeros(len(asked), np.int64)  # held out of each class so far
+    left = np.bincount(pairs[1].numpy(), minlength=len(asked))  # groups of a class that are not held out
+    held = torch.zeros(len(ends), dtype=torch.bool)
+
+    def can_hold(group: int) -> bool:
+        within = images[classes[group]] + counts[group] <= limit[classes[group]]
+        return not held[group] and bool((left[classes[group]] > 1).all() and within.all())
+
+    def hold(group: int) -> None:
+        held[group] = True
+        images[classes[group]] += counts[group]
+        left[classes[group]] -= 1
+
+    order = torch.randperm(len(ends), generator=generator).tolist()
     for group in order:
-        if held.may_take(group) and held.gain(group) > 0:
-            held.take(group)
-    by_size = sorted(order, key=lambda group: sum(content[group].values()))
-    for group in by_size:
-        if any(held.lacks(label) for label in content[group]) and held.may_take(group):
-            held.take(group)
-    chosen = torch.zeros(len(content), dtype=torch.bool)
-    chosen[sorted(held.taken)] = True
-    return chosen[groups]
-
-
-def _content(labels: Tensor, groups: Tensor) -> list[dict[int, int]]:
-    """For each group, from 0, how many images of which class it holds."""
-    pairs, counts = torch.stack([groups, labels]).unique(dim=1, return_counts=True)
-    content: list[dict[int, int]] = [{} for _ in range(int(groups.max()) + 1 if len(groups) else 0)]
-    for group, label, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
-        content[group][label] = count
-    return content
-
-
-class _HeldGroups:
-    """The groups held out so far, and what that means for each class."""
-
-    def __init__(self, content: list[dict[int, int]], wanted: list[int], most: list[int] | None) -> None:
-        self.content, self.wanted, self.most, self.taken = content, wanted, most, set()
-        self.images = [0] * len(wanted)
-        self.left = [0] * len(wanted)  # groups of a class that are not held out
-        for classes in content:
-            for label in classes:
-                self.left[label] += 1
-
-    def may_take(self, group: int) -> bool:
-        """Whether every class of `group` keeps another group, and stays within its bound."""
-        return group not in self.taken and all(
-            self.left[label] > 1 and (self.most is None or self.images[label] + count <= self.most[label])
-            for label, count in self.content[group].items()
-        )
-
-    def gain(self, group: int) -> int:
-        """By how many images `group` brings its classes nearer to what is wanted."""
-        away = [(self.images[label] - self.wanted[label], count) for label, count in self.content[group].items()]
-        return sum(abs(off) - abs(off + count) for off, count in away)
-
-    def lacks(self, label: int) -> bool:
-        """Whether something is wanted of a class, and nothing held."""
-        return self.wanted[label] > 0 and not self.images[label]
-
-    def take(self, group: int) -> None:
-        self.taken.add(group)
-        for label, count in self.content[group].items():
-            self.images[label] += count
-            self.left[label] -= 1
+        off = images[classes[group]] - asked[classes[group]]
+        gain = np.abs(off) - np.abs(off + counts[group])
+        if gain.sum() > 0 and can_hold(group):
+            hold(group)
+    for group in sorted(order, key=lambda group: counts[group].sum()):
+        lacking = (asked[classes[group]] > 0) & (images[classes[group]] == 0)
+        if lacking.any() and can_hold(group):
+            hold(group)
+    return held[groups]

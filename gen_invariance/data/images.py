@@ -55,11 +55,10 @@ class ImageData:
                 f"{self.name}: labels must be int64 ({len(self.images)},), got {self.labels.dtype} "
                 f"{tuple(self.labels.shape)}; give one label for each image"
             )
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
-            raise RangeError(
-                f"{self.name}: labels must lie in [0, {self.num_classes}), got "
-                f"[{int(self.labels.min())}, {int(self.labels.max())}]; name every class or renumber the labels"
-            )
+        try:
+            check_labels(self.labels, self.num_classes)
+        except RangeError as error:
+            raise RangeError(f"{self.name}: {error}") from None
         if self.groups is not None and (self.groups.dtype != torch.int64 or self.groups.shape != self.images.shape[:1]):
             raise ShapeError(
                 f"{self.name}: groups must be int64 ({len(self.images)},), got {self.groups.dtype} "
@@ -206,6 +205,27 @@ def check_images(images: Tensor, *, channels: int | None = None, where: str = "i
             f"{where}: expected {channels} channel(s), got {images.shape[1]}; convert the images or "
             "build the model for that many channels"
         )
+
+
+def check_labels(labels: Tensor, num_classes: int | None = None) -> Tensor:
+    """`labels` on the CPU as int64, checked: whole numbers (N,), not negative, below `num_classes`.
+
+    Raises:
+        ShapeError: another dtype or other axes.
+        RangeError: a label outside [0, K).
+    """
+    if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise ShapeError(
+            f"labels must be whole numbers (N,), got {labels.dtype} {tuple(labels.shape)}; "
+            "give one class number for each image"
+        )
+    labels = labels.cpu().long()
+    if len(labels) and (labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes)):
+        raise RangeError(
+            f"labels must lie in [0, {'K' if num_classes is None else num_classes}), got [{int(labels.min())}, "
+            f"{int(labels.max())}]; renumber the labels, or name every class"
+        )
+    return labels
 
 
 def names_or_numbers(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Sampler, Subset
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.sampling import Rule, class_numbers, epoch_indices, rule_name, sampling_probabilities
+from gen_invariance.data.sampling import Rule, check_sampled, epoch_indices, rule_name, sampling_probabilities
 from gen_invariance.errors import SettingsError
 
 
@@ -34,11 +34,11 @@ def find_labels(data: Any) -> Tensor:
     if isinstance(data, Subset):
         return find_labels(data.dataset)[torch.as_tensor(data.indices, dtype=torch.int64)]
     if isinstance(data, Tensor | np.ndarray | list | tuple):
-        return class_numbers(_as_tensor(data))
+        return check_sampled(_as_tensor(data))
     for name in ("targets", "labels"):
         found = getattr(data, name, None)
         if isinstance(found, Tensor | np.ndarray | list | tuple):
-            return class_numbers(_as_tensor(found))
+            return check_sampled(_as_tensor(found))
     raise SettingsError(
         f"cannot find the labels of a {type(data).__name__} (it has no .targets and no .labels); "
         "pass the labels themselves, one whole number for each image"
@@ -99,7 +99,7 @@ class LongTailSampler(Sampler[int]):
         self.rule, self.seed, self.num_epochs = rule, seed, num_epochs
         self.num_samples = len(self.labels) if num_samples is None else num_samples
         self.rank, self.world_size, self.epoch = rank, world_size, 0
-        rule_name(rule, 0)
+        rule_name(rule)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration draw the list of `epoch`."""
@@ -155,7 +155,7 @@ class ResidentLoader:
         stream: str = "loader",
     ) -> None:
         _check_ranks(rank, world_size)
-        self._labels = class_numbers(data.labels, data.num_classes)  # on the CPU, where epochs are drawn
+        self._labels = check_sampled(data.labels, data.num_classes)  # on the CPU, where epochs are drawn
         self.num_samples = len(data) if num_samples is None else num_samples
         most = self.num_samples if drop_last else math.inf
         if not world_size <= batch_size <= most:

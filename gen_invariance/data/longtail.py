@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gen_invariance.data.grouping import check_groups, hold_groups, order_in_turn, places_among
-from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
+from gen_invariance.data.grouping import hold_groups, order_in_turn, ranks_by_key
+from gen_invariance.data.images import check_labels
+from gen_invariance.errors import DataError, RangeError, SettingsError
 
 
 def _truncate(values: Sequence[float]) -> Tensor:
@@ -113,30 +114,15 @@ def counts_by_class(counts_by_rank: Tensor, order: Tensor) -> Tensor:
     return torch.zeros_like(counts_by_rank).index_copy(0, order, counts_by_rank)
 
 
-def positions_in_class(labels: Tensor, *, generator: torch.Generator, groups: Tensor | None = None) -> Tensor:
-    """For each image its place, 0 to n_c - 1, in a random order of its class; int64 (N,).
+def ranks_in_class(labels: Tensor, *, generator: torch.Generator, groups: Tensor | None = None) -> Tensor:
+    """The rank of each image, 0 to n_c - 1, in a random order of its class; int64 (N,).
 
-    With `groups`, int64 (N,), the first places of a class go to images of different groups, as long as it has any.
+    With `groups`, int64 (N,), the first ranks of a class go to images of different groups, as long as it has any.
     """
     order = torch.randperm(len(labels), generator=generator)
     if groups is not None:
-        order = order_in_turn(labels, check_groups(groups, labels), order, generator=generator)
-    return places_among(labels, order)
-
-
-def _check_labels(labels: Tensor, num_classes: int | None = None) -> Tensor:
-    """`labels` on the CPU, checked: int64 (N,), not negative, below `num_classes`."""
-    if labels.ndim != 1 or labels.dtype != torch.int64:
-        raise ShapeError(
-            f"labels must be int64 (N,), got {labels.dtype} {tuple(labels.shape)}; give one class number for each image"
-        )
-    labels = labels.cpu()
-    if len(labels) and (labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes)):
-        above = "or more" if num_classes is None else f"to {num_classes - 1}"
-        raise RangeError(
-            f"labels must be 0 {above}, got {int(labels.min())} to {int(labels.max())}; renumber the classes"
-        )
-    return labels
+        order = order_in_turn(labels, groups, order, generator=generator)
+    return ranks_by_key(labels, order)
 
 
 def long_tailed_indices(
@@ -160,7 +146,7 @@ def long_tailed_indices(
     >>> labels[long_tailed_indices(labels, torch.tensor([2, 1]), generator=torch.Generator())].tolist()
     [0, 0, 1]
     """
-    labels = _check_labels(labels, len(counts))
+    labels = check_labels(labels, len(counts))
     if (counts < 0).any():
         raise RangeError(f"counts must be 0 or more, got {int(counts.min())}; give the number of images of each class")
     available = torch.bincount(labels, minlength=len(counts))
@@ -170,7 +156,7 @@ def long_tailed_indices(
             f"class {short} has {int(available[short])} images, {int(counts[short])} were asked for; "
             "lower largest, or shuffle the class order with another seed"
         )
-    return (positions_in_class(labels, generator=generator, groups=groups) < counts[labels]).nonzero().flatten()
+    return (ranks_in_class(labels, generator=generator, groups=groups) < counts[labels]).nonzero().flatten()
 
 
 def split_indices(
@@ -194,14 +180,14 @@ def split_indices(
     """
     if not 0 <= fraction < 1:
         raise SettingsError(f"the held-out fraction must lie in [0, 1), got {fraction}; 0.1 holds out a tenth")
-    labels = _check_labels(labels)
+    labels = check_labels(labels)
     counts = torch.bincount(labels)
     wanted = (counts.double() * fraction).add(0.5).long() if fraction else torch.zeros_like(counts)
     held = wanted.clamp(min=int(fraction > 0)).minimum((counts - 1).clamp(min=0))
     if groups is None:
-        out = positions_in_class(labels, generator=generator) < held[labels]
+        out = ranks_in_class(labels, generator=generator) < held[labels]
     else:
-        out = hold_groups(labels, check_groups(groups, labels), wanted=held, generator=generator)
+        out = hold_groups(labels, groups, wanted=held, generator=generator)
     return (~out).nonzero().flatten(), out.nonzero().flatten()
 
 
@@ -241,9 +227,9 @@ def shot_groups(counts: Tensor, *, many_above: int | None = 100, few_below: int 
     if equal or (bounded and groups["many"].any() and groups["few"].any()):
         return groups
     ranks = torch.argsort(torch.argsort(counts, descending=True, stable=True)).double()
-    middle = torch.stack([ranks[counts == count].mean() for count in counts])
-    for place in (middle, ranks):
-        third = (place * 3 / len(counts)).floor()
+    tied_ranks = torch.stack([ranks[counts == count].mean() for count in counts])
+    for rank in (tied_ranks, ranks):
+        third = (rank * 3 / len(counts)).floor()
         groups = {name: third == number for number, name in enumerate(("many", "medium", "few"))}
         if groups["many"].any() and groups["few"].any():
             return groups

@@ -20,7 +20,7 @@ from gen_invariance.data.longtail import (
     counts_by_class,
     exponential_counts,
     long_tailed_indices,
-    positions_in_class,
+    ranks_in_class,
     step_counts,
     zipf_counts,
 )
@@ -140,7 +140,7 @@ def class_sizes(
 def _in_turn(labels: Tensor, counts: Tensor, groups: Tensor | None, *, generator: torch.Generator) -> Tensor:
     """Rows so that class c has counts[c], its images used in turn; int64 (sum of counts,), by class."""
     parts = []
-    places = None if groups is None else positions_in_class(labels, generator=generator, groups=groups)
+    places = None if groups is None else ranks_in_class(labels, generator=generator, groups=groups)
     for label, count in enumerate(counts.tolist()):
         own = (labels == label).nonzero().flatten()
         order = torch.randperm(len(own), generator=generator) if places is None else places[own].argsort()

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
+from gen_invariance.data.images import check_labels
+from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.run import named_generator
 
 RULES = ("instance", "class_balanced", "square_root", "progressive", "effective_number")
@@ -43,8 +44,8 @@ class DelayedRule:
     after: str = "class_balanced"
 
     def __post_init__(self) -> None:
-        _check_rule(self.before)
-        _check_rule(self.after)
+        rule_name(self.before)
+        rule_name(self.after)
         if self.start < 0:
             raise SettingsError(f"delayed re-sampling must start at epoch 0 or later, got {self.start}")
 
@@ -53,10 +54,12 @@ class DelayedRule:
         return self.after if second_phase(epoch, start=self.start) else self.before
 
 
-def _check_rule(rule: str) -> str:
-    if rule not in RULES:
-        raise SettingsError(f"unknown sampling rule {rule!r}; choose one of {', '.join(RULES)}")
-    return rule
+def rule_name(rule: Rule, epoch: int = 0) -> str:
+    """The rule of `epoch`, whether `rule` is a name or a callable; unknown names raise `SettingsError`."""
+    name = rule if isinstance(rule, str) else rule(epoch)
+    if name not in RULES:
+        raise SettingsError(f"unknown sampling rule {name!r}; choose one of {', '.join(RULES)}")
+    return name
 
 
 def sampling_probabilities(counts: Tensor, *, rule: str, progress: float = 0.0, beta: float = 0.9999) -> Tensor:
@@ -83,7 +86,7 @@ def sampling_probabilities(counts: Tensor, *, rule: str, progress: float = 0.0, 
     >>> sampling_probabilities(torch.tensor([9, 1]), rule="square_root").tolist()
     [0.75, 0.25]
     """
-    _check_rule(rule)
+    rule_name(rule)
     if not (0 <= progress <= 1 and 0 <= beta < 1):
         raise SettingsError(f"progress must lie in [0, 1] and beta in [0, 1), got {progress} and {beta}")
     number = counts.detach().cpu().double()
@@ -137,7 +140,7 @@ def epoch_indices(
         raise SettingsError(
             f"epoch must be 0 or more, num_epochs and num_samples at least 1, got {epoch}, {num_epochs}, {num_samples}"
         )
-    labels = class_numbers(labels, num_classes)
+    labels = check_sampled(labels, num_classes)
     wanted = len(labels) if num_samples is None else num_samples
     progress = min(epoch / max(num_epochs - 1, 1), 1.0)
     counts = torch.bincount(labels, minlength=num_classes or 0)
@@ -160,24 +163,8 @@ def _draw_classes(probabilities: Tensor, count: int, *, generator: torch.Generat
     return torch.searchsorted(distribution, torch.rand(count, dtype=torch.float64, generator=generator), right=True)
 
 
-def class_numbers(labels: Tensor, num_classes: int | None = None) -> Tensor:
-    """`labels` on the CPU, checked to be int64 (N,) in [0, K), N > 0."""
+def check_sampled(labels: Tensor, num_classes: int | None = None) -> Tensor:
+    """`labels` by `check_labels`, of which there must be one at least, or `DataError`."""
     if not labels.numel():
         raise DataError("there is no label to sample from; give a data set that is not empty")
-    if labels.ndim != 1 or labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise ShapeError(
-            f"labels must be whole numbers (N,), got {labels.dtype} {tuple(labels.shape)}; "
-            "give one class number for each image"
-        )
-    labels = labels.cpu().long()
-    if labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes):
-        raise RangeError(
-            f"labels must lie in [0, {'K' if num_classes is None else num_classes}), got {int(labels.min())} to "
-            f"{int(labels.max())}; renumber the classes"
-        )
-    return labels
-
-
-def rule_name(rule: Rule, epoch: int) -> str:
-    """The rule of `epoch`, whether `rule` is a name or a callable; unknown names raise `SettingsError`."""
-    return _check_rule(rule if isinstance(rule, str) else rule(epoch))
+    return check_labels(labels, num_classes)

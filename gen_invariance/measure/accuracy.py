@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen_invariance.errors import RangeError, ShapeError
+from gen_invariance.data.images import check_labels
+from gen_invariance.errors import ShapeError
 from gen_invariance.measure.predict import as_predict, predict_logits
 
 
@@ -85,9 +86,7 @@ def mean_by_class(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Ten
     Raises:
         RangeError: a label outside [0, K).
     """
-    labels = labels.cpu()
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise RangeError(f"labels must lie in [0, {num_classes}), got [{int(labels.min())}, {int(labels.max())}]")
+    labels = check_labels(labels, num_classes)
     count = torch.bincount(labels, minlength=num_classes)
     total = torch.bincount(labels, weights=values.double().cpu(), minlength=num_classes)
     return total / count, count  # 0 / 0 is the NaN that an empty class gets

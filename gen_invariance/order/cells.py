@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from gen_invariance.classifier.heads import fit_logistic
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.longtail import positions_in_class
+from gen_invariance.data.longtail import ranks_in_class
 from gen_invariance.data.readers.arrays import DAMAGED
 from gen_invariance.errors import SettingsError
 from gen_invariance.files import atomic_write
@@ -122,7 +122,7 @@ class Plan:
         if self.train.groups is not None:
             groups = self.train.groups.cpu()[self.head_rows]
             generator = named_generator(seed, "order shots", "groups")
-            return self.head_rows[positions_in_class(labels, generator=generator, groups=groups) < self.shots]
+            return self.head_rows[ranks_in_class(labels, generator=generator, groups=groups) < self.shots]
         kept = []
         for label in labels.unique().tolist():
             rows = self.head_rows[labels == label]

@@ -20,7 +20,7 @@ from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.joint import Task, train_tasks
 from gen_invariance.classifier.model import Classifier, build_head
 from gen_invariance.classifier.transfer import TransferPlan
-from gen_invariance.data.grouping import check_groups, hold_groups
+from gen_invariance.data.grouping import hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError
 from gen_invariance.order.sets import START, Subset
@@ -231,7 +231,7 @@ def _hold_groups_for_heads(train: ImageData, pool: int, seed: int) -> Tensor:
     labels, counts = train.labels.cpu(), train.counts
     generator = named_generator(seed, "order split", "groups")
     wanted = (counts // 2).clamp(max=pool)
-    held = hold_groups(labels, check_groups(train.groups, labels), wanted=wanted, generator=generator)
+    held = hold_groups(labels, train.groups, wanted=wanted, generator=generator)
     without = (torch.bincount(labels[held], minlength=len(counts)) == 0).nonzero().flatten().tolist()
     if without:
         raise DataError(

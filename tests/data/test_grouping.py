@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gen_invariance.data.grouping import hold_groups, number_groups, places_among
+from gen_invariance.data.grouping import hold_groups, number_groups, ranks_by_key
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import long_tailed_indices, split_indices
 from gen_invariance.data.readers.registry import load_source
@@ -65,7 +65,7 @@ def slow_places(keys, order):
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 5))
 def test_places_are_counted_in_the_order_given(keys, seed):
     order = torch.randperm(len(keys), generator=named_generator(seed))
-    assert places_among(torch.tensor(keys), order).tolist() == slow_places(keys, order.tolist())
+    assert ranks_by_key(torch.tensor(keys), order).tolist() == slow_places(keys, order.tolist())
 
 
 @given(grouped, st.integers(0, 5), st.data())

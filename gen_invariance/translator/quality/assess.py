@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from gen_invariance.data.grouping import check_groups, hold_groups
+from gen_invariance.data.grouping import hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, RangeError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
@@ -274,7 +274,7 @@ def _halves(count: int, groups: Tensor | None, *, least: int, generator: torch.G
     if groups is None:
         return order[: count // 2], order[count // 2 : 2 * (count // 2)]
     labels, wanted = torch.zeros(count, dtype=torch.int64), torch.tensor([count // 2])
-    first = hold_groups(labels, check_groups(groups, labels), wanted=wanted, generator=generator)[order]
+    first = hold_groups(labels, groups, wanted=wanted, generator=generator)[order]
     half = int(min(first.sum(), (~first).sum()))
     if half < least:
         raise DataError(

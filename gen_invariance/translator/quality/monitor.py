@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from gen_invariance.data.grouping import check_groups, hold_groups
+from gen_invariance.data.grouping import hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
@@ -87,7 +87,7 @@ def split_members(
         labels, rows = torch.arange(len(members)).repeat_interleave(counts), torch.cat(members).cpu()
         masks = hold_groups(
             labels,
-            check_groups(groups.cpu()[rows], labels),
+            groups.cpu()[rows],
             wanted=counts // HELD_OUT,
             generator=named_generator(seed, "held out", "groups"),
         ).split(counts.tolist())
