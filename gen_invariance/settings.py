@@ -187,8 +187,11 @@ def _plain(value: Any) -> Any:
 def descriptions_of(kind: type, *, before: str = "") -> dict[str, str]:
     """What each setting of `kind` is, by the dotted name that a command line uses; empty where nothing is said."""
     described: dict[str, str] = {}
-    for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
-        described[before + name] = field.description or ""
+    parents = [parent.__pydantic_fields__ for parent in kind.__mro__ if is_settings_class(parent)]  # type: ignore[attr-defined]
+    for name, field in parents[0].items():
+        # pydantic reads the docstrings of a class's own fields only, so those of inherited ones are looked up.
+        descriptions = [fields[name].description for fields in parents if name in fields]
+        described[before + name] = next(filter(None, descriptions), "")
         if is_settings_class(field.annotation):
             described |= descriptions_of(field.annotation, before=f"{before}{name}.")
     return described

@@ -155,3 +155,13 @@ def test_options_are_those_that_a_function_takes():
 def test_single_values(value, hint, expected):
     assert typed(value, hint, "it") == expected
     assert type(typed(value, hint, "it")) is type(expected)
+
+
+def test_inherited_settings_keep_their_descriptions():
+    @settings_class("child")
+    class Child(Loop):
+        depth: int = 1
+        """how deep"""
+
+    assert descriptions_of(Child) == descriptions_of(Loop) | {"depth": "how deep"}
+    assert any(descriptions_of(Loop).values())

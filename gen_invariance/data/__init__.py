@@ -13,14 +13,14 @@ from gen_invariance.data.longtail import (
     zipf_counts,
 )
 from gen_invariance.data.sampling import RULES, DelayedRule, epoch_indices, sampling_probabilities, second_phase
-from gen_invariance.data.split import PROFILES, LongTailSplit, load_split_indices, make_long_tailed, save_split
+from gen_invariance.data.split import LongTailSettings, LongTailSplit, load_split_indices, make_long_tailed, save_split
 
 __all__ = [
-    "PROFILES",
     "RULES",
     "DelayedRule",
     "ImageData",
     "LongTailSampler",
+    "LongTailSettings",
     "LongTailSplit",
     "ResidentLoader",
     "check_images",

@@ -9,36 +9,95 @@ be traced to the very images it was measured on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from gen_invariance.data.cuts import cut_indices
-from gen_invariance.data.grouping import check_groups, hold_groups
+from gen_invariance.data.grouping import hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import (
     class_order,
     counts_by_class,
+    cut_indices,
     exponential_counts,
+    long_tailed_indices,
+    ranks_in_class,
     split_indices,
     step_counts,
     zipf_counts,
 )
 from gen_invariance.data.readers.arrays import load_arrays
+from gen_invariance.data.readers.base import Source
 from gen_invariance.errors import DataError, SettingsError, printable
 from gen_invariance.files import atomic_write
 from gen_invariance.run import named_generator
+from gen_invariance.settings import settings_class
 
-if TYPE_CHECKING:
-    from gen_invariance.data.readers.base import Source
-
-Profile = Literal["exponential", "step", "zipf", "none"]
-PROFILES: tuple[str, ...] = ("exponential", "step", "zipf", "none")
 _INDEX_KEYS = ("train_indices", "validation_indices", "test_indices", "counts", "order")
+
+
+@settings_class("data")
+class LongTailSettings:
+    """How long the tail is, which images make it, and what is held out."""
+
+    profile: Literal["exponential", "step", "zipf", "none"] = "exponential"
+    """of class sizes: exponential, step, zipf, or none, which keeps the set as it is"""
+    largest: PositiveInt | None = None
+    """training images of the largest class; null takes what there is"""
+    imbalance: float = 100.0
+    """largest class over smallest"""
+    power: NonNegativeFloat = 2.0
+    """of the zipf profile"""
+    smallest: PositiveInt = 1
+    """training images of a class at least"""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share of each class held out for validation, before the cut"""
+    rest_is_test: bool = False
+    """images that the cut leaves out are the test images"""
+    shuffle_order: bool = True
+    """draw which class is how large; false keeps the order of the source"""
+    shortage: Literal["error", "repeat", "cap"] = "error"
+    """of images for a class: error, repeat (each use under another draw), or cap (the class stays smaller)"""
+    base_images: PositiveInt | None = None
+    """with shortage=repeat: different images of a class at most"""
+    test_images: PositiveInt | None = None
+    """of a class at most"""
+    cut: Literal["own", "cao", "first"] = "own"
+    """which images of a class are kept: own, cao (Cao et al. 2019, order 0), first"""
+    fill_tail: bool = False
+    """fill small classes with images that the cut leaves out: an oracle"""
+
+    def __post_init__(self) -> None:
+        if self.base_images is not None and self.shortage != "repeat":
+            raise SettingsError(f"data: base_images needs shortage=repeat, got {self.shortage!r}")
+        if self.cut != "own" and self.shortage != "error":
+            raise SettingsError(f"data: cut must be own with shortage={self.shortage}, got {self.cut!r}")
+        if self.fill_tail and (self.shortage == "repeat" or self.rest_is_test or self.profile == "none"):
+            raise SettingsError(
+                "data.fill_tail (more_real) needs images that the cut leaves out, and there are none with "
+                f"shortage={self.shortage}, rest_is_test={str(self.rest_is_test).lower()}, profile={self.profile}"
+            )
+        if self.shortage != "error" and (self.largest is None or self.profile == "none"):
+            raise SettingsError(
+                f"data: shortage={self.shortage} needs class sizes: set largest and a profile other than none, "
+                f"got largest={self.largest} and profile={self.profile!r}"
+            )
+
+    def class_sizes(self, num_classes: int, *, largest: int) -> Tensor:
+        """Class sizes by rank, int64 (K,), of a profile other than none; see `longtail`.
+
+        Raises:
+            SettingsError: sizes that cannot be, such as a class without an image.
+        """
+        if self.profile == "zipf":
+            return zipf_counts(num_classes, largest=largest, power=self.power, smallest=self.smallest)
+        counts = exponential_counts if self.profile == "exponential" else step_counts
+        return counts(num_classes, largest=largest, imbalance=self.imbalance)
 
 
 @dataclass(frozen=True)
@@ -68,18 +127,10 @@ class LongTailSplit:
 
 def make_long_tailed(
     source: Source | tuple[ImageData, ImageData | None],
+    settings: LongTailSettings | None = None,
     *,
-    profile: Profile = "exponential",
-    largest: int | None = None,
-    imbalance: float = 100.0,
-    power: float = 2.0,
-    smallest: int = 1,
-    validation_fraction: float = 0.0,
-    rest_is_test: bool = False,
-    shuffle_order: bool = True,
-    cut: str = "own",
-    fill_tail: bool = False,
     seed: int = 0,
+    **changes: Any,
 ) -> LongTailSplit:
     """A long-tailed training set cut out of `source`, with validation and test images that share none of it.
 
@@ -91,57 +142,60 @@ def make_long_tailed(
     (fewer where `largest` needs them). Then every group without a training image is tested on, and images that were
     not chosen out of a group that was are not used.
 
+    With `largest` None the largest class has the most images that fit. With `rest_is_test` that leaves half of each
+    class (rounded down) for the test set.
+
+    Where a class has fewer images than it should, `shortage="repeat"` uses its images in turn, for nuisances that act
+    on every use anew; `base_images` bounds how many different images a class has. Carried to the end, every class has
+    the same few images and the long tail is in the number of draws alone, which tells what is learned from draws apart
+    from what is learned from images. `train_indices` then names rows several times. `shortage="cap"` takes the images
+    there are.
+
+    `fill_tail` fills every class up to the size of the largest, or as far as its images go. The images of the cut are
+    among those of the filled set.
+
     Args:
         source: a `Source`, or a pair of training images and test images (or None).
-        profile: "exponential", "step", "zipf", or "none" (class sizes stay, capped by `largest`).
-        largest: images of the largest class; None takes the most that fits. With `rest_is_test`, None leaves
-            half of each class (rounded down) for the test set.
-        imbalance: largest / smallest class, of "exponential" and "step".
-        power: exponent of "zipf".
-        smallest: least class size of "zipf".
-        validation_fraction: share of the source's training images to hold out, in [0, 1).
-        rest_is_test: training images that were not chosen become the test set.
-        shuffle_order: draw which class is how large; otherwise class 0 is the largest.
-        cut: rule by which images are chosen, see `cuts.cut_indices`.
-        fill_tail: cut, then fill every class up to the size of the largest, or as far as its images go. The images of
-            the cut are among those of the filled set.
-        seed: root of the order, the held-out images and the chosen images.
+        settings: the tail and what is held out; None takes the defaults.
+        seed: root of the class order, the held-out images and the chosen images.
+        changes: fields of `settings` to replace, such as `largest=100`.
 
     Raises:
         SettingsError: a setting out of its range, or one that does not fit another.
         DataError: too few images, no test part, or one with other classes.
+
+    Reference:
+        Zhou et al., "Do Deep Networks Transfer Invariances Across Classes?", ICLR 2022, section 2 and its code.
     """
-    if profile not in PROFILES:
-        raise SettingsError(f"unknown profile {profile!r}; choose one of {', '.join(PROFILES)}")
-    if largest is not None and largest < 1:
-        raise SettingsError(f"largest must be at least 1, got {largest}; leave it out for the most that fits")
+    if settings is None or changes:
+        settings = replace(settings or LongTailSettings(), **changes)
     train, test = source if isinstance(source, tuple) else (source.train, source.test)
     train.require_every_class()
     labels, groups = train.labels.cpu(), None if train.groups is None else train.groups.cpu()
-
     generator = named_generator(seed, "longtail", "validation")
-    kept, held_out = split_indices(labels, fraction=validation_fraction, generator=generator, groups=groups)
-    shape = _Shape(profile, train.num_classes, imbalance, power, smallest)
-    if rest_is_test and groups is not None:
-        needed = _needed(shape, largest, shuffle_order, seed)
-        kept = _without_test_groups(labels, groups, kept, needed=needed, seed=seed)
-    available = torch.bincount(labels[kept], minlength=train.num_classes)
-    halved = rest_is_test and largest is None and groups is None
-    room = available - available // 2 if halved else available
-
-    order = _choose_order(room, profile=profile, shuffle=shuffle_order, seed=seed)
-    counts = _choose_counts(shape, room, order, largest)
-    _check_enough(train, available, counts)
-    if fill_tail:
-        counts = available.clamp(max=int(counts.max()))
-    of_kept = None if groups is None else groups[kept]
-    chosen = kept[cut_indices(labels[kept], counts, cut=cut, seed=seed, groups=of_kept)]
-
-    rest = _untouched(len(labels), torch.cat([chosen, held_out]), groups) if rest_is_test else None
+    kept, held_out = split_indices(labels, fraction=settings.validation_fraction, generator=generator, groups=groups)
+    if settings.rest_is_test and groups is not None:
+        kept = _leave_test_groups(labels, groups, kept, settings, seed=seed)
+    if settings.shortage == "error":
+        chosen, counts, order = _cut_tail(train, kept, settings, seed=seed)
+        used = chosen
+    else:
+        used = _base_images(train, kept, settings, seed=seed)
+        chosen, counts, order = _fill_tail(train, used, settings, seed=seed)
+    if settings.rest_is_test:
+        rest = _untouched(len(labels), torch.cat([used, held_out]), groups)
+        test = _rest_as_test(train, rest)
+    else:
+        rest, test = None, _own_test(train, test)
+    if settings.test_images is not None:
+        generator = named_generator(seed, "longtail", "test")
+        wanted = test.counts.clamp(max=settings.test_images)
+        rows = long_tailed_indices(test.labels.cpu(), wanted, generator=generator, groups=test.groups)
+        rest, test = None if rest is None else rest[rows], test.subset(rows)
     return LongTailSplit(
         train=train.subset(chosen),
         validation=train.subset(held_out),
-        test=_own_test(train, test) if rest is None else _rest_as_test(train, rest),
+        test=test,
         train_indices=chosen,
         validation_indices=held_out,
         test_indices=rest,
@@ -150,70 +204,86 @@ def make_long_tailed(
     )
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """A profile with everything but the size of its largest class."""
-
-    profile: str
-    num_classes: int
-    imbalance: float
-    power: float
-    smallest: int
-
-    def counts(self, largest: int) -> Tensor:
-        if self.profile == "exponential":
-            return exponential_counts(self.num_classes, largest=largest, imbalance=self.imbalance)
-        if self.profile == "step":
-            return step_counts(self.num_classes, largest=largest, imbalance=self.imbalance)
-        return zipf_counts(self.num_classes, largest=largest, power=self.power, smallest=self.smallest)
+def _cut_tail(
+    train: ImageData, kept: Tensor, settings: LongTailSettings, *, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, class counts and class order of a tail whose classes have all the images they should."""
+    labels, groups = _labels_groups(train, kept)
+    available = torch.bincount(labels, minlength=train.num_classes)
+    halved = settings.rest_is_test and settings.largest is None and groups is None
+    room = available - available // 2 if halved else available
+    order = _choose_order(settings, room, seed=seed)
+    counts = _choose_counts(settings, room, order)
+    _check_enough(train, available, counts)
+    if settings.fill_tail:
+        counts = available.clamp(max=int(counts.max()))
+    return kept[cut_indices(labels, counts, cut=settings.cut, seed=seed, groups=groups)], counts, order
 
 
-def _choose_order(room: Tensor, *, profile: str, shuffle: bool, seed: int) -> Tensor:
-    if profile == "none":
+def _base_images(train: ImageData, kept: Tensor, settings: LongTailSettings, *, seed: int) -> Tensor:
+    """Rows of the different images that a tail with a shortage may use."""
+    labels, groups = _labels_groups(train, kept)
+    counts = torch.bincount(labels, minlength=train.num_classes)
+    if settings.base_images is not None:
+        counts = counts.clamp(max=settings.base_images)
+    elif settings.rest_is_test and groups is None:
+        counts = counts - counts // 2
+    return kept[cut_indices(labels, counts, seed=seed, groups=groups)]
+
+
+def _fill_tail(
+    train: ImageData, used: Tensor, settings: LongTailSettings, *, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, class counts and class order of a tail with a shortage of images."""
+    labels, groups = _labels_groups(train, used)
+    available = torch.bincount(labels, minlength=train.num_classes)
+    order = _choose_order(settings, available, seed=seed)
+    counts = _choose_counts(settings, available, order)
+    if settings.shortage == "repeat":
+        return used[_repeat_in_turn(labels, counts, groups, seed=seed)], counts, order
+    counts = counts.minimum(available)
+    if settings.fill_tail:
+        counts = available.clamp(max=int(counts.max()))
+    order = torch.argsort(counts, descending=True, stable=True)
+    return used[cut_indices(labels, counts, seed=seed, groups=groups)], counts, order
+
+
+def _labels_groups(train: ImageData, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    return train.labels.cpu()[rows], None if train.groups is None else train.groups.cpu()[rows]
+
+
+def _repeat_in_turn(labels: Tensor, counts: Tensor, groups: Tensor | None, *, seed: int) -> Tensor:
+    """Rows so that class c has counts[c], its images used in turn; int64 (sum of counts,), by class."""
+    generator = named_generator(seed, "longtail", "subset")
+    ranks = None if groups is None else ranks_in_class(labels, generator=generator, groups=groups)
+    parts = []
+    for label, count in enumerate(counts.tolist()):
+        rows = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(rows), generator=generator) if ranks is None else ranks[rows].argsort()
+        parts.append(rows[order][torch.arange(count) % len(rows)])
+    return torch.cat(parts)
+
+
+def _choose_order(settings: LongTailSettings, room: Tensor, *, seed: int) -> Tensor:
+    if settings.profile == "none":
         return torch.argsort(room, descending=True, stable=True)
-    if shuffle:
+    if settings.shuffle_order:
         return class_order(len(room), generator=named_generator(seed, "longtail", "order"))
     return torch.arange(len(room))
 
 
-def _choose_counts(shape: _Shape, room: Tensor, order: Tensor, largest: int | None) -> Tensor:
+def _choose_counts(settings: LongTailSettings, room: Tensor, order: Tensor) -> Tensor:
     """Counts by class, int64 (K,); the largest that fits `room` when no size is given."""
-    if shape.profile == "none":
+    largest = settings.largest
+    if settings.profile == "none":
         return room if largest is None else room.clamp(max=largest)
+
+    def counts_for(size: int) -> Tensor:
+        return counts_by_class(settings.class_sizes(len(room), largest=size), order)
+
     if largest is None:
-        largest = _largest_that(lambda size: bool((counts_by_class(shape.counts(size), order) <= room).all()), room)
-    return counts_by_class(shape.counts(largest), order)
-
-
-def _needed(shape: _Shape, largest: int | None, shuffle: bool, seed: int) -> Tensor:
-    """Training images that the settings ask for of each class, int64 (K,); 0 where they take what there is."""
-    none = torch.zeros(shape.num_classes, dtype=torch.int64)
-    if largest is None or shape.profile == "none":
-        return none
-    order = _choose_order(none, profile=shape.profile, shuffle=shuffle, seed=seed)
-    return counts_by_class(shape.counts(largest), order)
-
-
-def _without_test_groups(labels: Tensor, groups: Tensor, kept: Tensor, *, needed: Tensor, seed: int) -> Tensor:
-    """`kept` less about half of each class's images, in whole groups, that are left for the test set."""
-    available = torch.bincount(labels[kept], minlength=len(needed))
-    reserved = hold_groups(
-        labels[kept],
-        check_groups(groups[kept], kept),
-        wanted=available // 2,
-        most=(available - needed).clamp(min=0),
-        generator=named_generator(seed, "longtail", "test groups"),
-    )
-    return kept[~reserved]
-
-
-def _untouched(number: int, used: Tensor, groups: Tensor | None) -> Tensor:
-    """Rows of `number` images that are not `used`, and share no group with those that are; int64, ascending."""
-    free = torch.ones(number, dtype=torch.bool)
-    free[used] = False
-    if groups is not None:
-        free &= ~torch.isin(groups, groups[used])
-    return free.nonzero().flatten()
+        largest = _largest_that(lambda size: bool((counts_for(size) <= room).all()), room)
+    return counts_for(largest)
 
 
 def _largest_that(fits: Callable[[int], bool], room: Tensor) -> int:
@@ -230,6 +300,33 @@ def _largest_that(fits: Callable[[int], bool], room: Tensor) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits_or_too_small(middle) else (low, middle - 1)
     return low
+
+
+def _leave_test_groups(
+    labels: Tensor, groups: Tensor, kept: Tensor, settings: LongTailSettings, *, seed: int
+) -> Tensor:
+    """`kept` less about half of each class's images, in whole groups, that are left for the test set."""
+    available = torch.bincount(labels[kept], minlength=int(labels.max()) + 1)
+    needed = torch.zeros_like(available)
+    if settings.shortage == "error" and settings.largest is not None and settings.profile != "none":
+        needed = _choose_counts(settings, available, _choose_order(settings, available, seed=seed))
+    reserved = hold_groups(
+        labels[kept],
+        groups[kept],
+        wanted=available // 2,
+        most=(available - needed).clamp(min=0),
+        generator=named_generator(seed, "longtail", "test groups"),
+    )
+    return kept[~reserved]
+
+
+def _untouched(number: int, used: Tensor, groups: Tensor | None) -> Tensor:
+    """Rows of `number` images that are not `used`, and share no group with those that are; int64, ascending."""
+    free = torch.ones(number, dtype=torch.bool)
+    free[used] = False
+    if groups is not None:
+        free &= ~torch.isin(groups, groups[used])
+    return free.nonzero().flatten()
 
 
 def _check_enough(data: ImageData, available: Tensor, counts: Tensor) -> None:
@@ -260,10 +357,10 @@ def _rest_as_test(train: ImageData, rest: Tensor) -> ImageData:
             f"{train.name}: no image of class {train.class_names[empty[0]]!r} is left for the test set; lower largest"
         )
     if empty:
-        own = train.groups[train.labels == empty[0]].unique()
+        groups = train.groups[train.labels == empty[0]].unique()
         raise DataError(
             f"{train.name}: no whole group of class {train.class_names[empty[0]]!r} is left for the test set, it has "
-            f"{len(own)}; lower largest or validation_fraction, or add images of other groups"
+            f"{len(groups)}; lower largest or validation_fraction, or add images of other groups"
         )
     return test
 

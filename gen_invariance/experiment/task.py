@@ -5,66 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from gen_invariance.data.duplicates import DuplicateReport, split_duplicates
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.longtail import long_tailed_indices, shot_groups
+from gen_invariance.data.longtail import shot_groups
+from gen_invariance.data.readers.base import SourceSettings
 from gen_invariance.data.readers.registry import load_source
-from gen_invariance.data.repeated import make_filled
-from gen_invariance.data.split import LongTailSplit, Profile, make_long_tailed
+from gen_invariance.data.split import LongTailSettings, LongTailSplit, make_long_tailed
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.once import transform_once
 from gen_invariance.nuisance.protocol import Draw, Nuisance
 from gen_invariance.run import named_generator
-from gen_invariance.settings import Text, settings_class
+from gen_invariance.settings import settings_class
 
 
 @settings_class("data")
-class Task:
+class Task(LongTailSettings, SourceSettings):
     """Which images, how long their tail, and what acted on them."""
 
-    source: str = "digits"
-    """name of a reader: digits, folder, npz, table, cifar10 ..."""
-    path: Text | None = None
-    """file or folder of the source, where it needs one"""
-    image_size: PositiveInt | None = None
-    """side to scale images to; null keeps the size"""
-    skip_corrupt: bool = False
-    """leave damaged image files out instead of stopping"""
-    group: str | None = None
-    """what tells images of one thing apart, where the source has it (npz, folder, gtsrb, omniglot)"""
-    profile: Profile = "exponential"
-    """of class sizes: exponential, step, zipf, or none, which keeps the set as it is"""
-    largest: int | None = None
-    """training images of the largest class; null takes what there is"""
-    imbalance: float = 100.0
-    """largest class over smallest"""
-    power: float = 2.0
-    """of the zipf profile"""
-    smallest: int = 1
-    """training images of a class at least"""
-    validation_fraction: float = 0.0
-    """share of each class held out for validation, before the cut"""
-    rest_is_test: bool = False
-    """images that the cut leaves out are the test images"""
-    shuffle_order: bool = True
-    """draw which class is how large; false keeps the order of the source"""
-    shortage: Literal["error", "repeat", "cap"] = "error"
-    """of images for a class: error, repeat (each use under another draw), or cap (the class stays smaller)"""
-    base_images: PositiveInt | None = None
-    """with shortage=repeat: different images of a class at most"""
-    test_images: PositiveInt | None = None
-    """of a class at most"""
-    cut: Literal["own", "cao", "first"] = "own"
-    """which images of a class are kept: own, cao (Cao et al. 2019, order 0), first"""
-    fill_tail: bool = False
-    """fill small classes with images that the cut leaves out: an oracle"""
     nuisance: str = "identity"
     """hand-written nuisance that acts once on each image; identity leaves the set as it is"""
     nuisance_options: Mapping[str, Any] = field(default_factory=dict)
@@ -77,19 +41,11 @@ class Task:
     """see many_above"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         bounds_given = self.few_below is not None and self.many_above is not None
         if bounds_given and not 0 < self.few_below <= self.many_above + 1:
             raise SettingsError(
                 f"data: few_below must be positive and at most many_above + 1, got {self.few_below}, {self.many_above}"
-            )
-        if self.base_images is not None and self.shortage != "repeat":
-            raise SettingsError(f"data: base_images needs shortage=repeat, got {self.shortage!r}")
-        if self.cut != "own" and self.shortage != "error":
-            raise SettingsError(f"data: cut must be own with shortage={self.shortage}, got {self.cut!r}")
-        if self.fill_tail and (self.shortage == "repeat" or self.rest_is_test or self.profile == "none"):
-            raise SettingsError(
-                "data.fill_tail (more_real) needs images that the cut leaves out, and there are none with "
-                f"shortage={self.shortage}, rest_is_test={str(self.rest_is_test).lower()}, profile={self.profile}"
             )
 
     @property
@@ -167,7 +123,7 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
     test = source.test
     if test is None and not need_test and not task.rest_is_test:
         test = source.train.subset(torch.zeros(0, dtype=torch.int64))
-    split = _cut(task, (source.train, test), seed=seed)
+    split = make_long_tailed((source.train, test), task, seed=seed)
     nuisance = task.build_nuisance()
     images, draws = {}, {}
     for part in ("train", "validation", "test"):
@@ -183,28 +139,6 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
         flip_safe=source.flip_safe,
         files=(source.train_files, source.test_files),
     )
-
-
-_SHAPE = (
-    "profile", "largest", "imbalance", "power", "smallest", "validation_fraction", "rest_is_test", "shuffle_order",
-    "fill_tail",
-)  # fmt: skip
-
-
-def _cut(task: Task, pair: tuple[ImageData, ImageData | None], *, seed: int) -> LongTailSplit:
-    """The long-tailed split of the source's parts."""
-    shape = {name: getattr(task, name) for name in _SHAPE}
-    if task.shortage == "error":
-        split = make_long_tailed(pair, **shape, cut=task.cut, seed=seed)
-    else:
-        split = make_filled(pair, **shape, shortage=task.shortage, base_images=task.base_images, seed=seed)
-    if task.test_images is None:
-        return split
-    wanted = split.test.counts.clamp(max=task.test_images)
-    generator = named_generator(seed, "longtail", "test")
-    kept = long_tailed_indices(split.test.labels.cpu(), wanted, generator=generator, groups=split.test.groups)
-    indices = None if split.test_indices is None else split.test_indices[kept]
-    return replace(split, test=split.test.subset(kept), test_indices=indices)
 
 
 def _restore_other_ranks(task: Task, split: LongTailSplit, moved: ImageData) -> ImageData:

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gen_invariance.benchmark.registry import read_benchmark
-from gen_invariance.data.cuts import CUTS, cut_indices
-from gen_invariance.data.longtail import exponential_counts, step_counts
+from gen_invariance.data.longtail import CUTS, cut_indices, exponential_counts, step_counts
 from gen_invariance.errors import DataError, SettingsError
 
 

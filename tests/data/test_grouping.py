@@ -11,7 +11,6 @@ from gen_invariance.data.grouping import hold_groups, number_groups, ranks_by_ke
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import long_tailed_indices, split_indices
 from gen_invariance.data.readers.registry import load_source
-from gen_invariance.data.repeated import make_filled
 from gen_invariance.data.split import make_long_tailed
 from gen_invariance.errors import DataError, SettingsError, ShapeError
 from gen_invariance.experiment.task import Task, prepare
@@ -223,7 +222,7 @@ def test_what_the_largest_class_needs_is_not_kept_for_the_test():
 @pytest.mark.parametrize("shortage", ["repeat", "cap"])
 def test_filled_classes_show_their_groups_in_turn(shortage):
     source = tracks(2, groups=6, frames=5)
-    split = make_filled(
+    split = make_long_tailed(
         (source, None), shortage=shortage, largest=20, imbalance=5, rest_is_test=True, shuffle_order=False
     )
     assert not shared(split.train, split.test)
@@ -233,7 +232,7 @@ def test_filled_classes_show_their_groups_in_turn(shortage):
     if shortage == "repeat":
         assert split.train.counts.tolist() == [20, 4]
     for seed in range(6):
-        split = make_filled(
+        split = make_long_tailed(
             (source, None),
             shortage=shortage,
             largest=15,

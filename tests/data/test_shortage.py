@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.repeated import class_sizes, make_filled
+from gen_invariance.data.split import LongTailSettings, make_long_tailed
 from gen_invariance.errors import SettingsError
 
 SIZES = (3, 9, 4, 20)
@@ -22,24 +22,24 @@ SHAPE = {"profile": "exponential", "largest": 16, "imbalance": 8}
 
 
 def test_the_sizes_of_the_papers():
-    k49 = class_sizes("zipf", 49, largest=4800, imbalance=1, power=2.0, smallest=5)
+    k49 = LongTailSettings("zipf", power=2.0, smallest=5).class_sizes(49, largest=4800)
     assert k49.tolist()[:28] == [4800, 1200, 533, 300, 192, 133, 97, 75, 59, 48, 39, 33, 28, 24, 21, 18, 16, 14, 13, 12,
                                  10, 9, 9, 8, 7, 7, 6, 6]  # fmt: skip
     assert k49.tolist()[28:] == [5] * 21
     assert int(k49.sum()) == 7822
-    flat = class_sizes("zipf", 49, largest=4800, imbalance=1, power=1.02, smallest=5)
+    flat = LongTailSettings("zipf", power=1.02, smallest=5).class_sizes(49, largest=4800)
     assert (flat.tolist()[:4], flat.tolist()[-3:], int(flat.sum())) == ([4800, 2366, 1565, 1167], [94, 92, 90], 20_771)
-    tiny = class_sizes("exponential", 200, largest=500, imbalance=100, power=1, smallest=1)
+    tiny = LongTailSettings("exponential", imbalance=100).class_sizes(200, largest=500)
     assert (int(tiny[0]), int(tiny[-1]), int(tiny.sum())) == (500, 5, 21_549)
     cifar = {(10, 5000, 100): 12_406, (10, 5000, 50): 13_996, (10, 5000, 10): 20_431,
              (100, 500, 100): 10_847, (100, 500, 50): 12_608, (100, 500, 10): 19_573}  # fmt: skip
     for (classes, largest, imbalance), total in cifar.items():
-        sizes = class_sizes("exponential", classes, largest=largest, imbalance=imbalance, power=1, smallest=1)
+        sizes = LongTailSettings("exponential", imbalance=imbalance).class_sizes(classes, largest=largest)
         assert int(sizes.sum()) == total
 
 
 def test_images_are_used_in_turn_until_the_class_has_its_size():
-    split = make_filled(source(), shortage="repeat", **SHAPE)
+    split = make_long_tailed(source(), shortage="repeat", **SHAPE)
     assert sorted(split.counts.tolist(), reverse=True) == [16, 8, 4, 2]
     assert torch.equal(split.train.counts, split.counts)
     assert split.counts[split.order].tolist() == [16, 8, 4, 2]
@@ -52,21 +52,21 @@ def test_images_are_used_in_turn_until_the_class_has_its_size():
 
 
 def test_few_base_images_leave_the_tail_to_the_draws():
-    split = make_filled(source(), shortage="repeat", base_images=2, **SHAPE)
+    split = make_long_tailed(source(), shortage="repeat", base_images=2, **SHAPE)
     assert sorted(split.counts.tolist(), reverse=True) == [16, 8, 4, 2]
     for label in range(4):
         assert len(split.train_indices[split.train.labels == label].unique()) == 2
 
 
 def test_a_cap_takes_what_there_is_and_nothing_twice():
-    split = make_filled(source(), shortage="cap", shuffle_order=False, **SHAPE)
+    split = make_long_tailed(source(), shortage="cap", shuffle_order=False, **SHAPE)
     assert split.counts.tolist() == [3, 8, 4, 2]
     assert split.order.tolist() == [1, 2, 0, 3]
     assert len(split.train_indices.unique()) == len(split.train_indices)
 
 
 def test_validation_and_rest_share_no_image_with_training():
-    split = make_filled(
+    split = make_long_tailed(
         (source()[0], None), shortage="repeat", base_images=1, validation_fraction=0.25, rest_is_test=True, **SHAPE
     )
     used = set(split.train_indices.tolist())
@@ -76,7 +76,7 @@ def test_validation_and_rest_share_no_image_with_training():
 
 
 def test_a_function_of_the_seed():
-    first, again, other = (make_filled(source(), shortage="repeat", seed=seed, **SHAPE) for seed in (1, 1, 2))
+    first, again, other = (make_long_tailed(source(), shortage="repeat", seed=seed, **SHAPE) for seed in (1, 1, 2))
     assert torch.equal(first.train_indices, again.train_indices)
     assert not torch.equal(first.counts, other.counts) or not torch.equal(first.train_indices, other.train_indices)
 
@@ -84,14 +84,14 @@ def test_a_function_of_the_seed():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shortage": "error"}, "shortage must be"),
+        ({"shortage": "none"}, "data.shortage must be"),
         ({"shortage": "cap", "base_images": 3}, "base_images needs"),
-        ({"shortage": "repeat", "base_images": 0}, "base_images needs"),
+        ({"shortage": "repeat", "base_images": 0}, "data.base_images must be at least 1"),
         ({"shortage": "repeat", "largest": None}, "set largest"),
         ({"shortage": "repeat", "profile": "none"}, "profile other than none"),
-        ({"shortage": "repeat", "profile": "long"}, "unknown profile 'long'"),
+        ({"shortage": "repeat", "profile": "long"}, "data.profile must be"),
     ],
 )
 def test_bad_settings_are_named(options, message):
     with pytest.raises(SettingsError, match=message):
-        make_filled(source(), **{**SHAPE, **options})
+        make_long_tailed(source(), **{**SHAPE, **options})
