@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import plain_recipe as recipe
 from benchmarks.timing import CLASSES, Variant, stored
-from gen_invariance.benchmark.demo import DemoSettings
+from gen_invariance.benchmark.demo import ROTATED
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.data.images import ImageData
@@ -68,7 +68,7 @@ def ekld_forward(device: torch.device) -> list[Variant]:
 @cache
 def trained_digits(device: torch.device, *, seed: int = 0) -> tuple[nn.Module, Prepared]:
     """A classifier of long-tailed turned digits, as the demonstration trains it, in a minute at most."""
-    prepared = prepare(DemoSettings().rotated, seed=0)
+    prepared = prepare(ROTATED, seed=0)
     train = prepared.train.to(device)
     model = build_classifier("small_conv", num_classes=train.num_classes, channels=1, generator=named_generator(seed))
     how = TrainSettings(epochs=40, batch_size=64, schedule="cosine", warmup=3, sampling="class_balanced")

@@ -50,8 +50,8 @@ def cells(number: int) -> Iterator[list[Any]]:
 def main() -> None:
     """Time each part of making a report."""
     from gen_invariance.records import RecordWriter, finished_cells, load_records
-    from gen_invariance.report.report_page import write_report
-    from gen_invariance.report.runs import figures_of
+    from gen_invariance.report.class_figures import class_pictures
+    from gen_invariance.report.report_page import ReportSettings, write_report
     from gen_invariance.report.size_effect import size_effects
     from gen_invariance.report.summary import summarise
 
@@ -72,9 +72,10 @@ def main() -> None:
         with watch.time("class size and eKLD"):
             size_effects(frame)
         with watch.time("draw"):
-            figures = figures_of(frame)
+            pictures = class_pictures(frame)
         with watch.time("render"):
-            write_report(out / "report", title="Speed", frame=frame, figures=figures, baseline="ce_drs")
+            settings = ReportSettings(title="Speed", baseline="ce_drs")
+            write_report(frame, out / "report", settings, pictures=pictures)
     print(f"{sum(map(len, made))} records of {len(made)} cells", *watch.lines(without="write"), sep="\n")
     print("the goal is 10 s of one core for all but writing")
 

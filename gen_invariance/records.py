@@ -1,12 +1,12 @@
 """Measured results as append-only JSON lines.
 
 A *cell* is one (benchmark, configuration, method, seed, class order); it gives one record for each metric and class.
-Writers never share a file: each process appends to a `records-*.jsonl` of its own in one folder, by a single `write`
-of whole lines on an `O_APPEND` descriptor. That needs no lock and holds on network file systems, where appends of
-several machines to one file may overwrite each other. A process that is killed in the middle of a line leaves it at
-the end of a file that nobody appends to again, and readers pass over it. A cell ends with a marker line written in the
-same call after its records and saying how many they are, so a cell that was cut short or damaged is known as
-unfinished and can be run again; where cells are measured twice the later record counts.
+Each process appends to a `records-*.jsonl` of its own in one folder, by a single `write` of whole lines on an
+`O_APPEND` descriptor. That needs no lock and holds on network file systems, where appends of several machines to one
+file may overwrite each other. A killed process may leave half a line at the end of its file, which readers skip. A
+cell ends with a marker line, written in the same call after its records, that says how many they are. So a cell that
+was cut short or damaged is known to be unfinished and can be run again. Where cells are measured twice the later
+record counts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from gen_invariance.errors import DataNotFoundError, SettingsError
 from gen_invariance.files import cannot_write, utf8_text, write_text
@@ -33,6 +34,22 @@ from gen_invariance.run import package_versions, source_commit
 
 FINISHED, FAILED = "finished", "failed"
 """Metrics of marker records: the last line of a cell, and a cell that ended with an error."""
+
+
+def _escape_text(value: Any) -> Any:
+    return utf8_text(value) if isinstance(value, str) else value
+
+
+def _decode_value(value: Any) -> Any:
+    """The opposite of what `_encode` does to numbers that JSON lacks."""
+    if value is None:
+        return math.nan
+    return float(value) if isinstance(value, str) else value
+
+
+_Text = Annotated[str, BeforeValidator(_escape_text)]
+_Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+_Value = Annotated[float, BeforeValidator(_decode_value)]
 
 
 class Cell(NamedTuple):
@@ -71,20 +88,20 @@ class Record:
         SettingsError: an empty benchmark, method or metric, or a value that is no number.
     """
 
-    benchmark: str
-    method: str
-    seed: int
-    metric: str
-    value: float
-    order: int | None = None
-    class_name: str | None = None
-    class_index: int | None = None
-    class_count: int | None = None
-    group: str | None = None
+    benchmark: _Text
+    method: _Text
+    seed: _Whole
+    metric: _Text
+    value: _Value
+    order: _Whole | None = None
+    class_name: _Text | None = None
+    class_index: _Whole | None = None
+    class_count: _Whole | None = None
+    group: _Text | None = None
     config_digest: str = ""
-    data_digest: str = ""
-    command: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict)
+    data_digest: str | None = ""
+    command: _Text | None = ""
+    versions: Mapping[str, Any] | None = field(default_factory=dict)
     commit: str | None = None
     seconds: float | None = None
 
@@ -92,8 +109,9 @@ class Record:
         empty = [name for name in ("benchmark", "method", "metric") if not getattr(self, name)]
         if empty:
             raise SettingsError(f"a record needs a {empty[0]}, got an empty one; name it")
-        for name in _TEXTS:
-            if (text := getattr(self, name)) is not None:
+        for name in ("benchmark", "method", "metric", "class_name", "group", "command"):
+            text = getattr(self, name)
+            if text is not None:
                 object.__setattr__(self, name, utf8_text(str(text)))
         try:
             object.__setattr__(self, "value", float(self.value))
@@ -114,20 +132,11 @@ class Record:
         return *self.cell, self.metric, self.class_index, self.class_name, self.group
 
 
-_TEXTS = ("benchmark", "method", "metric", "class_name", "group", "command")
 _COLUMNS = [entry.name for entry in fields(Record)]
 _CELL = list(Cell._fields)
 _KEY = [*_CELL, "metric", "class_index", "class_name", "group"]
 _NO_ORDER = -1
-_REQUIRED = {"benchmark", "method", "seed", "metric", "value", "config_digest"}
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("benchmark", "method", "metric", "config_digest"), (str,)),
-    **dict.fromkeys(("class_name", "group", "data_digest", "command", "commit"), (str, type(None))),
-    "seed": (int,),
-    **dict.fromkeys(("order", "class_index", "class_count"), (int, type(None))),
-    **dict.fromkeys(("seconds", "written"), (int, float, type(None))),
-    "versions": (dict, type(None)),
-}
+_READ_RECORD = TypeAdapter(Record).validate_python
 
 
 def provenance() -> dict[str, Any]:
@@ -218,19 +227,25 @@ def _encode(record: Record) -> str:
     return json.dumps({**row, "written": time.time()}, default=str) + "\n"
 
 
-def load_records(path: Path | str) -> pd.DataFrame:
-    """All records of a file or of a folder's `records-*.jsonl`, one row each, markers included.
+def load_records(folder: Path | str) -> pd.DataFrame:
+    """All records of a folder, one row each, markers included.
 
     Figures measured twice (equal benchmark, config_digest, method, seed, metric, class and group) appear once, as
-    last written. A half-written line at the end of a file is passed over; any other damaged line is named in a
-    warning and passed over, so that its cell is seen to be unfinished.
+    last written. A half-written line at the end of a file is skipped; any other damaged line is named in a warning
+    and skipped, so that its cell counts as unfinished.
+
+    Args:
+        folder: one that holds `records-*.jsonl`, one that holds such a folder called `records` (a measured run, a
+            grid), or a single file.
 
     Raises:
         DataNotFoundError: no such file or folder.
     """
-    path = Path(path)
+    path = Path(folder)
     if not path.exists():
         raise DataNotFoundError(f"no records at {path}; give the folder (or one .jsonl file) that a run wrote")
+    if (path / "records").is_dir():
+        path = path / "records"
     files = sorted(path.glob("records-*.jsonl")) if path.is_dir() else [path]
     rows = [row for file in files for row in _read_rows(file)]
     frame = pd.DataFrame(rows, columns=[*_COLUMNS, "written"]).sort_values("written", kind="stable")
@@ -239,7 +254,7 @@ def load_records(path: Path | str) -> pd.DataFrame:
 
 def as_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Records in memory as the frame that `load_records` gives."""
-    return _tidy(pd.DataFrame([asdict(record) for record in records], columns=_COLUMNS))
+    return _tidy(pd.DataFrame([vars(record) for record in records], columns=_COLUMNS))
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
@@ -249,31 +264,16 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = _checked(json.loads(line))
+            row = json.loads(line)
+            known = {name: row[name] for name in _COLUMNS if name in row or name == "config_digest"}
+            record = _READ_RECORD(known)
+            rows.append({**vars(record), "written": float(row.get("written") or 0)})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
                 warnings.warn(
                     f"{file}, line {number} is damaged and left out; its cell counts as unfinished", stacklevel=3
                 )
-            continue
-        rows.append(row)
     return rows
-
-
-def _checked(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its value as a number; raises one of several errors where it is none of a record."""
-    if missing := _REQUIRED - row.keys():
-        raise KeyError(*missing)
-    for name, kinds in _KINDS.items():
-        if not isinstance(found := row.get(name), kinds):
-            raise TypeError(f"{name} is a {type(found).__name__}")
-        if type(found) is int and not -(2**63) <= found < 2**63:
-            raise ValueError(f"{name} is too large")
-        if type(found) is str and not found.isascii():
-            row[name] = utf8_text(found)
-    row["value"] = float("nan") if row["value"] is None else float(row["value"])
-    row["written"] = float(row.get("written") or 0.0)
-    return row
 
 
 def _tidy(frame: pd.DataFrame) -> pd.DataFrame:

@@ -115,7 +115,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Paired
         t_value = np.abs(mean) / standard_error
         t_p_value = 2 * stdtr(np.maximum(count - 1, 1), -t_value)
     t_p_value = np.where((standard_error == 0) & (mean == 0), 1.0, t_p_value)
-    flipped = np.apply_along_axis(_sign_flip_p_value, -1, differences)
+    flipped = np.full(mean.shape, np.nan)
+    if mean.size:
+        flipped = np.apply_along_axis(_sign_flip_p_value, -1, differences)
     return PairedDifference(*map(_plain, (mean, half_width, count, t_p_value, flipped)))
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gen_invariance.benchmark.demo import DemoSettings
+from gen_invariance.benchmark.demo import UPRIGHT
 from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.nuisance import Background, Lighting, Nuisance, Rotation, Thickness
 from gen_invariance.report.class_figures import class_size_bars
-from gen_invariance.report.figures import image_grid, save_png
+from gen_invariance.report.drawing import save_png
+from gen_invariance.report.figures import image_grid
 from gen_invariance.run import named_generator
 from gen_invariance.translator.fit import fit_translator
 from gen_invariance.translator.fit_settings import FitSettings
@@ -46,7 +47,7 @@ def main() -> None:
 
 def nuisances() -> bytes:
     """One digit under draws of each hand-written nuisance."""
-    data = prepare(DemoSettings().upright, seed=0).train
+    data = prepare(UPRIGHT, seed=0).train
     image = data.float_images(torch.tensor([0]))[0]
     kinds = {"Rotation(30)": Rotation(30), "Lighting()": Lighting(), "Background()": Background()}
     kinds["Thickness()"] = Thickness()

@@ -27,7 +27,7 @@ from gen_invariance.experiment.task import Task
 from gen_invariance.files import write_text
 from gen_invariance.records import measured, write_csv
 from gen_invariance.report.metrics import metric_info
-from gen_invariance.report.summary import summarise
+from gen_invariance.report.summary import prepare_results
 from gen_invariance.report.tables import method_tables, to_markdown
 from gen_invariance.stats import paired_difference
 
@@ -161,12 +161,13 @@ def main() -> None:
     frame = measure(benchmark, given.methods, given.work, seeds=given.seeds)
 
     baseline = BASELINE if BASELINE in given.methods else None
-    summary = summarise(frame, baseline=baseline)
-    table = to_markdown(method_tables(frame, summary, baseline=baseline, references=[BASELINE + TRUE]))
+    results = prepare_results(frame, baseline=baseline)
+    table = to_markdown(method_tables(results, references=[BASELINE + TRUE]))
     table += f"\n## Without → with the stage\n\n{stage_table(frame)}"
     print(table)
     write_text(given.out / "table.md", table)
     classes = ["class_index", "class_name", "class_count", "group"]
+    summary = results.summary
     write_csv(summary[summary["class_index"].isna()].drop(columns=classes), given.out / "summary.csv")
     totals = measured(frame)
     totals = totals[totals["class_index"].isna()].drop(columns=[*classes, "versions"])

@@ -18,8 +18,7 @@ import pandas as pd
 from gen_invariance.files import write_text
 from gen_invariance.records import Record, as_frame, load_records, measured, write_csv
 from gen_invariance.report.class_figures import ekld_against_class_size
-from gen_invariance.report.drawing import method_styles
-from gen_invariance.report.figures import save_png
+from gen_invariance.report.drawing import method_styles, save_png
 from gen_invariance.report.gains import gain_tables
 from gen_invariance.report.size_effect import size_effect_table, size_effects
 from gen_invariance.report.summary import summarise

@@ -16,7 +16,7 @@ import torch
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.files import write_text
 from gen_invariance.records import measured, write_csv
-from gen_invariance.report.summary import summarise
+from gen_invariance.report.summary import prepare_results
 from gen_invariance.report.tables import method_tables, to_markdown
 from studies.transfer_modes import (
     SCRATCH,
@@ -69,15 +69,15 @@ def main() -> None:
 
     both = pd.concat([frame, other], ignore_index=True)
     states = pd.concat([effects(frame, [SCRATCH, UNTOUCHED]), effects(other, [SCRATCH])], ignore_index=True)
-    summary = pd.concat([summarise(part, baseline=SCRATCH) for part in (frame, other)], ignore_index=True)
+    results = prepare_results(both, baseline=SCRATCH)
     text = (
-        to_markdown(method_tables(both, summary, baseline=SCRATCH))
+        to_markdown(method_tables(results))
         + "\n## Helps, harms, undecided\n\n"
         + effect_table(states)
     )
     print(text)
     write_text(given.out / "table.md", text)
-    write_csv(summary, given.out / "summary.csv")
+    write_csv(results.summary, given.out / "summary.csv")
     write_csv(states, given.out / "effects.csv")
     totals = measured(both)
     write_csv(totals[totals["class_index"].isna()].drop(columns=["versions"]), given.out / "records.csv")

@@ -22,8 +22,7 @@ from gen_invariance.benchmark.run import parse_numbers
 from gen_invariance.experiment.task import prepare
 from gen_invariance.files import write_text
 from gen_invariance.records import write_csv
-from gen_invariance.report.drawing import canvas, legend_above, png_bytes
-from gen_invariance.report.figures import save_png
+from gen_invariance.report.drawing import legend_above, make_canvas, render_png, save_png
 from gen_invariance.run import named_generator
 from gen_invariance.stats import mean_interval
 
@@ -89,7 +88,7 @@ def picture(figures: pd.DataFrame) -> bytes:
     """EKLD of both kinds of classes against their number."""
     many = figures[figures["variant"].str.startswith("number")]
     many = many.assign(k=many["variant"].str[6:].astype(int))
-    figure, axes = canvas(4.2)
+    figure, (axes,) = make_canvas(4.2)
     for met, colour, name in ((True, "#0072B2", "met the nuisance in training"), (False, "#D55E00", "did not")):
         table = many[many["met"] == met].pivot_table("ekld", "k", "order")
         interval = mean_interval(table.to_numpy())
@@ -99,7 +98,7 @@ def picture(figures: pd.DataFrame) -> bytes:
     axes.set_ylabel("eKLD (nats)")
     axes.set_ylim(bottom=0)
     legend_above(figure, axes)
-    return png_bytes(figure)
+    return render_png(figure)
 
 
 def main() -> None:

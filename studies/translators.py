@@ -18,14 +18,14 @@ from time import perf_counter
 import pandas as pd
 import torch
 
-from gen_invariance.benchmark.demo import DemoSettings
+from gen_invariance.benchmark.demo import ROTATED, TRANSLATORS, DemoSettings, make_demo_arms
 from gen_invariance.experiment.build import StageSettings
 from gen_invariance.experiment.cell import CellInputs, MeasureSettings, Method, cell_digest, run_cell
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.files import write_json, write_text
 from gen_invariance.records import Cell, RecordWriter, finished_cells, load_records
 from gen_invariance.report.gains import Scale, gain_tables
-from gen_invariance.report.runs import report_of
+from gen_invariance.report.report_page import ReportSettings, write_report
 from gen_invariance.report.tables import to_markdown
 from gen_invariance.run import Run
 from gen_invariance.translator.fit import fit_translator
@@ -33,7 +33,6 @@ from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.io import load_translator
 
 DRAWS = 5
-ROTATED = DemoSettings().rotated
 TASKS: dict[str, Task] = {
     "rotation180": ROTATED,
     "rotation45": replace(ROTATED, nuisance_options={"degrees": 45.0}),
@@ -51,9 +50,8 @@ FITS = {
     "munit": FitSettings(steps=400, batch_size=16),
 }
 # Wide MUNITs take hours on a CPU; this is the demonstration's.
-MUNIT = DemoSettings().fit_settings("munit")
 CHANGES = {
-    "munit": {"network": MUNIT["network"], "objective": MUNIT["objective"]},
+    "munit": TRANSLATORS["munit"],
     # What the nuisance may change is named by hand; strokes only where they are the nuisance.
     "thickness-flow": {"network": {"removes": ("tone", "sign", "thickness")}},
 }
@@ -61,7 +59,7 @@ CHANGES = {
 
 def methods() -> list[Method]:
     """DRS and what the tail is given; the translators alone and before RandAugment."""
-    plain = DemoSettings().methods()[0]
+    plain = make_demo_arms(DemoSettings())[0].method
     stages = {
         "DRS": ("none", None),
         "DRS + RandAugment": ("randaugment", None),
@@ -141,13 +139,12 @@ def main(out: Path, seeds: int, only: str, wanted: str) -> None:
                 )
     for name in TASKS:
         if (out / name / "records").is_dir():
-            report_of(
-                [out / name],
-                out / name / "report",
+            settings = ReportSettings(
                 title=f"Translators on long-tailed digits: {name}",
                 baseline="DRS",
-                references=["DRS + true nuisance", "DRS + true nuisance + RandAugment"],
+                references=("DRS + true nuisance", "DRS + true nuisance + RandAugment"),
             )
+            write_report(out / name, out / name / "report", settings)
             print(f"\n# {name}\n\n" + (out / name / "report" / "table.md").read_text(encoding="utf-8"))
     write_text(out / "gains.md", gains(out))
     print(gains(out))

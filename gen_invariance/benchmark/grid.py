@@ -65,6 +65,11 @@ class GridCell:
         words = "".join(letter if letter.isalnum() else "-" for letter in self.arm.name)
         return f"cells/{self.benchmark.name}/{words}-{self.digest[:8]}/order{self.order}-seed{self.seed}"
 
+    @property
+    def fit_folder(self) -> str | None:
+        """Run folder of the translator that its arm has fitted, below the grid's."""
+        return None if self.arm.fit is None else _name_fit_folder(self.benchmark, self.arm.fit, self.order)
+
 
 @dataclass(frozen=True)
 class _Job:

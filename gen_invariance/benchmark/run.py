@@ -20,8 +20,7 @@ from gen_invariance.experiment.launch import choose_device
 from gen_invariance.files import write_text
 from gen_invariance.records import finished_cells, measured
 from gen_invariance.report.gains import gain_tables
-from gen_invariance.report.report_page import write_report
-from gen_invariance.report.runs import figures_of
+from gen_invariance.report.report_page import ReportSettings, write_report
 from gen_invariance.report.size_effect import size_effect_table, size_effects
 from gen_invariance.settings import Text, settings_class
 
@@ -234,16 +233,18 @@ def write_grid_report(cells: Sequence[GridCell], out: Path, *, baseline: str | N
     known = set(measured(frame)["method"])
     effects = size_effects(frame)
     baseline = baseline or next((name for name in names if name in known), None)
-    page = write_report(
-        out / "report",
+    settings = ReportSettings(
         title="Long-tailed benchmarks: accuracy and invariance by class size",
-        frame=frame,
-        figures=figures_of(frame),
-        notes=[_describe_intervals(frame)],
-        command="gen-invariance benchmark",
         baseline=baseline,
+        references=tuple(name for name in names if "+oracle" in name or "+more_real" in name),
+    )
+    page = write_report(
+        frame,
+        out / "report",
+        settings,
+        notes=[_describe_intervals(frame)],
         gains=gain_tables(frame, baseline=baseline),
-        references=[name for name in names if "+oracle" in name or "+more_real" in name],
+        command="gen-invariance benchmark",
     )
     if len(effects):
         effects.to_csv(out / "report" / "class_size.csv", index=False)

@@ -83,27 +83,19 @@ def _measure(settings: Any) -> None:
     _say_all([*measured.prepared.duplicates.lines(), *format_table(measured), f"written: {measured.path}"])
 
 
-def _report(config: dict[str, Any]) -> None:
-    from gen_invariance.report.runs import report_of
+def _report(settings: Any) -> None:
+    from gen_invariance.report.report_page import write_report
 
-    folders = config["records"] if isinstance(config["records"], list) else [config["records"]]
-    page = report_of(
-        folders,
-        config["out"],
-        title=config["title"],
-        baseline=config["baseline"],
-        references=config["references"],
-    )
-    print(f"report: {page}")
+    page = write_report(settings.records, settings.out, settings, command="gen-invariance report")
+    _say(f"report: {page}")
 
 
-def _demo(config: dict[str, Any]) -> None:
-    from gen_invariance.benchmark.demo import DemoSettings, run_demo
+def _demo(settings: Any) -> None:
+    from gen_invariance.benchmark.demo import run_demo
 
-    settings = settings_of(DemoSettings, config["demo"], "demo")
-    page = run_demo(config["out"], settings, say=_say)
-    print((page.parent / "table.md").read_text(encoding="utf-8"))
-    print(f"report: {page}")
+    page = run_demo(settings.out, settings.demo, say=_say)
+    _say_all((page.parent / "table.md").read_text(encoding="utf-8").splitlines())
+    _say(f"report: {page}")
 
 
 def _inspect(config: dict[str, Any]) -> None:
@@ -164,9 +156,9 @@ VERBS: dict[str, Verb] = {
     "augment": Verb(_augment, "experiment.augment:AugmentSettings"),
     "train": Verb(_train, "experiment.train:TrainRun"),
     "measure": Verb(_measure, "experiment.evaluate:MeasureRun"),
-    "report": Verb(_report),
+    "report": Verb(_report, "report.report_page:ReportRun"),
     "inspect": Verb(_inspect),
     "order": Verb(_order, "experiment.order:OrderRun"),
     "benchmark": Verb(_benchmark, "benchmark.run:BenchmarkRun"),
-    "demo": Verb(_demo),
+    "demo": Verb(_demo, "benchmark.demo:DemoRun"),
 }

@@ -18,6 +18,7 @@ from gen_invariance.experiment.task import Prepared
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.compose import Compose, is_identity
 from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.report.labels import NOTHING_TRANSLATED
 from gen_invariance.run import named_generator
 from gen_invariance.settings import Text, settings_class
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from gen_invariance.classifier.transfer import TransferPlan
     from gen_invariance.translator.munit.model import MunitTranslator
     from gen_invariance.translator.spatial import SpatialTranslator
-
-NOTHING = "nothing translated"
 
 
 @settings_class("stage")
@@ -213,7 +212,7 @@ def format_stage_label(nuisance: str, share: TranslatedShare) -> str:
     'none'
     """
     nothing = share.classes == 0 and nuisance != "none"
-    return f"{nuisance} ({NOTHING})" if nothing else nuisance
+    return f"{nuisance} ({NOTHING_TRANSLATED})" if nothing else nuisance
 
 
 def format_untranslated_note(

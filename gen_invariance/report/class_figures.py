@@ -1,4 +1,4 @@
-"""Figures by class: sizes, a metric by class, a metric against class size. Found through `figures`."""
+"""Figures by class, as PNG bytes: sizes, a metric by class, a metric against class size."""
 
 from __future__ import annotations
 
@@ -12,69 +12,79 @@ from numpy.typing import ArrayLike
 
 from gen_invariance.errors import DataError, ShapeError
 from gen_invariance.measure.class_size import class_size_association
+from gen_invariance.records import measured
 from gen_invariance.report.drawing import (
     COLOURS,
     MethodStyle,
-    canvas,
     class_ticks,
-    group_names,
-    label,
+    format_label,
     legend_above,
     legend_names,
+    make_canvas,
     method_styles,
-    numbers,
     plain_log,
-    png_bytes,
+    render_png,
 )
 from gen_invariance.report.metrics import Metric, metric_info
+from gen_invariance.report.pages import Picture
 from gen_invariance.report.summary import repetitions
 from gen_invariance.run import named_generator
-from gen_invariance.stats import MeanInterval, mean_interval
+from gen_invariance.stats import MeanInterval, mean_interval, to_floats
 
 _GROUP_COLOURS = {"many": "#0072B2", "medium": "#56B4E9", "few": "#D55E00"}
 _DODGE = 0.55  # share of a class's slot over which the methods' points are spread
 
 
 def class_size_bars(
-    counts: ArrayLike, groups: Mapping[str, Any] | Sequence[str], *, class_names: Sequence[str] | None = None
+    counts: ArrayLike, groups: Mapping[str, ArrayLike], *, class_names: Sequence[str] | None = None
 ) -> bytes:
     """Training images of each class, largest first, coloured by group.
 
     Args:
         counts: (K,) numbers of training images.
-        groups: group name of each class, or bool masks (K,) by group name as `data.longtail.class_groups` gives.
+        groups: bool masks (K,) by group name, as `data.longtail.class_groups` gives; each class is in one group.
         class_names: shown under the bars where there is room (up to 30 classes).
 
     Raises:
-        ShapeError: lengths do not fit.
+        ShapeError: lengths do not fit, or a class is in no group or in several.
     """
-    sizes = numbers(counts).astype(int)
-    names = group_names(groups, len(sizes))
+    sizes = to_floats(counts).astype(int)
+    names = _name_groups(groups, len(sizes))
     if class_names is not None and len(class_names) != len(sizes):
         raise ShapeError(f"got {len(class_names)} class names for {len(sizes)} classes; give one for each class")
     order = np.argsort(-sizes, kind="stable")
     colours = {name: _GROUP_COLOURS.get(name, COLOURS[n % 8]) for n, name in enumerate(dict.fromkeys(names))}
-    figure, axes = canvas(3.6)
-    places = np.arange(len(sizes))
-    axes.bar(places, np.maximum(sizes[order], 0.5), width=0.85, color=[colours[names[k]] for k in order])
+    figure, (axes,) = make_canvas(3.6)
+    ranks = np.arange(len(sizes))
+    axes.bar(ranks, np.maximum(sizes[order], 0.5), width=0.85, color=[colours[names[k]] for k in order])
     axes.set_yscale("log")
     axes.set_ylim(0.8, max(sizes.max(initial=1), 1) * 2)
     plain_log(axes.yaxis)
     axes.set_ylabel("Training images (log)")
     axes.set_xlim(-0.7, len(sizes) - 0.3)
     if len(sizes) <= 20:
-        for place, size in zip(places, sizes[order], strict=True):
-            axes.annotate(str(size), (place, max(size, 0.8)), (0, 2), textcoords="offset points", ha="center")
+        for rank, size in zip(ranks, sizes[order], strict=True):
+            axes.annotate(str(size), (rank, max(size, 0.8)), (0, 2), textcoords="offset points", ha="center")
     if class_names is not None and len(sizes) <= 30:
-        class_ticks(axes, [label(class_names[k], limit=16) for k in order])
+        class_ticks(axes, [format_label(class_names[k], limit=16) for k in order])
         axes.set_xlabel("Class")
     else:
         axes.set_xlabel("Rank of the class by size")
     for name, colour in colours.items():
         classes = "1 class" if names.count(name) == 1 else f"{names.count(name)} classes"
-        axes.plot([], [], "s", ms=10, color=colour, label=f"{label(name)} ({classes})")
+        axes.plot([], [], "s", ms=10, color=colour, label=f"{format_label(name)} ({classes})")
     legend_above(figure, axes)
-    return png_bytes(figure)
+    return render_png(figure)
+
+
+def _name_groups(groups: Mapping[str, ArrayLike], num_classes: int) -> list[str]:
+    """Group of each class, from masks (K,) by name."""
+    masks = np.array([to_floats(mask) for mask in groups.values()]).reshape(len(groups), -1)
+    if masks.shape[1:] != (num_classes,) or (masks.astype(bool).sum(axis=0) != 1).any():
+        raise ShapeError(
+            f"group masks must put each of {num_classes} classes in exactly one group; check their lengths"
+        )
+    return [list(groups)[group] for group in masks.argmax(axis=0)]
 
 
 def accuracy_by_class(
@@ -97,24 +107,24 @@ def accuracy_by_class(
     Raises:
         DataError: the frame has no such record, or records of several benchmarks.
     """
-    chosen, styles = _per_class(frame, metric, styles)
-    chosen["rank"] = chosen.groupby(["method", "seed"])["class_count"].rank(method="first", ascending=False) - 1
+    rows, styles = _per_class(frame, metric, styles)
+    rows["rank"] = rows.groupby(["method", "seed"])["class_count"].rank(method="first", ascending=False) - 1
     info = metric_info(metric)
-    methods = list(dict.fromkeys(chosen["method"]))
+    methods = list(dict.fromkeys(rows["method"]))
     names = legend_names(methods)
-    figure, axes = canvas(4.6)
+    figure, (axes,) = make_canvas(4.6)
     for n, method in enumerate(methods):
-        table = chosen[chosen["method"] == method].pivot(index="rank", columns="seed", values="value")
+        table = rows[rows["method"] == method].pivot(index="rank", columns="seed", values="value")
         interval = mean_interval(table.to_numpy() * info.scale, level)
         shift = (n - (len(methods) - 1) / 2) * _DODGE / len(methods)
         _line_with_intervals(
             axes, table.index.to_numpy(), interval, shift=shift, style=styles[method], name=names[method]
         )
-    _rank_ticks(axes, chosen)
+    _rank_ticks(axes, rows)
     axes.set_ylabel(info.title)
     _from_zero(axes, info)
     legend_above(figure, axes)
-    return png_bytes(figure)
+    return render_png(figure)
 
 
 def _line_with_intervals(
@@ -138,23 +148,23 @@ def _per_class(
 ) -> tuple[pd.DataFrame, Mapping[str, MethodStyle]]:
     """Per-class records of `metric`, and the styles to draw their methods in."""
     frame = repetitions(frame)
-    chosen = frame[(frame["metric"] == metric) & frame["class_index"].notna() & frame["class_count"].notna()].copy()
-    if chosen.empty:
+    rows = frame[(frame["metric"] == metric) & frame["class_index"].notna() & frame["class_count"].notna()].copy()
+    if rows.empty:
         raise DataError(f"no record of {metric!r} with class_index and class_count to draw; measure it by class first")
-    configurations = chosen[["method", "config_digest"]].drop_duplicates()
-    if chosen["benchmark"].nunique() > 1 or configurations.duplicated(["method"]).any():
+    configurations = rows[["method", "config_digest"]].drop_duplicates()
+    if rows["benchmark"].nunique() > 1 or configurations.duplicated(["method"]).any():
         raise DataError("one figure shows one benchmark in one configuration; select its records first")
-    return chosen, styles or method_styles(frame["method"])
+    return rows, styles or method_styles(frame["method"])
 
 
-def _rank_ticks(axes: Axes, chosen: pd.DataFrame) -> None:
+def _rank_ticks(axes: Axes, rows: pd.DataFrame) -> None:
     """Ticks of classes lined up by size: training images, and the name where all seeds agree on it."""
-    by_rank = chosen.groupby("rank")
+    by_rank = rows.groupby("rank")
     sizes = by_rank["class_count"].median().round().astype(int)
     names = by_rank["class_name"].agg(lambda found: found.iloc[0] if found.nunique(dropna=False) == 1 else None)
     named = names.notna().all() and len(sizes) <= 30
     if named:
-        class_ticks(axes, [f"{label(name, limit=14)} ({size})" for name, size in zip(names, sizes, strict=True)])
+        class_ticks(axes, [f"{format_label(name, limit=14)} ({size})" for name, size in zip(names, sizes, strict=True)])
     else:
         class_ticks(axes, [str(size) for size in sizes])
     axes.set_xlabel("Class (training images)" if named else "Training images of the class, largest class first")
@@ -191,11 +201,11 @@ def ekld_against_class_size(
     Raises:
         DataError: the frame has no such record, or records of several benchmarks.
     """
-    chosen, styles = _per_class(frame, metric, styles)
+    rows, styles = _per_class(frame, metric, styles)
     info = metric_info(metric)
-    figure, axes = canvas(5.0)
-    names = legend_names(list(dict.fromkeys(chosen["method"])))
-    for method, table in chosen.groupby("method", sort=False):
+    figure, (axes,) = make_canvas(5.0)
+    names = legend_names(list(dict.fromkeys(rows["method"])))
+    for method, table in rows.groupby("method", sort=False):
         settings = {"generator": named_generator(0, "figure", metric, method), "resamples": resamples, "level": level}
         _points_and_line(axes, table, name=names[method], style=styles[method], scale=info.scale, settings=settings)
     axes.set_xscale("log")
@@ -204,7 +214,7 @@ def ekld_against_class_size(
     axes.set_ylabel(info.title)
     _from_zero(axes, info)
     legend_above(figure, axes, columns=2, title=f"Change for a tenfold class size [{level:.0%} interval]")
-    return png_bytes(figure)
+    return render_png(figure)
 
 
 def _points_and_line(
@@ -226,3 +236,22 @@ def _points_and_line(
     low, high = np.quantile(lines[:, :1] + lines[:, 1:] * np.log10(x), [tail, 1 - tail], axis=0)
     axes.fill_between(x, low, high, color=style.colour, alpha=0.14, lw=0)
     axes.plot(x, found.intercept + slope.value * np.log10(x), ls=style.line, color=style.colour, lw=2.2)
+
+
+def class_pictures(frame: pd.DataFrame, *, level: float = 0.95) -> list[Picture]:
+    """Accuracy and invariance by class size, for each benchmark of `frame` that has figures by class."""
+    styles = method_styles(frame["method"].unique())
+    accuracy = "Test accuracy of classes by their rank in training size; bars are {level:g} % intervals over seeds."
+    ekld = "Expected KL divergence (0 is perfect invariance) against training images of the class, with fitted lines."
+    drawings = {
+        "accuracy": ("Accuracy by class size", accuracy.format(level=100 * level), accuracy_by_class),
+        "ekld": ("Invariance by class size", ekld, ekld_against_class_size),
+    }
+    pictures = []
+    for benchmark, rows in measured(frame).groupby("benchmark", sort=False):
+        for metric, (shows, caption, draw) in drawings.items():
+            if rows[rows["metric"] == metric]["value"].notna().any():
+                alt = f"{shows} of each method on {benchmark}."
+                png = draw(rows, styles=styles, level=level)
+                pictures.append(Picture(f"{shows}: {benchmark}", caption, alt, png))
+    return pictures

@@ -15,8 +15,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gen_invariance.report.metrics import metric_info
-from gen_invariance.report.summary import repetitions, summarise, unequal_data
-from gen_invariance.report.tables import Cell, Row, Table, few_pairs, measured_cell
+from gen_invariance.report.summary import prepare_results, repetitions, split_totals
+from gen_invariance.report.tables import (
+    Table,
+    TableCell,
+    count_column,
+    few_pairs_remark,
+    make_rows,
+    measured_cell,
+    minus_signs,
+)
 from gen_invariance.stats import paired_difference
 
 METRICS = ("balanced_accuracy", "many_accuracy", "few_accuracy", "few_ekld", "mean_ekld")
@@ -58,76 +66,78 @@ def gain_tables(
         metrics: columns, those that were measured.
         level: confidence of the intervals.
     """
-    figures = repetitions(frame)
-    figures = figures[figures["class_index"].isna() & figures["group"].isna() & figures["metric"].isin(metrics)]
-    methods = figures["method"] if scale is None else pd.Series("", index=figures.index)
+    figures, _ = split_totals(repetitions(frame))
+    figures = figures[figures["metric"].isin(metrics)]
+    families = figures["method"].map(_long_tail_method) if scale is None else pd.Series("", index=figures.index)
     tables = []
-    for (benchmark, _), own in figures.groupby(["benchmark", methods.map(_base)], sort=False):
-        chosen = scale or _scale(own, baseline)
-        names = set(own["method"])
-        if chosen.reference in names and len(names) > 1 and (chosen.generic or chosen.oracle in names):
-            tables.append(_table(str(benchmark), own, chosen, metrics=metrics, level=level))
+    for (benchmark, _), arms in figures.groupby(["benchmark", families], sort=False):
+        used = scale or _read_scale(arms, baseline)
+        names = set(arms["method"])
+        if used.reference in names and len(names) > 1 and (used.generic or used.oracle in names):
+            tables.append(_gain_table(str(benchmark), arms, used, metrics=metrics, level=level))
     return tables
 
 
-def _base(method: str) -> str:
-    return method.split("+")[0].strip()
+def _long_tail_method(arm: str) -> str:
+    return arm.split("+")[0].strip()
 
 
-def _given(method: str) -> frozenset[str]:
+def _additions(arm: str) -> frozenset[str]:
     """What is added to the long-tail method: {"redraw", "trivialaugment@every_row"}."""
-    return frozenset(word.strip() for word in method.split("+")[1:])
+    return frozenset(word.strip() for word in arm.split("+")[1:])
 
 
-def _scale(own: pd.DataFrame, baseline: str | None) -> Scale:
+def _read_scale(arms: pd.DataFrame, baseline: str | None) -> Scale:
     """The scale of the arms of one long-tail method, read off their names."""
-    names = own["method"].unique().tolist()
-    balanced = own[own["metric"] == "balanced_accuracy"].groupby("method")["value"].mean()
-    alone = [name for name in names if _given(name) in [{word} for word in GENERIC] and name in balanced]
-    if alone:
-        reference = max(alone, key=lambda name: balanced[name])
-        under = [*_given(reference), *GENERIC]  # the same augmentation, else another, else none
-        kinds = [{word, generic} for generic in under for word in ORACLES] + [{word} for word in ORACLES]
+    names = arms["method"].unique().tolist()
+    balanced = arms[arms["metric"] == "balanced_accuracy"].groupby("method")["value"].mean()
+    generic_arms = [name for name in names if _additions(name) in [{word} for word in GENERIC] and name in balanced]
+    oracles = [{word} for word in ORACLES]
+    if generic_arms:
+        reference = max(generic_arms, key=lambda name: balanced[name])
+        # The oracle under the same augmentation comes first, then under the other, then under none.
+        oracles = [{word, generic} for generic in (*_additions(reference), *GENERIC) for word in ORACLES] + oracles
     else:
         reference = baseline if baseline in names else names[0]
-        kinds = [{word} for word in ORACLES]
-    found = [name for kind in kinds for name in names if _given(name) == kind]
-    return Scale(reference, found[0] if found else None, bool(alone))
+    matching = [name for oracle in oracles for name in names if _additions(name) == oracle]
+    return Scale(reference, matching[0] if matching else None, bool(generic_arms))
 
 
-def _table(benchmark: str, own: pd.DataFrame, scale: Scale, *, metrics: Sequence[str], level: float) -> Table:
-    summary = summarise(own, baseline=scale.reference, level=level)
-    unequal = set(unequal_data(own, scale.reference).itertuples(index=False, name=None))
-    keep = [key not in unequal for key in own[["benchmark", "method", "seed"]].itertuples(index=False, name=None)]
-    values = own[keep].pivot_table("value", ["metric", "seed"], "method")
-    shown = [name for name in metrics if name in set(own["metric"])]
-    rows = []
-    for method, part in summary.groupby("method", sort=False):
-        by_metric = part.set_index("metric")
-        cells = [Cell(f"{part['seeds'].max():.0f}", sort=part["seeds"].max())]
-        for name in shown:
-            cells.append(measured_cell(name, by_metric.loc[name]) if name in by_metric.index else Cell("–"))
-            cells.append(_share(values.loc[name], method, scale, name, level=level))
-        rows.append(Row(method, {scale.reference: "0 %", scale.oracle: "100 %"}.get(method, ""), tuple(cells)))
-    columns = [text for name in shown for text in (metric_info(name).title, f"share, {metric_info(name).label}")]
-    notes = {"footnotes": _footnotes(scale, level), "remark": few_pairs(summary, scale.reference)}
-    return Table(_heading(benchmark, scale), "Arm", ("Draws", *columns), tuple(rows), **notes)
+def _gain_table(
+    benchmark: str, arms: pd.DataFrame, scale: Scale, *, metrics: Sequence[str], level: float
+) -> Table:
+    results = prepare_results(arms, baseline=scale.reference, level=level)
+    summary, figures = results.summary, results.figures
+    unequal = figures.groupby(["method", "seed"])["unequal"].transform("any")
+    values = figures[~unequal].pivot_table("value", ["metric", "seed"], "method")
+    methods = list(dict.fromkeys(summary["method"]))
+    columns = [count_column("Draws", summary)]
+    for metric in (name for name in metrics if name in set(summary["metric"])):
+        info, rows = metric_info(metric), summary[summary["metric"] == metric].set_index("method", drop=False)
+        columns.append((info.title, {method: measured_cell(row) for method, row in rows.iterrows()}))
+        shares = {method: _share_cell(values.loc[metric], method, scale, metric, level=level) for method in methods}
+        columns.append((f"share, {info.label}", shares))
+    marks = {scale.reference: "0 %", scale.oracle: "100 %"}
+    rows = make_rows({method: marks.get(method, "") for method in methods}, columns)
+    headings = tuple(heading for heading, _ in columns)
+    remark = few_pairs_remark(summary, scale.reference)
+    return Table(_heading(benchmark, scale), "Arm", headings, rows, _footnotes(scale, level), remark)
 
 
-def _share(values: pd.DataFrame, method: str, scale: Scale, metric: str, *, level: float) -> Cell:
+def _share_cell(values: pd.DataFrame, method: str, scale: Scale, metric: str, *, level: float) -> TableCell:
     """The share of one arm, over the draws that arm, reference and oracle have in common."""
     if method == scale.reference or not {scale.oracle, scale.reference, method} <= set(values):
-        return Cell("–")
+        return TableCell()
     sign = -1 if metric_info(metric).higher_is_better is False else 1
     room = paired_difference(sign * values[scale.oracle].to_numpy(), sign * values[scale.reference].to_numpy(), level)
     if not math.isfinite(room.half_width):
-        return Cell("n/a")
+        return TableCell("n/a")
     if room.low <= 0:
-        return Cell(NO_ROOM)
+        return TableCell(NO_ROOM)
     common = values[list(dict.fromkeys([method, scale.reference, scale.oracle]))].dropna()
     gains = common.sub(common[scale.reference], axis=0).mean()
     share = float(gains[method] / gains[scale.oracle])
-    return Cell(f"{100 * share:.0f} %".replace("-", "−"), sort=share) if math.isfinite(share) else Cell("n/a")
+    return TableCell(minus_signs(f"{100 * share:.0f} %"), sort=share) if math.isfinite(share) else TableCell("n/a")
 
 
 def _heading(benchmark: str, scale: Scale) -> str:

@@ -79,6 +79,12 @@ class Published:
     value: float
     source: str
 
+    @property
+    def text(self) -> str:
+        """The figure with the digits of the source, which are more than our own figures deserve."""
+        info = metric_info(self.metric)
+        return f"{self.value * info.scale:.4g} {info.unit}".strip()
+
 
 _SOURCE = "Zhou et al., ICLR 2022 (arXiv 2203.09739), error {error} % as listed on the paper's Papers-with-Code page"
 

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.records import measured
 from gen_invariance.stats import mean_interval, paired_difference
 
-_FIGURE = ["benchmark", "method", "metric", "class_index", "class_name", "group"]
+_SHARED = ["benchmark", "metric", "class_index", "class_name", "group"]
+_FIGURE = ["benchmark", "method", *_SHARED[1:]]
 
 
-def repetitions(frame: pd.DataFrame) -> pd.DataFrame:
-    """The figures of `frame` by what repeats independently, which is in the column `seed`.
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The figures of a report, prepared once for all of its tables.
 
-    Where a benchmark was measured on several class orders, training seeds are averaged within each order and the
-    order takes the place of the seed: trainings on the same images do not say how much other images would change.
-    With one order, or none numbered, the seeds stay.
+    Attributes:
+        figures: one row a figure and repetition, as `pair_figures` gives them.
+        summary: one row a figure, as `summarise` gives it.
+        baseline: method that the others are compared with, or None.
+        level: confidence of the intervals.
     """
-    frame = measured(frame)
-    many = frame.groupby("benchmark")["order"].transform("nunique") > 1
-    if not many.any():
-        return frame
-    rows = frame[many].assign(place=frame.index[many])
-    keys = [*_FIGURE, "config_digest", "order"]
-    how = {name: "mean" if name == "value" else "first" for name in rows if name not in keys}
-    means = rows.groupby(keys, sort=False, dropna=False, as_index=False).agg(how)
-    means = means.set_index("place").assign(seed=lambda table: table["order"].astype("int64"), order=pd.NA)
-    means["order"] = means["order"].astype("Int64")
-    return pd.concat([frame[~many], means[list(frame)]]).sort_index().rename_axis(None)
+
+    figures: pd.DataFrame
+    summary: pd.DataFrame
+    baseline: str | None
+    level: float
+
+
+def prepare_results(frame: pd.DataFrame, *, baseline: str | None = None, level: float = 0.95) -> Results:
+    """The figures of `frame` and their summary; arguments and errors are those of `summarise`."""
+    figures = pair_figures(repetitions(frame), baseline)
+    return Results(figures, _summarise(figures, baseline, level), baseline, level)
 
 
 def summarise(
@@ -47,8 +50,8 @@ def summarise(
     Args:
         frame: from `load_records`; (benchmark, method, metric, class, group) name a figure, seeds repeat it, or class
             orders (see `repetitions`).
-        baseline: method that the others are compared with on the seeds both have, where they had the same data (see
-            `unequal_data`); no differences when left out.
+        baseline: method that the others are compared with on the seeds both have, where they had the same data; no
+            differences when left out.
         level: confidence of the intervals, in (0, 1).
         config_digest: keep only records of this configuration, or of these.
 
@@ -61,25 +64,69 @@ def summarise(
         SettingsError: the baseline is not among the methods.
         DataError: a method's records come from several configurations.
     """
-    frame = repetitions(frame)
-    if config_digest is not None:
-        wanted = [config_digest] if isinstance(config_digest, str) else list(config_digest)
-        frame = frame[frame["config_digest"].isin(wanted)]
-    _require_one_configuration(frame)
-    methods = list(dict.fromkeys(frame["method"]))
+    return prepare_results(select_configuration(frame, config_digest), baseline=baseline, level=level).summary
+
+
+def select_configuration(frame: pd.DataFrame, config_digest: str | Collection[str] | None) -> pd.DataFrame:
+    """The records of one configuration, or of several; all for None."""
+    if config_digest is None:
+        return frame
+    return frame[frame["config_digest"].isin([config_digest] if isinstance(config_digest, str) else config_digest)]
+
+
+def repetitions(frame: pd.DataFrame) -> pd.DataFrame:
+    """The figures of `frame` by what repeats independently, which is in the column `seed`.
+
+    Where a benchmark was measured on several class orders, training seeds are averaged within each order and the
+    order takes the place of the seed: trainings on the same images do not say how much other images would change.
+    With one order, or none numbered, the seeds stay.
+    """
+    frame = measured(frame)
+    many = frame.groupby("benchmark")["order"].transform("nunique") > 1
+    if not many.any():
+        return frame
+    rows = frame[many].assign(row=frame.index[many])
+    keys = [*_FIGURE, "config_digest", "order"]
+    how = {name: "mean" if name == "value" else "first" for name in rows if name not in keys}
+    means = rows.groupby(keys, sort=False, dropna=False, as_index=False).agg(how)
+    means = means.set_index("row").assign(seed=lambda table: table["order"].astype("int64"), order=pd.NA)
+    means["order"] = means["order"].astype("Int64")
+    return pd.concat([frame[~many], means[list(frame)]]).sort_index().rename_axis(None)
+
+
+def pair_figures(figures: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
+    """`figures` of `repetitions`, each beside the baseline's of the same seed.
+
+    Returns:
+        With two more columns: `other`, the baseline's value, NaN where there is nothing to compare; `unequal`, whether
+        the two were measured on different data, which is no pair. Records that do not name their data are taken at
+        their word.
+    """
+    keys = [*_SHARED, "seed"]
+    ours = figures[figures["method"] == baseline].drop_duplicates(keys, keep="last")
+    paired = figures.merge(ours[[*keys, "value", "data_digest"]], on=keys, how="left", suffixes=("", "_baseline"))
+    own, theirs = (paired[name].fillna("") for name in ("data_digest", "data_digest_baseline"))
+    unequal = (own != "") & (theirs != "") & (own != theirs)
+    other = paired["value_baseline"].mask(unequal | (paired["method"] == baseline))
+    return figures.assign(other=other.to_numpy(dtype=float), unequal=unequal.to_numpy())
+
+
+def _summarise(figures: pd.DataFrame, baseline: str | None, level: float) -> pd.DataFrame:
+    _require_one_configuration(figures)
+    methods = list(dict.fromkeys(figures["method"]))
     if baseline is not None and baseline not in methods:
         raise SettingsError(f"baseline {baseline!r} has no record; choose one of {', '.join(map(repr, methods))}")
-
-    table = _values_by_seed(frame)
-    values = table["values"]
+    groups = figures.groupby(_FIGURE, sort=False, dropna=False)
+    numbered = figures.assign(figure=groups.ngroup()).drop_duplicates(["figure", "seed"], keep="last")
+    values = numbered.pivot(index="figure", columns="seed", values="value").to_numpy(dtype=float)
+    others = numbered.pivot(index="figure", columns="seed", values="other").to_numpy(dtype=float)
     interval = mean_interval(values, level)
-    summary = table["keys"].assign(mean=interval.mean, half_width=interval.half_width, seeds=interval.count)
-    partner = _baseline_rows(summary, baseline)
-    others = np.where(partner[:, None] < 0, np.nan, values[partner])
-    if baseline is not None:
-        others[_without_pair(table, unequal_data(frame, baseline))] = np.nan
     paired = paired_difference(values, others, level)
+    summary = groups["class_count"].mean().reset_index()
     return summary.assign(
+        mean=interval.mean,
+        half_width=interval.half_width,
+        seeds=interval.count,
         difference=paired.mean,
         difference_half_width=paired.half_width,
         pairs=paired.count,
@@ -88,57 +135,17 @@ def summarise(
     )
 
 
-def _require_one_configuration(frame: pd.DataFrame) -> None:
-    digests = frame.groupby(["benchmark", "method"], sort=False)["config_digest"].unique()
-    for (benchmark, method), found in digests.items():
-        if len(found) > 1:
+def _require_one_configuration(figures: pd.DataFrame) -> None:
+    digests = figures.groupby(["benchmark", "method"], sort=False)["config_digest"].unique()
+    for (benchmark, method), several in digests.items():
+        if len(several) > 1:
             raise DataError(
-                f"records of {method!r} on {benchmark!r} come from {len(found)} configurations "
-                f"({', '.join(map(repr, found))}) and are not averaged; choose with config_digest="
+                f"records of {method!r} on {benchmark!r} come from {len(several)} configurations "
+                f"({', '.join(map(repr, several))}) and are not averaged; choose with config_digest="
             )
 
 
-def unequal_data(frame: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """Cells measured on other data than the baseline's of the same seed: they are no pairs, and are not compared.
-
-    Args:
-        frame: figures as `repetitions` gives them; records that do not name their data are taken at their word.
-        baseline: a method.
-
-    Returns:
-        One row a cell: benchmark, method, seed.
-    """
-    named = frame[frame["data_digest"] != ""].drop_duplicates(["benchmark", "method", "seed", "data_digest"])
-    ours = named[named["method"] == baseline]
-    both = named.merge(ours, on=["benchmark", "seed"], suffixes=("", "_baseline"))
-    unequal = both[both["data_digest"] != both["data_digest_baseline"]]
-    return unequal[["benchmark", "method", "seed"]].drop_duplicates(ignore_index=True)
-
-
-def _without_pair(table: Mapping[str, Any], unequal: pd.DataFrame) -> np.ndarray:
-    """Which values (M, R) of `_values_by_seed` are of the cells `unequal`."""
-    cells = set(unequal.itertuples(index=False, name=None))
-    keys = zip(table["keys"]["benchmark"], table["keys"]["method"], strict=True)
-    return np.array([[(*key, seed) in cells for seed in table["seeds"]] for key in keys], dtype=bool)
-
-
-def _values_by_seed(frame: pd.DataFrame) -> dict[str, Any]:
-    """Figures (M rows of keys), the seeds (R,), and the values (M, R) over them, NaN where a seed is missing."""
-    groups = frame.groupby(_FIGURE, sort=False, dropna=False)
-    row = groups.ngroup().to_numpy()
-    seeds, column = np.unique(frame["seed"], return_inverse=True)
-    values = np.full((groups.ngroups, max(len(seeds), 1)), np.nan)
-    values[row, column] = frame["value"]
-    keys = groups["class_count"].mean().reset_index()
-    return {"keys": keys, "seeds": seeds.tolist(), "values": values}
-
-
-def _baseline_rows(summary: pd.DataFrame, baseline: str | None) -> np.ndarray:
-    """For each figure the row number of the baseline's, -1 where there is none and for the baseline itself."""
-    columns = [name for name in _FIGURE if name != "method"]
-    # Missing classes and groups are equal to each other here, which NaN is not.
-    keys = [tuple(None if pd.isna(part) else part for part in row) for row in summary[columns].itertuples(index=False)]
-    methods = summary["method"].tolist()
-    rows = {key: row for row, (key, method) in enumerate(zip(keys, methods, strict=True)) if method == baseline}
-    found = [-1 if method == baseline else rows.get(key, -1) for key, method in zip(keys, methods, strict=True)]
-    return np.array(found, dtype=np.int64)
+def split_totals(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of figures over all classes, and those of single classes; figures of groups are in neither."""
+    by_class = table["class_index"].notna() | table["class_name"].notna()
+    return table[~by_class & table["group"].isna()], table[by_class]

@@ -1,17 +1,17 @@
-"""Tables of methods and of classes, and their Markdown and LaTeX forms."""
+"""Tables of methods and of classes, and how they are written as Markdown and LaTeX."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from gen_invariance.report.metrics import METRICS, PUBLISHED, Metric, Published, metric_info
-from gen_invariance.report.summary import repetitions, unequal_data
+from gen_invariance.report.metrics import METRICS, PUBLISHED, Published, metric_info
+from gen_invariance.report.summary import Results, split_totals
 from gen_invariance.stats import least_p_value, paired_difference
 
 _CLASS_METRICS = ("accuracy", "ekld", "agreement")
@@ -21,26 +21,30 @@ _HEADLINE_PAIRS = 5
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One figure of a table: its text, its comparison with the baseline, and the number it is sorted by.
 
     `words` says that the text may be broken into lines.
     """
 
-    text: str
+    text: str = "–"
     difference: str = ""
     sort: float = math.nan
     best: bool = False
     words: bool = False
 
 
+Column = tuple[str, Mapping[str, TableCell]]
+"""Heading of a column, and its cells by the name of the row."""
+
+
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One method (or class): its name, a remark, and a cell for each column."""
 
     name: str
     remark: str
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,22 @@ class Table:
     benchmark: str
     first_column: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    footnotes: tuple[str, ...] = field(default=())
+    rows: tuple[TableRow, ...]
+    footnotes: tuple[str, ...] = ()
     remark: str = ""
 
 
+def make_rows(remarks: Mapping[str, str], columns: Sequence[Column]) -> tuple[TableRow, ...]:
+    """A row for each name in `remarks`; a cell that a column lacks is shown as a dash."""
+    return tuple(
+        TableRow(name, remark, tuple(cells.get(name, TableCell()) for _, cells in columns))
+        for name, remark in remarks.items()
+    )
+
+
 def method_tables(
-    frame: pd.DataFrame,
-    summary: pd.DataFrame,
+    results: Results,
     *,
-    baseline: str | None = None,
-    level: float = 0.95,
     references: Collection[str] = (),
     published: Mapping[tuple[str, str], Published] = PUBLISHED,
 ) -> list[Table]:
@@ -71,139 +80,88 @@ def method_tables(
     in which shot groups a change of the balanced accuracy was bought.
 
     Args:
-        frame: the records.
-        summary: from `summarise(frame, baseline=baseline, level=level)`.
-        baseline: the method that differences are taken to.
-        level: confidence of the intervals.
+        results: from `prepare_results`.
         references: methods that are shown but do not compete, such as the oracle.
         published: verified figures by (benchmark, method); a column appears where there is one.
     """
-    whole = summary[summary["class_index"].isna() & summary["class_name"].isna() & summary["group"].isna()]
-    figures = repetitions(frame)
-    figures = figures[figures["class_index"].isna() & figures["class_name"].isna() & figures["group"].isna()]
+    totals, _ = split_totals(results.summary)
+    figures, _ = split_totals(results.figures)
     tables = []
-    for benchmark, part in whole.groupby("benchmark", sort=False):
-        names = _ordered_metrics(part["metric"])
+    for benchmark, part in totals.groupby("benchmark", sort=False):
         own = figures[figures["benchmark"] == benchmark]
-        best = {
-            name: _best_method(own[own["metric"] == name], name, level=level, references=references) for name in names
-        }
         known = {method: entry for (where, method), entry in published.items() if where == benchmark}
-        shown = _with_bought_where(part, names)
-        rows = [
-            _method_row(method, rows, names=shown, best=best, baseline=baseline, references=references, known=known)
-            for method, rows in part.groupby("method", sort=False)
+        methods = list(dict.fromkeys(part["method"]))
+        columns = [
+            count_column("Seeds", part),
+            *_metric_columns(part, own, level=results.level, references=references),
+            *([_published_column(known, methods)] if known else []),
         ]
-        columns = ["Seeds", *(name if name == _BOUGHT_WHERE else metric_info(name).title for name in shown)]
-        columns += ["Published"] if known else []
-        compared = baseline if part["difference"].notna().any() else None
-        footnotes = (
-            *_footnotes(known, ran={row.name for row in rows}, baseline=compared, level=level),
-            *_pairing(own, part, baseline=baseline, bought=_BOUGHT_WHERE in shown),
+        remarks = {
+            name: "baseline" if name == results.baseline else "reference" if name in references else ""
+            for name in methods
+        }
+        footnotes = [*_footnotes(part, results), *_published_lines(known, methods), *_pairing_lines(part, own, results)]
+        remark = few_pairs_remark(part, results.baseline)
+        headings = tuple(heading for heading, _ in columns)
+        tables.append(
+            Table(str(benchmark), "Method", headings, make_rows(remarks, columns), tuple(footnotes), remark)
         )
-        tables.append(Table(benchmark, "Method", tuple(columns), tuple(rows), footnotes, few_pairs(part, baseline)))
     return tables
 
 
-def _with_bought_where(part: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """`names` with the column of the changes by shot group behind the last of the groups, where there are some."""
-    groups = [name for name in names if name in _SHOT_GROUPS.values()]
-    if not part[part["metric"].isin(groups)]["difference"].notna().any():
-        return list(names)
-    place = names.index(groups[-1]) + 1
-    return [*names[:place], _BOUGHT_WHERE, *names[place:]]
-
-
-def few_pairs(summary: pd.DataFrame, baseline: str | None) -> str:
-    """What a reader must know before a table: which comparisons rest on too few pairs to be told as a finding."""
-    pairs = summary[summary["pairs"] > 0].groupby("method", sort=False)["pairs"].max()
-    few = pairs[pairs < _HEADLINE_PAIRS]
-    if few.empty:
-        return ""
-    named = "" if len(few) == len(pairs) else f" of {', '.join(few.index)}"
-    counts = " to ".join(str(int(count)) for count in dict.fromkeys([few.min(), few.max()]))
-    noun = "pair" if counts == "1" else "pairs"
-    return f"Fewer than five draws: not a headline. The comparison{named} with {baseline} rests on {counts} {noun}."
-
-
-def _pairing(own: pd.DataFrame, part: pd.DataFrame, *, baseline: str | None, bought: bool) -> list[str]:
-    """How to read the changes by group, and which differences are not shown since the data differ."""
-    if baseline is None:
-        return []
-    if baseline not in set(part["method"]):
-        return [f"No paired difference is shown: {baseline} was not measured on {part['benchmark'].iloc[0]}."]
-    lines = []
-    if bought:
-        lines.append(f"Bought where: change of the accuracy of each shot group against {baseline}, same pairs.")
-    unequal = unequal_data(own, baseline)
-    for method, cells in unequal.groupby("method", sort=False):
-        seeds = ", ".join(map(str, sorted(cells["seed"])))
-        lines.append(f"No paired difference is shown of {method} and {baseline} at seed {seeds}: their data differ.")
-    return lines
-
-
-def class_tables(summary: pd.DataFrame) -> list[Table]:
+def class_tables(results: Results) -> list[Table]:
     """One table for each benchmark with per-class figures: classes down, metric and method across, means over seeds."""
-    named = summary["class_index"].notna() | summary["class_name"].notna()
-    by_class = summary[named & summary["metric"].isin(_CLASS_METRICS)]
+    _, figures = split_totals(results.figures)
     tables = []
-    for benchmark, part in by_class.groupby("benchmark", sort=False):
-        pairs = [
-            (metric, method)
-            for metric in _ordered_metrics(part["metric"])
-            for method in dict.fromkeys(part.loc[part["metric"] == metric, "method"])
-        ]
-        rows = []
-        for (index, name), one in part.groupby(["class_index", "class_name"], sort=True, dropna=False):
-            means = dict(zip(zip(one["metric"], one["method"], strict=True), one["mean"], strict=True))
-            size = one["class_count"].astype(float).mean()
-            cells = [Cell(f"{size:.1f}".removesuffix(".0") if math.isfinite(size) else "–", sort=size)]
-            cells += [
-                _plain_cell(metric_info(metric), means.get((metric, method), math.nan)) for metric, method in pairs
-            ]
-            rows.append(Row(str(index) if pd.isna(name) else name, "", tuple(cells)))
-        columns = ("Training images (mean)", *(f"{metric_info(metric).title}: {method}" for metric, method in pairs))
-        tables.append(Table(benchmark, "Class", columns, tuple(rows)))
+    for benchmark, part in figures[figures["metric"].isin(_CLASS_METRICS)].groupby("benchmark", sort=False):
+        classes = part.groupby(["class_index", "class_name"], sort=True, dropna=False)
+        part = part.assign(row=classes.ngroup().astype(str))
+        sizes = part.groupby("row")["class_count"].mean().astype(float)
+        means = part.groupby(["metric", "method", "row"], sort=False)["value"].mean().unstack("row")
+        columns: list[Column] = [("Training images (mean)", {row: _size_cell(size) for row, size in sizes.items()})]
+        for metric in order_metrics(part["metric"]):
+            for method in part.loc[part["metric"] == metric, "method"].unique():
+                cells = {row: _plain_cell(metric, mean) for row, mean in means.loc[(metric, method)].items()}
+                columns.append((f"{metric_info(metric).title}: {method}", cells))
+        names = [str(index) if pd.isna(name) else name for index, name in classes.size().index]
+        rows = make_rows(dict.fromkeys(map(str, range(len(names))), ""), columns)
+        rows = tuple(replace(row, name=name) for row, name in zip(rows, names, strict=True))
+        tables.append(Table(str(benchmark), "Class", tuple(heading for heading, _ in columns), rows))
     return tables
 
 
-def to_markdown(tables: Sequence[Table]) -> str:
-    """The tables as GitHub Markdown; best figures bold, differences behind a semicolon."""
-    blocks = []
-    for table in tables:
-        head = [table.first_column, *table.columns]
-        lines = [f"## {_markdown(table.benchmark)}", "", *([_markdown(table.remark), ""] if table.remark else [])]
-        lines += [_pipes(map(_markdown, head)), _pipes(["---"] * len(head))]
-        for row in table.rows:
-            cells = [_joined(cell, bold="**{}**", escape=_markdown) for cell in row.cells]
-            lines.append(_pipes([_markdown(_named(row)), *cells]))
-        blocks.append("\n".join([*lines, "", *map(_markdown, table.footnotes), ""]))
-    return "\n".join(blocks)
-
-
-def to_latex(tables: Sequence[Table]) -> str:
-    r"""The tables as LaTeX (`\usepackage{booktabs}`); best figures bold."""
-    blocks = []
-    for table in tables:
-        head = [table.first_column, *table.columns]
-        lines = [f"% {line}" for line in (_latex(table.benchmark), _latex(table.remark)) if line]
-        lines += [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
-        lines += [" & ".join(map(_latex, head)) + r" \\", r"\midrule"]
-        for row in table.rows:
-            cells = [_joined(cell, bold=r"\textbf{{{}}}", escape=_latex) for cell in row.cells]
-            lines.append(" & ".join([_latex(_named(row)), *cells]) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}", *(f"% {' '.join(line.split())}" for line in table.footnotes), ""]
-        blocks.append("\n".join(lines))
-    return "\n".join(blocks)
-
-
-def _ordered_metrics(found: pd.Series) -> list[str]:
+def order_metrics(present: Iterable[str]) -> list[str]:
     """Metrics that occur: the known ones in the order of `METRICS`, then the others as they appear."""
-    present = dict.fromkeys(found)
-    return [name for name in METRICS if name in present] + [name for name in present if name not in METRICS]
+    names = dict.fromkeys(present)
+    return [name for name in METRICS if name in names] + [name for name in names if name not in METRICS]
 
 
-def _best_method(figures: pd.DataFrame, metric: str, *, level: float, references: Collection[str]) -> str | None:
+def count_column(heading: str, part: pd.DataFrame) -> Column:
+    """How many seeds, or class orders, each method has."""
+    seeds = part.groupby("method")["seeds"].max()
+    return heading, {method: TableCell(str(int(count)), sort=count) for method, count in seeds.items()}
+
+
+def _metric_columns(
+    part: pd.DataFrame, own: pd.DataFrame, *, level: float, references: Collection[str]
+) -> list[Column]:
+    columns: list[Column] = []
+    groups = [name for name in order_metrics(part["metric"]) if name in _SHOT_GROUPS.values()]
+    differences = part.pivot(index="method", columns="metric", values="difference")
+    for metric in order_metrics(part["metric"]):
+        best = _find_best_method(own[own["metric"] == metric], metric, level=level, references=references)
+        rows = part[part["metric"] == metric].set_index("method", drop=False)
+        cells = {method: measured_cell(row, best=method == best) for method, row in rows.iterrows()}
+        columns.append((metric_info(metric).title, cells))
+        if metric in groups[-1:] and differences[groups].notna().any(axis=None):
+            bought = {method: _bought_where_cell(row) for method, row in differences.iterrows()}
+            columns.append((_BOUGHT_WHERE, bought))
+    return columns
+
+
+def _find_best_method(
+    figures: pd.DataFrame, metric: str, *, level: float, references: Collection[str]
+) -> str | None:
     """The method that is better than every other one by more than the paired interval, if there is one."""
     direction = metric_info(metric).higher_is_better
     figures = figures[~figures["method"].isin(references)]
@@ -218,82 +176,134 @@ def _best_method(figures: pd.DataFrame, metric: str, *, level: float, references
     return leader if bool(np.all(lead.low > 0)) else None
 
 
-def _method_row(
-    method: str,
-    rows: pd.DataFrame,
-    *,
-    names: Sequence[str],
-    best: Mapping[str, str | None],
-    baseline: str | None,
-    references: Collection[str],
-    known: Mapping[str, Published],
-) -> Row:
-    by_metric = rows.set_index("metric")
-    seeds = int(rows["seeds"].max())
-    cells = [Cell(str(seeds), sort=seeds)]
-    for name in names:
-        if name == _BOUGHT_WHERE:
-            cells.append(_bought_where(by_metric["difference"]))
-        elif name in by_metric.index:
-            cells.append(measured_cell(name, by_metric.loc[name], best=best[name] == method))
-        else:
-            cells.append(Cell("–"))
-    if known:
-        cells.append(_published_cell(known.get(method)))
-    remark = "baseline" if method == baseline else "reference" if method in references else ""
-    return Row(method, remark, tuple(cells))
+def measured_cell(row: pd.Series, *, best: bool = False) -> TableCell:
+    """The cell of one row of a summary: mean and interval, and the difference to the baseline with p and its floor."""
+    info, difference = metric_info(row["metric"]), ""
+    if math.isfinite(row["difference"]):
+        difference = f"{row['difference'] * info.scale:+.{info.decimals}f}"
+        difference += _plus_minus(row["difference_half_width"] * info.scale, info.decimals)
+        if row["pairs"] > 1:
+            floor = least_p_value(int(row["pairs"]))
+            difference += f", p {_format_p_value(row['permutation_p_value'])} (floor {_format_p_value(floor)})"
+    text = info.show(row["mean"]) + _plus_minus(row["half_width"] * info.scale, info.decimals)
+    return TableCell(minus_signs(text), minus_signs(difference), float(row["mean"]), best)
 
 
-def _bought_where(differences: pd.Series) -> Cell:
+def _bought_where_cell(differences: pd.Series) -> TableCell:
     """The change of each shot group, in points: "many −26.1, medium −3.2, few +23.0"."""
     known = differences.dropna()
     parts = [f"{name} {100 * known[metric]:+.1f}" for name, metric in _SHOT_GROUPS.items() if metric in known.index]
-    return Cell(_signs(", ".join(parts)), words=True) if parts else Cell("–")
+    return TableCell(minus_signs(", ".join(parts)), words=True) if parts else TableCell()
 
 
-def measured_cell(metric: str, row: pd.Series, *, best: bool = False) -> Cell:
-    """The cell of one row of a summary: mean and interval, and the difference to the baseline with p and its floor."""
-    info, difference = metric_info(metric), ""
-    if math.isfinite(row["difference"]):
-        gap, half_width = row["difference"] * info.scale, row["difference_half_width"] * info.scale
-        chance = ""
-        if row["pairs"] > 1:
-            floor = least_p_value(int(row["pairs"]))
-            chance = f", p {_p_value(row['permutation_p_value'])} (floor {_p_value(floor)})"
-        difference = _signs(f"{gap:+.{info.decimals}f}") + _plus_minus(half_width, info.decimals) + chance
-    text = _signs(info.show(row["mean"])) + _plus_minus(row["half_width"] * info.scale, info.decimals)
-    return Cell(text, difference, float(row["mean"]), best)
+def _size_cell(size: float) -> TableCell:
+    return TableCell(f"{size:.1f}".removesuffix(".0") if math.isfinite(size) else "–", sort=size)
 
 
-def _plain_cell(info: Metric, value: float) -> Cell:
-    return Cell(_signs(info.show(value)) if math.isfinite(value) else "–", sort=value)
+def _plain_cell(metric: str, value: float) -> TableCell:
+    return TableCell(minus_signs(metric_info(metric).show(value)) if math.isfinite(value) else "–", sort=value)
 
 
-def _published_cell(entry: Published | None) -> Cell:
-    if entry is None:
-        return Cell("not available")
-    info = metric_info(entry.metric)
-    # With the digits of the source, which are more than our own figures deserve.
-    return Cell(f"{entry.value * info.scale:.4g} {info.unit}".strip(), sort=entry.value)
+def _published_column(known: Mapping[str, Published], methods: Iterable[str]) -> Column:
+    cells = {
+        name: TableCell(known[name].text, sort=known[name].value) if name in known else TableCell("not available")
+        for name in methods
+    }
+    return "Published", cells
 
 
-def _footnotes(
-    known: Mapping[str, Published], *, ran: Collection[str], baseline: str | None, level: float
-) -> tuple[str, ...]:
-    lines = [f"Mean ± half-width of the {level:.0%} Student interval over seeds; no ± where there is one seed."]
-    if baseline is not None:
-        lines.append(
-            f"Small, or after a semicolon: difference to {baseline} on the same seeds, its interval, and p of the "
-            "two-sided sign-flip test with its floor, 2/2ⁿ for n pairs, below which it cannot fall. p is not corrected "
-            "for the number of comparisons."
-        )
+def _published_lines(known: Mapping[str, Published], methods: Collection[str]) -> list[str]:
+    lines = []
     for method, entry in known.items():
-        shown, where = _published_cell(entry).text, "" if method in ran else " (not run here)"
-        lines.append(f"Published: {method}{where} {shown} {metric_info(entry.metric).label.lower()}. {entry.source}.")
-    return tuple(lines)
+        where = "" if method in methods else " (not run here)"
+        label = metric_info(entry.metric).label.lower()
+        lines.append(f"Published: {method}{where} {entry.text} {label}. {entry.source}.")
+    return lines
 
 
-def _p_value(value: float) -> str:
+def _footnotes(part: pd.DataFrame, results: Results) -> list[str]:
+    level = f"{results.level:.0%}"
+    lines = [f"Mean ± half-width of the {level} Student interval over seeds; no ± where there is one seed."]
+    if results.baseline is not None and part["difference"].notna().any():
+        lines.append(
+            f"Small, or after a semicolon: difference to {results.baseline} on the same seeds, its interval, and p of "
+            "the two-sided sign-flip test with its floor, 2/2ⁿ for n pairs, below which it cannot fall. p is not "
+            "corrected for the number of comparisons."
+        )
+    return lines
+
+
+def _pairing_lines(part: pd.DataFrame, own: pd.DataFrame, results: Results) -> list[str]:
+    """How to read the changes by group, and which differences are not shown since the data differ."""
+    baseline = results.baseline
+    if baseline is None:
+        return []
+    if baseline not in set(part["method"]):
+        return [f"No paired difference is shown: {baseline} was not measured on {part['benchmark'].iloc[0]}."]
+    lines = []
+    if part[part["metric"].isin(_SHOT_GROUPS.values())]["difference"].notna().any():
+        lines.append(f"Bought where: change of the accuracy of each shot group against {baseline}, same pairs.")
+    for method, rows in own[own["unequal"]].groupby("method", sort=False):
+        seeds = ", ".join(map(str, sorted(set(rows["seed"]))))
+        lines.append(f"No paired difference is shown of {method} and {baseline} at seed {seeds}: their data differ.")
+    return lines
+
+
+def few_pairs_remark(summary: pd.DataFrame, baseline: str | None) -> str:
+    """What a reader must know before a table: which comparisons rest on too few pairs to be told as a finding."""
+    pairs = summary[summary["pairs"] > 0].groupby("method", sort=False)["pairs"].max()
+    few = pairs[pairs < _HEADLINE_PAIRS]
+    if few.empty:
+        return ""
+    named = "" if len(few) == len(pairs) else f" of {', '.join(few.index)}"
+    counts = " to ".join(str(int(count)) for count in dict.fromkeys([few.min(), few.max()]))
+    noun = "pair" if counts == "1" else "pairs"
+    return f"Fewer than five draws: not a headline. The comparison{named} with {baseline} rests on {counts} {noun}."
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """The tables as GitHub Markdown; best figures bold, differences behind a semicolon."""
+    blocks = []
+    for table in tables:
+        lines = [f"## {_escape_markdown(table.benchmark)}", ""]
+        if table.remark:
+            lines += [_escape_markdown(table.remark), ""]
+        head, *rows = _text_rows(table, bold="**{}**", escape=_escape_markdown)
+        lines += [_pipes(row) for row in (head, ["---"] * len(head), *rows)]
+        blocks.append("\n".join([*lines, "", *map(_escape_markdown, table.footnotes), ""]))
+    return "\n".join(blocks)
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    r"""The tables as LaTeX (`\usepackage{booktabs}`); best figures bold."""
+    blocks = []
+    for table in tables:
+        lines = [f"% {line}" for line in (_escape_latex(table.benchmark), _escape_latex(table.remark)) if line]
+        head, *rows = _text_rows(table, bold=r"\textbf{{{}}}", escape=_escape_latex)
+        lines += [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
+        lines += [" & ".join(head) + r" \\", r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
+        lines += [r"\bottomrule", r"\end{tabular}", *(f"% {' '.join(line.split())}" for line in table.footnotes), ""]
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks)
+
+
+def _text_rows(table: Table, *, bold: str, escape: Callable[[str], str]) -> list[list[str]]:
+    """The headings and all rows as text."""
+    rows = [[escape(heading) for heading in (table.first_column, *table.columns)]]
+    for row in table.rows:
+        texts = [escape(f"{row.name} ({row.remark})" if row.remark else row.name)]
+        for cell in row.cells:
+            text = bold.format(escape(cell.text)) if cell.best else escape(cell.text)
+            texts.append(f"{text}; {escape(cell.difference)}" if cell.difference else text)
+        rows.append(texts)
+    return rows
+
+
+def _pipes(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _format_p_value(value: float) -> str:
     if value < 0.001:
         return "< .001"
     return f"{value:.3g}" if value >= 0.9995 else f"{value:.{3 if value >= 0.1 else 4}f}".lstrip("0")
@@ -303,25 +313,12 @@ def _plus_minus(half_width: float, decimals: int) -> str:
     return f" ± {half_width:.{decimals}f}" if math.isfinite(half_width) else ""
 
 
-def _signs(text: str) -> str:
+def minus_signs(text: str) -> str:
+    """`text` with hyphens as minus signs."""
     return text.replace("-", "−")
 
 
-def _named(row: Row) -> str:
-    return f"{row.name} ({row.remark})" if row.remark else row.name
-
-
-def _joined(cell: Cell, *, bold: str, escape: Callable[[str], str]) -> str:
-    text = escape(cell.text)
-    text = bold.format(text) if cell.best else text
-    return f"{text}; {escape(cell.difference)}" if cell.difference else text
-
-
-def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _markdown(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """`text` on one line, with what Markdown or HTML would act on taken literally."""
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split())).replace("&", "&amp;")
 
@@ -339,6 +336,6 @@ _LATEX = {
 }
 
 
-def _latex(text: str) -> str:
+def _escape_latex(text: str) -> str:
     """`text` on one line, with LaTeX's special characters escaped."""
     return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))

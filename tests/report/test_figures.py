@@ -12,7 +12,7 @@ from PIL import Image
 
 from gen_invariance.errors import DataError, ShapeError
 from gen_invariance.records import Record, as_frame
-from gen_invariance.report import drawing, figures
+from gen_invariance.report import class_figures, drawing, figures
 
 STRANGE = ["$x$", "a$b", "<script>", "あ\n\t", "", "x" * 300, "50% & _more_^", "\\frac", "\U0001f600", "\x00"]
 
@@ -73,18 +73,16 @@ def sample_figures(names):
     )
     grid = [rng.random((len(names), 8, 8))] * 3
     counts = np.geomspace(500, 5, len(names)).astype(int)
-    groups = ["many" if n > 100 else "few" for n in counts]
-    rows = [{"step": n, "loss": 1.0 / (n + 1), "width/rotation": n} for n in range(10)]
+    groups = {"many": counts > 100, "few": counts <= 100}
     width = figures.Widths("Rotation", [1.0, 2.0, 1.5], "degrees", true=2.0, control=[0.1, 0.2, 0.15])
     return {
-        "grid": lambda: figures.image_grid(grid, row_labels=names[:3], column_labels=names, title="Rows"),
-        "bars": lambda: figures.class_size_bars(counts, groups, class_names=names),
-        "accuracy": lambda: figures.accuracy_by_class(frame),
-        "ekld": lambda: figures.ekld_against_class_size(frame, resamples=50),
+        "grid": lambda: figures.image_grid(grid, row_labels=names[:3], column_labels=names),
+        "bars": lambda: class_figures.class_size_bars(counts, groups, class_names=names),
+        "accuracy": lambda: class_figures.accuracy_by_class(frame),
+        "ekld": lambda: class_figures.ekld_against_class_size(frame, resamples=50),
         "histogram": lambda: figures.distribution_histogram(
             rng.normal(size=50), rng.normal(size=50), name="a", unit="s"
         ),
-        "curves": lambda: figures.training_curves(rows),
         "widths": lambda: figures.widths_with_interval([width, figures.Widths("Gain", [0.1])]),
     }
 
@@ -92,7 +90,7 @@ def sample_figures(names):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("kind", "names"),
-    [(kind, STRANGE) for kind in ("grid", "bars", "accuracy", "ekld", "histogram", "curves", "widths")]
+    [(kind, STRANGE) for kind in ("grid", "bars", "accuracy", "ekld", "histogram", "widths")]
     + [("bars", PLAIN), ("accuracy", PLAIN)],
 )
 def test_every_figure_is_a_wide_picture_without_overlapping_text(kind, names, drawn):
@@ -144,24 +142,21 @@ def test_a_grid_that_cannot_be_is_refused():
         figures.image_grid([np.zeros((2, 8, 8, 3))], row_labels=["a"])
 
 
-def test_bars_take_masks_or_names_and_stand_in_order_of_size(drawn):
+def test_bars_stand_in_order_of_size(drawn):
     counts = torch.tensor([5, 500, 50])
     masks = {"many": counts > 100, "medium": counts == 50, "few": counts < 20}
-    by_mask = figures.class_size_bars(counts, masks, class_names=["a", "b", "c"])
-    assert figures.class_size_bars(counts.numpy(), ["few", "many", "medium"], class_names=["a", "b", "c"]) == by_mask
+    class_figures.class_size_bars(counts, masks, class_names=["a", "b", "c"])
     axes = drawn[0].axes[0]
     assert [bar.get_height() for bar in axes.patches] == [500, 50, 5]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["b", "c", "a"]
     with pytest.raises(ShapeError, match="exactly one group"):
-        figures.class_size_bars(counts, {"many": counts > 100})
-    with pytest.raises(ShapeError, match="2 group names for 3 classes"):
-        figures.class_size_bars(counts, ["few", "many"])
+        class_figures.class_size_bars(counts, {"many": counts > 100})
     with pytest.raises(ShapeError, match="2 class names for 3 classes"):
-        figures.class_size_bars(counts, masks, class_names=["a", "b"])
+        class_figures.class_size_bars(counts, masks, class_names=["a", "b"])
 
 
 def test_classes_are_lined_up_by_size_within_each_seed(drawn):
-    figures.accuracy_by_class(records(classes=6, seeds=4))
+    class_figures.accuracy_by_class(records(classes=6, seeds=4))
     axes = drawn[0].axes[0]
     expected = 100 / np.log(np.geomspace(100, 5, 6).astype(int) + 1)
     for line in [container.lines[0] for container in axes.containers]:
@@ -170,7 +165,7 @@ def test_classes_are_lined_up_by_size_within_each_seed(drawn):
 
 
 def test_names_are_shown_where_all_seeds_agree_on_them(drawn):
-    figures.accuracy_by_class(records(classes=3, seeds=1))
+    class_figures.accuracy_by_class(records(classes=3, seeds=1))
     ticks = [tick.get_text() for tick in drawn[0].axes[0].get_xticklabels()]
     assert sorted(tick.split(" ")[0] for tick in ticks) == ["k0", "k1", "k2"]
     assert [tick.split(" ")[1] for tick in ticks] == ["(100)", "(22)", "(5)"]
@@ -180,21 +175,21 @@ def test_the_legend_tells_each_methods_slope(drawn):
     frame = records(classes=8, seeds=2)
     x = np.log10(frame["class_count"].astype(float))
     frame["value"] = np.where(frame["method"] == "DRS", 2 - 0.75 * x, 1 + 0.25 * x)
-    figures.ekld_against_class_size(frame, resamples=50)
+    class_figures.ekld_against_class_size(frame, resamples=50)
     texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert texts == ["DRS: -0.75 [-0.75, -0.75]", "oracle: +0.25 [+0.25, +0.25]"]
 
 
 def test_a_method_looks_the_same_whatever_else_is_drawn(drawn):
     frame = records(methods=("DRS", "MUNIT", "oracle"))
-    styles = figures.method_styles(frame["method"])
-    figures.accuracy_by_class(frame[frame["method"] == "oracle"], styles=styles)
-    figures.ekld_against_class_size(frame, styles=styles, resamples=20)
+    styles = drawing.method_styles(frame["method"])
+    class_figures.accuracy_by_class(frame[frame["method"] == "oracle"], styles=styles)
+    class_figures.ekld_against_class_size(frame, styles=styles, resamples=20)
     alone = drawn[0].axes[0].containers[0].lines[0].get_color()
     together = {line.get_color() for line in drawn[1].axes[0].lines}
     assert alone == styles["oracle"].colour
     assert together == {style.colour for style in styles.values()}
-    assert len({(style.colour, style.marker) for style in figures.method_styles(map(str, range(40))).values()}) == 40
+    assert len({(style.colour, style.marker) for style in drawing.method_styles(map(str, range(40))).values()}) == 40
 
 
 def test_missing_classes_and_a_single_class_do_not_stop_a_figure():
@@ -202,21 +197,21 @@ def test_missing_classes_and_a_single_class_do_not_stop_a_figure():
     frame.loc[frame["class_index"] == 1, "value"] = np.nan
     one = records(classes=1, seeds=1)
     for some in (frame, one):
-        assert figures.accuracy_by_class(some)
-        assert figures.ekld_against_class_size(some, resamples=20)
+        assert class_figures.accuracy_by_class(some)
+        assert class_figures.ekld_against_class_size(some, resamples=20)
 
 
 def test_records_that_do_not_belong_in_one_figure_are_refused():
     frame = records()
     with pytest.raises(DataError, match="no record of 'agreement'"):
-        figures.accuracy_by_class(frame, metric="agreement")
+        class_figures.accuracy_by_class(frame, metric="agreement")
     both = frame.copy()
     both.loc[both["method"] == "DRS", "benchmark"] = "other"
     mixed = frame.copy()
     mixed.loc[mixed["seed"] == 0, "config_digest"] = "other"
     for wrong in (both, mixed):
         with pytest.raises(DataError, match="one benchmark in one configuration"):
-            figures.ekld_against_class_size(wrong)
+            class_figures.ekld_against_class_size(wrong)
 
 
 def test_the_histograms_share_bins_and_are_densities(drawn):
@@ -233,17 +228,6 @@ def test_the_histograms_share_bins_and_are_densities(drawn):
         figures.distribution_histogram([np.nan], [1.0], name="angle")
 
 
-def test_curves_leave_out_missing_rows_and_refuse_what_is_not_there(drawn):
-    rows = [{"step": 0, "loss": 2.0, "note": "x"}, {"step": 1, "loss": 1.0, "accuracy": 0.5}, {"event": "resume"}]
-    figures.training_curves(rows)
-    shown = {axes.get_title(loc="left"): axes.lines[0].get_xydata().tolist() for axes in drawn[0].axes}
-    assert shown == {"loss": [[0, 2], [1, 1]], "accuracy": [[1, 0.5]]}
-    with pytest.raises(DataError, match=r"asked for \['los'\]"):
-        figures.training_curves(rows, keys=["los"])
-    with pytest.raises(DataError, match="no training curve"):
-        figures.training_curves([])
-
-
 def test_widths_show_mean_truth_and_control(drawn):
     figures.widths_with_interval([figures.Widths("Rotation", [1.0, 3.0], "degrees", true=2.5, control=[0.5])])
     axes = drawn[0].axes[0]
@@ -256,12 +240,12 @@ def test_widths_show_mean_truth_and_control(drawn):
 
 
 def test_labels_keep_to_their_limit_and_spell_unknown_letters():
-    assert drawing.label("a$b") == r"a\$b"
-    assert drawing.label("あ") == "U+3042"
-    assert drawing.label("one\n two") == "one two"
-    assert drawing.label("x" * 50, limit=10) == "x" * 9 + "…"
+    assert drawing.format_label("a$b") == r"a\$b"
+    assert drawing.format_label("あ") == "U+3042"
+    assert drawing.format_label("one\n two") == "one two"
+    assert drawing.format_label("x" * 50, limit=10) == "x" * 9 + "…"
 
 
 def test_a_picture_is_saved_whole(tmp_path):
-    figures.save_png(tmp_path / "deep" / "a.png", b"\x89PNG")
+    drawing.save_png(tmp_path / "deep" / "a.png", b"\x89PNG")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.png"]

@@ -6,20 +6,29 @@ import random
 import pytest
 
 from gen_invariance.report.drawing import legend_names
-from gen_invariance.report.labels import LONGEST, differing, distinct, flat, labels_of, lines_of, shortened, telling
+from gen_invariance.report.labels import (
+    LONGEST,
+    differing_keys,
+    flatten_settings,
+    make_distinct,
+    make_labels,
+    shorten,
+    telling_keys,
+    wrap_name,
+)
 
 PLAIN = {"stage.nuisance": "none", "stage.translator": None, "transfer.mode": "none", "training.epochs": 40,
          "training.warmup": 5, "classifier.backbone": "resnet20", "augmentation": "none"}  # fmt: skip
 
 
 def labels(*changes):
-    return labels_of([{**PLAIN, **change} for change in changes])
+    return make_labels([{**PLAIN, **change} for change in changes])
 
 
 def test_settings_are_flattened_by_dotted_key():
     config = {"stage": {"nuisance": "true", "policy_options": {"maximum": 0.5}}, "transfer": {}, "augmentation": "none"}
     found = {"stage.nuisance": "true", "stage.policy_options.maximum": 0.5, "augmentation": "none"}
-    assert flat(config) == found
+    assert flatten_settings(config) == found
 
 
 def test_a_label_says_what_differs_and_not_what_most_runs_have():
@@ -46,7 +55,7 @@ def test_what_another_setting_of_its_group_implies_is_left_out():
 
 def test_settings_of_one_name_are_told_by_their_whole_key():
     settings = [{"a.size": 1, "b.size": 1}, {"a.size": 2, "b.size": 2}]
-    assert labels_of(settings) == ["a.size=1, b.size=1", "a.size=2, b.size=2"]
+    assert make_labels(settings) == ["a.size=1, b.size=1", "a.size=2, b.size=2"]
 
 
 def test_what_the_cut_leaves_alike_is_counted():
@@ -63,22 +72,22 @@ def test_labels_of_any_settings_are_unique_and_fit(seed):
     keys = [f"{group}.{name}" for group in ("stage", "training", "zoo") for name in ("nuisance", "b", "c")]
     every = [{key: draw.choice(values) for key in keys} for _ in range(8)]
     settings = list({repr(one): one for one in every}.values())
-    found = labels_of(settings)
+    found = make_labels(settings)
     assert len(set(found)) == len(settings)
     assert max(map(len, found)) <= LONGEST + 4  # a number behind it
-    kept = telling(settings)
-    assert set(kept) <= set(differing(settings))
+    kept = telling_keys(settings)
+    assert set(kept) <= set(differing_keys(settings))
     assert len({tuple(repr(one[key]) for key in kept) for one in settings}) == len(settings)
     names = legend_names(found)
     assert len(set(names.values())) == len(found)
 
 
 def test_names_are_cut_in_the_middle_counted_and_broken_into_lines():
-    assert shortened("a" * 9, 9) == "a" * 9
-    assert shortened("abcdefghi", 5) == "ab…hi"
-    assert distinct(["a", "a", "b", "a (2)"], ["b"]) == ["a", "a (2)", "b (2)", "a (2) (2)"]
+    assert shorten("a" * 9, 9) == "a" * 9
+    assert shorten("abcdefghi", 5) == "ab…hi"
+    assert make_distinct(["a", "a", "b", "a (2)"], ["b"]) == ["a", "a (2)", "b (2)", "a (2) (2)"]
     text = "ce_drs+more_real+trivialaugment@every_row, epochs=40"
-    lines = lines_of(text, 20).splitlines()
+    lines = wrap_name(text, 20).splitlines()
     assert lines == ["ce_drs+more_real+", "trivialaugment@every_row,", "epochs=40"]
     for a, b in itertools.pairwise(lines):
         assert len(a) + len(b) > 20

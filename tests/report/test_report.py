@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from gen_invariance.errors import DataError, OutputError, SettingsError
-from gen_invariance.records import Record, RecordWriter, as_frame, load_records
+from gen_invariance.records import Record, RecordWriter, as_frame
 from gen_invariance.report.metrics import PUBLISHED
 from gen_invariance.report.pages import Picture
-from gen_invariance.report.report_page import write_report
-from gen_invariance.report.summary import summarise
+from gen_invariance.report.report_page import ReportSettings, write_report
+from gen_invariance.report.summary import prepare_results
 from gen_invariance.report.tables import class_tables, method_tables, to_latex, to_markdown
 
 EVIL = "<script>document.title='owned'</script>"
@@ -80,14 +80,14 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path):
-    settings = {"baseline": "DRS", "references": ["oracle"], "command": "scripts/demo 'x y'"}
+    settings = ReportSettings(title=EVIL, baseline="DRS", references=("oracle",))
     path = write_report(
+        some_records(),
         tmp_path / "report",
-        title=EVIL,
-        frame=some_records(),
-        figures=[figure(EVIL), figure()],
+        settings,
+        pictures=[figure(EVIL), figure()],
         notes=[EVIL],
-        **settings,
+        command="scripts/demo 'x y'",
     )
     return Page(path.read_text(encoding="utf-8"))
 
@@ -148,8 +148,7 @@ def test_the_environment_says_how_to_get_these_figures_again(page):
 
 
 def table_of(frame, **settings):
-    baseline = settings.get("baseline")
-    (table,) = method_tables(frame, summarise(frame, baseline=baseline), **settings)
+    (table,) = method_tables(prepare_results(frame, baseline=settings.pop("baseline", None)), **settings)
     return table
 
 
@@ -213,7 +212,7 @@ def test_what_was_measured_on_other_data_is_not_compared():
     assert "No paired difference is shown of a and DRS at seed 1: their data differ." in table.footnotes
     assert not any(cell.best for row in table.rows for cell in row.cells)
     elsewhere = as_frame([*made, *records({"a": [0.1]}, benchmark="other")])
-    other = method_tables(elsewhere, summarise(elsewhere, baseline="DRS"), baseline="DRS")[1]
+    other = method_tables(prepare_results(elsewhere, baseline="DRS"))[1]
     assert "No paired difference is shown: DRS was not measured on other." in other.footnotes
 
 
@@ -273,10 +272,19 @@ def test_classes_are_listed_by_index_with_their_size_where_it_is_known():
     for count, name in [(6, "early"), (7, "early")]:
         facts = {"metric": "ekld", "class_index": 2, "class_name": name, "class_count": count, "seed": count}
         made.append(Record(benchmark="digits", method="a", value=1.0, config_digest="cfg1", **facts))
-    (table,) = class_tables(summarise(as_frame(made)))
+    (table,) = class_tables(prepare_results(as_frame(made)))
     assert table.columns == ("Training images (mean)", "eKLD (nats): a", "eKLD (nats): b")
     shown = [(row.name, *(cell.text for cell in row.cells)) for row in table.rows]
     assert shown == [("early", "6.5", "1.000", "–"), ("late", "–", "0.600", "0.300")]
+
+
+def test_a_class_that_is_large_in_one_seed_and_small_in_another_is_averaged_over_both():
+    made = []
+    for seed, (group, count, value) in enumerate([("many", 90, 0.9), ("few", 10, 0.1), ("few", 20, 0.2)]):
+        facts = {"metric": "accuracy", "class_index": 0, "class_name": "k", "class_count": count, "group": group}
+        made.append(Record(benchmark="digits", method="a", seed=seed, value=value, config_digest="cfg1", **facts))
+    (table,) = class_tables(prepare_results(as_frame(made)))
+    assert [cell.text for cell in table.rows[0].cells] == ["40", "40.0"]
 
 
 def test_failed_cells_are_named_until_they_are_finished(tmp_path):
@@ -284,31 +292,31 @@ def test_failed_cells_are_named_until_they_are_finished(tmp_path):
     first, second = records({"DRS": [0.5, 0.6]})
     writer.write_cell([first])
     writer.write_failure(second, ValueError("no image of 'k'"))
-    path = write_report(tmp_path / "a", title="t", frame=load_records(tmp_path / "records"))
+    path = write_report(tmp_path, tmp_path / "a", pictures=())
     assert "DRS on digits, seed 1: ValueError: no image of 'k'" in Page(path.read_text()).text
     writer.write_cell([second])
-    path = write_report(tmp_path / "a", title="t", frame=load_records(tmp_path / "records"))
+    path = write_report(tmp_path, tmp_path / "a", pictures=())
     assert "Cells that failed" not in Page(path.read_text()).text
 
 
 def test_bad_input_is_refused_and_nothing_is_written(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(DataError, match="at least one record"):
-        write_report(out, title="t", frame=some_records().iloc[:0])
+        write_report(some_records().iloc[:0], out)
     with pytest.raises(SettingsError, match="baseline 'x' has no record"):
-        write_report(out, title="t", frame=some_records(), baseline="x")
+        write_report(some_records(), out, ReportSettings(baseline="x"))
     mixed = as_frame(records({"a": [0.1]}) + records({"a": [0.2]}, config_digest="cfg2"))
     with pytest.raises(DataError, match="'cfg1', 'cfg2'"):
-        write_report(out, title="t", frame=mixed)
+        write_report(mixed, out)
     with pytest.raises(DataError, match="is not a PNG"):
         figure(png=b"GIF89a")
     with pytest.raises(DataError, match="no alternative text"):
         figure(alt=" ")
     assert not out.exists()
-    assert "20.0" in write_report(out, title="t", frame=mixed, config_digest="cfg2").read_text()
+    assert "20.0" in write_report(mixed, out, ReportSettings(config_digest="cfg2")).read_text()
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        write_report(tmp_path / "file" / "report", title="t", frame=some_records())
+        write_report(some_records(), tmp_path / "file" / "report", pictures=())
 
 
 def in_browser(path, *, width, script):

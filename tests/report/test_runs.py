@@ -6,7 +6,8 @@ import pytest
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.records import Record, RecordWriter
-from gen_invariance.report.runs import labelled, report_of, source_of, together
+from gen_invariance.report.report_page import ReportSettings, write_report
+from gen_invariance.report.runs import merge_sources, read_sources
 
 CONFIG = {
     "data": {"source": "digits", "path": None, "nuisance": "identity", "largest": 110},
@@ -43,8 +44,13 @@ def measure(folder, value, *, seed=0, method="none", against="lighting", digest=
     RecordWriter(folder / "records").write_cell([Record(metric=name, value=v, **about) for name, v in figures.items()])
 
 
+def write_page(folders, out, *, baseline):
+    settings = ReportSettings(baseline=None if baseline is None else str(baseline))
+    return write_report(folders, out / "page", settings, pictures=())
+
+
 def frame_of(*folders):
-    return together(labelled([source_of(folder) for folder in folders]))
+    return merge_sources(read_sources(folders))
 
 
 def methods(*folders):
@@ -97,9 +103,9 @@ def test_other_data_make_another_benchmark_and_another_place_does_not(make, tmp_
         "digits [largest=110] against lighting", "digits [largest=50] against lighting"}  # fmt: skip
     moved = make("moved", data_path="elsewhere", training_epochs=9)
     assert set(frame_of(one, moved)["benchmark"]) == {"digits against lighting"}
-    page = report_of([one, small], tmp_path / "page", title="t", baseline="one")
+    page = write_page([one, small], tmp_path, baseline="one")
     changed = make("changed", digest="other images", training_epochs=9)
-    page = report_of([one, changed], tmp_path / "page", title="t", baseline="one").read_text()
+    page = write_page([one, changed], tmp_path, baseline="one").read_text()
     assert "No paired difference is shown of epochs=9 and epochs=3 at seed 0: their data differ." in page
 
 
@@ -110,7 +116,7 @@ def test_accuracy_stands_together_whatever_invariance_was_measured_against(make,
     assert set(values(frame)) == {("digits", "stage=none", 0), ("digits", "stage=translator", 0)}
     assert set(values(frame, "mean_ekld")) == {("digits against lighting", "stage=none", 0),
                                                ("digits against translator munit", "stage=translator", 0)}  # fmt: skip
-    page = report_of([plain, learned], tmp_path / "page", title="t", baseline=None).read_text()
+    page = write_page([plain, learned], tmp_path, baseline=None).read_text()
     assert "measured against several nuisances" in page
     measure(learned, 0.7, method="translator")
     assert set(values(frame_of(plain, learned), "mean_ekld")) >= {("digits against lighting", "stage=translator", 0)}
@@ -134,10 +140,10 @@ def test_what_was_measured_twice_counts_once(make):
 def test_the_baseline_is_a_label_a_folder_or_a_place(make, tmp_path):
     folders = [make("plain"), make("other", 0.6, method="true", stage_nuisance="true", training_epochs=9)]
     for baseline in ("epochs=3", "plain", str(folders[0]), 0, "0", "none"):
-        page = report_of(folders, tmp_path / "page", title="t", baseline=baseline).read_text()
+        page = write_page(folders, tmp_path, baseline=baseline).read_text()
         assert '<th scope="row">epochs=3<small>baseline</small>' in page
     with pytest.raises(SettingsError, match="baseline=x is no method here; choose 'epochs=3', 'stage=o"):
-        report_of(folders, tmp_path / "page", title="t", baseline="x")
+        write_page(folders, tmp_path, baseline="x")
 
 
 def test_records_of_a_grid_keep_their_names(make, tmp_path):
