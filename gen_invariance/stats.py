@@ -25,7 +25,7 @@ from gen_invariance.run import named_generator
 _EXACT_UP_TO = 12  # 2**12 sign patterns of paired differences are enumerated; above that they are drawn
 _DRAWN_FLIPS = 10_000
 _NORMAL_95 = 1.96
-_BLOCK = 2**22  # numbers held at once while rows are resampled
+_BLOCK = 2**22  # numbers in memory at once while rows are resampled
 
 Numbers: TypeAlias = float | NDArray[np.float64]
 
@@ -216,8 +216,8 @@ def bootstrap_ratio(
     def ratio(stack: NDArray[np.float64]) -> NDArray[np.float64]:
         means = stack.mean(axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found = means[:, 0] / means[:, 1]
-        return np.where(means[:, 1] == 0, np.nan, found)
+            ratios = means[:, 0] / means[:, 1]
+        return np.where(means[:, 1] == 0, np.nan, ratios)
 
     return bootstrap_interval(np.stack([upper, lower], axis=1), ratio, generator=generator, resamples=resamples)
 

@@ -25,7 +25,7 @@ from gen_invariance.order import sets
 from gen_invariance.order.analysis.curriculum import Curriculum, climb
 from gen_invariance.order.analysis.study import AnalysisSettings, OrderStudy, analyse
 from gen_invariance.order.cells import Cells, FitBackbone, Plan, measure_cells
-from gen_invariance.order.identity import nuisance_identity, plain
+from gen_invariance.order.identity import describe_value
 from gen_invariance.order.measurements import collect
 from gen_invariance.order.separability import Head
 from gen_invariance.order.sets import START, Subset
@@ -181,7 +181,7 @@ def run_order(
                 study = replace(study, curricula=_climb(trainer, study, test, order))
             if run.path is not None:
                 write_study(run.path, study, title=f"Subset order of {train.name}", command=command)
-                analysis = plain({**asdict(order.analysis), "seed": settings.seed})
+                analysis = describe_value({**asdict(order.analysis), "seed": settings.seed})
                 digest = config_digest({"data": data, "cells": identity, "analysis": analysis})
                 write_records(run.path / "records", study, config_digest=digest, data_digest=train.digest)
         PartialState().wait_for_everyone()
@@ -246,8 +246,8 @@ def describe_cells(settings: OrderRun, nuisance: Nuisance | None) -> dict[str, A
     threshold or head. Modes other than "frozen" keep answers to chosen targets, so there all of these count.
     """
     left_out = _OF_THE_READING | _OF_EACH_CELL if settings.order.mode == "frozen" else _OF_THE_READING
-    config = {key: plain(value) for key, value in asdict(settings.order).items() if key not in left_out}
-    return {**config, "seed": settings.seed, "nuisance": nuisance_identity(nuisance)}
+    config = {key: describe_value(value) for key, value in asdict(settings.order).items() if key not in left_out}
+    return {**config, "seed": settings.seed, "nuisance": describe_value(nuisance)}
 
 
 def write_records(folder: Path, study: OrderStudy, *, config_digest: str, data_digest: str) -> None:

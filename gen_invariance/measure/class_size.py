@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from gen_invariance.errors import RangeError, ShapeError
 from gen_invariance.stats import Estimate, check_level, draw_rows, percentile_interval, to_floats
 
-_BLOCK = 2**22  # numbers held at once while classes are resampled
+_BLOCK = 2**22  # numbers in memory at once while classes are resampled
 
 
 @dataclass(frozen=True)

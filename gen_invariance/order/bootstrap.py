@@ -1,11 +1,10 @@
 """Simultaneous bounds for every (subset, pair) cell, from seeds and a shared test set.
 
 Two things move a measured separability: the training seed (variance s^2 / R) and the finite test set that all
-seeds and subsets share (about q (1 - q) / N a class, which more seeds do not shrink). The crossed bootstrap
-resamples seeds and, independently, test samples within their class. It is used for what it does well, the joint
-distribution of the largest standardised deviation over all cells and the frequency of order edges. The width of
-a single cell comes from variance components with moderated seed variances (cells of similar q share information;
-Smyth 2004) and Student quantiles, since five seeds resampled say little about their own tail.
+seeds and subsets share (about q (1 - q) / N a class, which more seeds do not shrink). The crossed bootstrap resamples
+seeds and, independently, test samples within their class: it gives the joint distribution of the largest standardised
+deviation over all cells, and the frequency of order edges. The width of a single cell comes from variance components
+with moderated seed variances (Smyth 2004) and Student quantiles, since five seeds say little about their own tail.
 """
 
 from __future__ import annotations
@@ -94,12 +93,9 @@ def crossed_bootstrap(
         packed: uint8 (R, n, M, ceil(K / 8)), `pack_hits` of every seed and subset.
         labels: int64 (M,), test labels; every class needs at least one sample.
         num_classes: K.
-        resamples: B, at least 100.
+        resamples: B.
         edge_draws: how many resampled tables to keep.
         generator: CPU generator.
-
-    Raises:
-        ShapeError: lengths do not fit.
     """
     if packed.ndim != 4 or packed.shape[2] != len(labels):
         raise ShapeError(f"hits are {packed.shape} for {len(labels)} labels; expected (R, n, M, ceil(K / 8))")
@@ -163,46 +159,40 @@ def _class_accuracy(
     variance = torch.empty(len(rows), num_classes, width)
     resampled = torch.empty(len(rows), num_classes, width, len(seed_weights))
     for label, row in enumerate(rows):
-        chosen = hits[:, :, row].permute(3, 1, 0, 2).float()  # (K, s, R, N)
-        right[label] = chosen.mean(dim=3).permute(0, 2, 1)
-        seed_mean = chosen.mean(dim=2)
+        of_class = hits[:, :, row].permute(3, 1, 0, 2).float()  # (K, s, R, N)
+        right[label] = of_class.mean(dim=3).permute(0, 2, 1)
+        seed_mean = of_class.mean(dim=2)
         smoothed = (seed_mean.sum(dim=2) + 2) / (len(row) + 4)
         observed = seed_mean.var(dim=2, correction=0) / max(len(row) - 1, 1)
         variance[label] = torch.maximum(observed, smoothed * (1 - smoothed) / (len(row) + 4))
         weights = (seed_weights[:, :, None] * row_weights[label][:, None, :]).flatten(1)
         product = resampled[label].view(num_classes * width, -1)
-        torch.mm(chosen.reshape(num_classes * width, -1), weights.T, out=product)
+        torch.mm(of_class.reshape(num_classes * width, -1), weights.T, out=product)
     return right, variance, resampled
 
 
 def moderated_variance(scores: np.ndarray, *, group: int = 200) -> tuple[np.ndarray, np.ndarray]:
     """Seed variance of each cell, shrunk towards that of cells with similar mean, and its degrees of freedom.
 
-    Within each group of cells the true variances are taken as scaled inverse chi-square; its degrees of freedom
-    come from how much more the sample variances scatter than chi-square allows (method of moments).
-
-    Args:
-        scores: (R, n, P) with R >= 2.
-        group: cells pooled together, neighbours in the order of their means.
-
-    Returns:
-        Variance of one seed and degrees of freedom, both float64 (n, P).
+    `scores` are (R, n, P) with R >= 2; both results are (n, P). Within each `group` of cells, neighbours in the order
+    of their means, the true variances are taken as scaled inverse chi-square; its degrees of freedom come from how
+    much more the sample variances scatter than chi-square allows (method of moments).
 
     Reference: Smyth, "Linear models and empirical Bayes methods", 2004, section 3.
     """
-    own = scores.var(axis=0, ddof=1).ravel()
+    raw = scores.var(axis=0, ddof=1).ravel()
     freedom = len(scores) - 1
-    variance, total = np.empty_like(own), np.empty_like(own)
+    variance, total = np.empty_like(raw), np.empty_like(raw)
     order = np.argsort(scores.mean(axis=0).ravel(), kind="stable")
     for cells in np.array_split(order, max(1, len(order) // group)):
-        mean = own[cells].mean()
+        mean = raw[cells].mean()
         if len(cells) < 3 or mean <= 0:
-            variance[cells], total[cells] = np.maximum(own[cells], mean), freedom
+            variance[cells], total[cells] = np.maximum(raw[cells], mean), freedom
             continue
-        excess = (1 + own[cells].var(ddof=1) / mean**2) / (1 + 2 / freedom) - 1
+        excess = (1 + raw[cells].var(ddof=1) / mean**2) / (1 + 2 / freedom) - 1
         prior = min(4 + 2 / excess if excess > 0 else np.inf, freedom * len(cells))
         scale = mean * (prior - 2) / prior
-        variance[cells] = (prior * scale + freedom * own[cells]) / (prior + freedom)
+        variance[cells] = (prior * scale + freedom * raw[cells]) / (prior + freedom)
         total[cells] = prior + freedom
     return variance.reshape(scores.shape[1:]), total.reshape(scores.shape[1:])
 

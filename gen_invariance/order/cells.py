@@ -217,13 +217,13 @@ def _adapt(source: Any, rows: Tensor, plan: Plan, *, seed: int) -> Cell:
     accuracy = np.full(len(plan.targets), np.nan)
     for target in [*itertools.combinations(range(classes), 2), *plan.targets]:
         predict = plan.trainer.adapt(source, target, rows, mode=plan.mode, last_stages=plan.last_stages, seed=seed)
-        chosen = torch.isin(labels, torch.tensor(target)).nonzero().flatten()
-        right = in_batches(predict, plan.test, chosen) == labels[chosen]
+        asked = torch.isin(labels, torch.tensor(target)).nonzero().flatten()
+        right = in_batches(predict, plan.test, asked) == labels[asked]
         if len(target) == 2:
-            other = torch.where(labels[chosen] == target[0], target[1], target[0])
-            hits[chosen, other] = right
+            other = torch.where(labels[asked] == target[0], target[1], target[0])
+            hits[asked, other] = right
         if target in plan.targets:
-            shares = [right[labels[chosen] == label].double().mean() for label in target]
+            shares = [right[labels[asked] == label].double().mean() for label in target]
             accuracy[plan.targets.index(target)] = float(torch.stack(shares).mean())
     return {"hits": pack_hits(hits), "accuracy": accuracy}
 

@@ -123,13 +123,14 @@ def _knn_hits(features: Features) -> Tensor:
         similar = test @ train[features.train_labels == label].T
         top = similar.topk(min(neighbours, similar.shape[1]), dim=1).values
         nearest[:, label, : top.shape[1]] = top
-    own = nearest[torch.arange(len(test)), features.test_labels]
+    of_own_class = nearest[torch.arange(len(test)), features.test_labels]
     hits = torch.empty(len(test), features.num_classes, dtype=torch.bool)
     for label in range(features.num_classes):
-        both = torch.cat([own, nearest[:, label]], dim=1)
-        top, place = both.topk(min(neighbours, both.shape[1]), dim=1)
+        both = torch.cat([of_own_class, nearest[:, label]], dim=1)
+        top, column = both.topk(min(neighbours, both.shape[1]), dim=1)
         weight = torch.exp((top - top[:, :1]) / KNN_TEMPERATURE)
-        hits[:, label] = (weight * (place < neighbours)).sum(1) > (weight * (place >= neighbours)).sum(1)
+        is_right = column < neighbours
+        hits[:, label] = (weight * is_right).sum(1) > (weight * ~is_right).sum(1)
     return hits
 
 
@@ -147,7 +148,7 @@ def logistic_predictions(
     features: Features, classes: tuple[int, ...], *, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Predicted class of every test sample of `classes`, int64 (m,), and their rows (m,)."""
-    train_rows, test_rows = (_rows_of(labels, classes) for labels in (features.train_labels, features.test_labels))
+    train_rows, test_rows = _rows_of(features.train_labels, classes), _rows_of(features.test_labels, classes)
     inputs, labels = features.train[train_rows].float(), features.train_labels[train_rows]
     groups = None if features.train_groups is None else features.train_groups[train_rows]
     strength = _choose_strength(inputs, labels, groups=groups, generator=generator)
@@ -190,10 +191,7 @@ def _own_hits(features: Features) -> Tensor:
 def pair_scores(hits: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:
     """Balanced two-class accuracy of every pair, float64 (P,) in [0, 1]; NaN where a class has no test sample.
 
-    Args:
-        hits: bool (M, K) from `pair_hits`.
-        labels: int64 (M,), the test labels.
-        num_classes: K; pairs are ordered as in `class_pairs`.
+    From `hits` bool (M, K) of `pair_hits` and the test labels int64 (M,); pairs are ordered as in `class_pairs`.
     """
     one_hot = torch.nn.functional.one_hot(labels, num_classes).double()
     right = ((one_hot.T @ hits.double()) / one_hot.sum(0)[:, None]).numpy()
@@ -210,10 +208,10 @@ def target_accuracy(
     if head == "logistic":
         predicted, rows = logistic_predictions(features, target, generator=generator)
     else:
-        chosen, rows = (_rows_of(labels, target) for labels in (features.train_labels, features.test_labels))
-        train, labels = features.train[chosen].float(), features.train_labels[chosen]
+        train_rows, rows = _rows_of(features.train_labels, target), _rows_of(features.test_labels, target)
+        train, labels = features.train[train_rows].float(), features.train_labels[train_rows]
         if head == "knn":
-            fitted = fit_knn(train, labels, neighbours=min(KNN_NEIGHBOURS, len(chosen) - 1))
+            fitted = fit_knn(train, labels, neighbours=min(KNN_NEIGHBOURS, len(train_rows) - 1))
         else:
             fitted = fit_nearest_mean(train, labels)
         predicted = predict(fitted, features.test[rows].float())

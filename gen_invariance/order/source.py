@@ -209,10 +209,10 @@ class SourceTrainer:
             TransferPlan("partial", last_stages=last_stages).apply(model)
         classes = torch.tensor(target)
         labels = self.train.labels.cpu()[rows]
-        chosen = torch.isin(labels, classes)
+        wanted = torch.isin(labels, classes)
         generator = named_generator(seed, "order adapt", mode, source.subset, target)
         head = self.new_head(model, len(target), generator)
-        tasks = [Task(rows[chosen], torch.searchsorted(classes, labels[chosen]), head)]
+        tasks = [Task(rows[wanted], torch.searchsorted(classes, labels[wanted]), head)]
         if mode == "joint" and source.subset != START:
             other = self.new_head(model, len(source.subset), generator)
             tasks.append(self.source_task(source.subset, seed, head=other))

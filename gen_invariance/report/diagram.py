@@ -11,6 +11,7 @@ import io
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import networkx as nx
@@ -21,11 +22,22 @@ from matplotlib.figure import Figure
 from gen_invariance.files import atomic_write, write_text
 from gen_invariance.order.preorder import Preorder
 from gen_invariance.order.relation import SubsetOrder
+from gen_invariance.order.sets import START
 from gen_invariance.report.layout import Layout, lay_out
 
-_INK, _SOFT, _FILL, _START = "#1b2a41", "#8a97a8", "#e8f1fa", "#fdeccf"
+_INK, _SOFT = "#1b2a41", "#8a97a8"  # certain lines and text, dashed lines
+_FILL, _START = "#e8f1fa", "#fdeccf"  # boxes; that of the start
 _NUMBERED = 45  # with more lines than this only certain ones carry their number
 _DETAILED = 60  # beyond this many nodes labels shrink to the number of classes
+
+
+class Edge(NamedTuple):
+    """A line of the diagram: node numbers, pairs that `above` separates and `below` does not, whether it is certain."""
+
+    below: int
+    above: int
+    gained: int
+    certain: bool
 
 
 @dataclass(frozen=True)
@@ -36,13 +48,13 @@ class Hasse:
         members: for each node, indices of its subsets.
         labels: for each node, its text.
         levels: separated pairs of each node.
-        edges: (below, above, pairs gained, certain) over nodes.
+        edges: over nodes, sorted.
     """
 
     members: list[tuple[int, ...]]
     labels: list[str]
     levels: list[int]
-    edges: list[tuple[int, int, int, bool]]
+    edges: list[Edge]
 
 
 def hasse(order: SubsetOrder) -> Hasse:
@@ -55,22 +67,23 @@ def hasse(order: SubsetOrder) -> Hasse:
     np.fill_diagonal(certain, True)
     merged = Preorder(certain, height=separated.sum(axis=1))
     solid = set(nx.transitive_reduction(nx.from_numpy_array(merged.strict, create_using=nx.DiGraph)).edges)
-    place = {member: node for node, member in enumerate(first)}
-    likely = {(place[a], place[b]) for a, b in order.estimated.covers()}
+    likely = {(first.index(a), first.index(b)) for a, b in order.estimated.covers()}
     dashed = {edge for edge in likely if not certain[edge]}
-    gained = {(a, b): int((separated[b] & ~separated[a]).sum()) for a, b in solid | dashed}
-    edges = sorted([(a, b, gained[a, b], True) for a, b in solid] + [(a, b, gained[a, b], False) for a, b in dashed])
+    edges = []
+    for below, above in solid | dashed:
+        gained = int((separated[above] & ~separated[below]).sum())
+        edges.append(Edge(below, above, gained, (below, above) in solid))
     labels = ["\n".join(order.name(order.subsets[i]) for i in group) for group in members]
-    return Hasse(members, labels, separated.sum(axis=1).tolist(), edges)
+    return Hasse(members, labels, separated.sum(axis=1).tolist(), sorted(edges))
 
 
 def diagram_text(order: SubsetOrder) -> str:
     """The diagram for a terminal: top level first; `^` names certain covers, `?` undecided ones."""
     drawn = hasse(order)
     above: dict[int, list[str]] = {node: [] for node in range(len(drawn.members))}
-    for low, high, gain, certain in drawn.edges:
-        label = drawn.labels[high].replace("\n", " = ")
-        above[low].append(f"    {'^' if certain else '?'} +{gain} {label}")
+    for edge in drawn.edges:
+        label = drawn.labels[edge.above].replace("\n", " = ")
+        above[edge.below].append(f"    {'^' if edge.certain else '?'} +{edge.gained} {label}")
     lines = [_headline(order)]
     for node in sorted(above, key=lambda n: (-drawn.levels[n], n)):
         label = drawn.labels[node].replace("\n", " = ")
@@ -95,8 +108,9 @@ def diagram_dot(order: SubsetOrder) -> str:
     for node, label in enumerate(drawn.labels):
         quoted = label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         lines.append(f'  n{node} [label="{quoted}\\n{drawn.levels[node]}"];')
-    for low, high, gain, certain in drawn.edges:
-        lines.append(f'  n{low} -> n{high} [label="+{gain}", style={"solid" if certain else "dashed"}];')
+    for edge in drawn.edges:
+        style = "solid" if edge.certain else "dashed"
+        lines.append(f'  n{edge.below} -> n{edge.above} [label="+{edge.gained}", style={style}];')
     for level in sorted(set(drawn.levels)):
         same = "; ".join(f"n{node}" for node, at in enumerate(drawn.levels) if at == level)
         lines.append(f"  {{rank=same; {same}}}")
@@ -107,41 +121,44 @@ def draw_diagram(order: SubsetOrder, *, title: str = "Subset order") -> Figure:
     """The diagram as a matplotlib figure that is not tied to any window."""
     drawn = hasse(order)
     detailed = len(drawn.members) <= _DETAILED
-    placed = lay_out(drawn.levels, [(low, high) for low, high, *_ in drawn.edges], widest=7 if detailed else 24)
-    left, right = placed.span
-    reach = max(right - left, 1.0) + 1
-    size = (
-        float(np.clip((1.7 if detailed else 0.7) * reach, 6.0, 40.0)),
-        float(np.clip(0.95 * (placed.y.max() + 1) + 1.4, 4.0, 60.0)),
-    )
-    figure = Figure(figsize=size)
+    layout = lay_out(drawn.levels, [(edge.below, edge.above) for edge in drawn.edges], widest=7 if detailed else 24)
+    left, right = layout.span
+    width = (1.7 if detailed else 0.7) * (max(right - left, 1.0) + 1)
+    height = 0.95 * (layout.y.max() + 1) + 1.4
+    figure = Figure(figsize=(float(np.clip(width, 6.0, 40.0)), float(np.clip(height, 4.0, 60.0))))
     axes = figure.add_subplot()
-    labelled = detailed and len(drawn.edges) <= _NUMBERED
-    for number, ((_, _, gain, certain), (across, up)) in enumerate(zip(drawn.edges, placed.routes, strict=True)):
-        line = {"color": _INK, "linestyle": "-"} if certain else {"color": _SOFT, "linestyle": (0, (4, 3))}
-        axes.plot(across, up, linewidth=1.1, zorder=1, **line)
-        if labelled or (detailed and certain):
-            middle = 1 + (number * 2) % (len(across) - 1)  # numbers of neighbouring lines in different rows
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-            spot = (across[middle - 1] + across[middle]) / 2, (up[middle - 1] + up[middle]) / 2
-            axes.text(*spot, f"+{gain}", fontsize=6.5, color=_INK, ha="center", va="center", zorder=2, bbox=box)
+    _draw_edges(axes, drawn, layout, detailed=detailed)
     for node, label in enumerate(_node_labels(order, drawn, detailed=detailed)):
-        start = () in [order.subsets[i] for i in drawn.members[node]]
-        box = {"boxstyle": "round,pad=0.35", "facecolor": _START if start else _FILL, "edgecolor": _INK}
-        size = 7 if detailed else 5
-        at = placed.x[node], placed.y[node]
-        axes.text(*at, label, fontsize=size, ha="center", va="center", zorder=3, bbox={**box, "linewidth": 0.7})
-    _dress(axes, placed, pairs=len(order.pairs))
+        has_start = START in [order.subsets[index] for index in drawn.members[node]]
+        fill = _START if has_start else _FILL
+        box = {"boxstyle": "round,pad=0.35", "facecolor": fill, "edgecolor": _INK, "linewidth": 0.7}
+        style = {"fontsize": 7 if detailed else 5, "ha": "center", "va": "center", "zorder": 3}
+        axes.text(layout.x[node], layout.y[node], label, bbox=box, **style)
+    _dress(axes, layout, pairs=len(order.pairs))
     axes.set_title(title + "\n" + textwrap.fill(_headline(order) + "; dashed: undecided", 90), fontsize=9)
     figure.tight_layout()
     return figure
 
 
-def _dress(axes: Axes, placed: Layout, *, pairs: int) -> None:
-    left, right = placed.span
+def _draw_edges(axes: Axes, drawn: Hasse, layout: Layout, *, detailed: bool) -> None:
+    few = len(drawn.edges) <= _NUMBERED
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+    for index, edge in enumerate(drawn.edges):
+        x, y = layout.routes[index]
+        color, dashes = (_INK, "-") if edge.certain else (_SOFT, (0, (4, 3)))
+        axes.plot(x, y, linewidth=1.1, zorder=1, color=color, linestyle=dashes)
+        if detailed and (few or edge.certain):
+            part = (index * 2) % (len(x) - 1)  # numbers of neighbouring lines stand in different rows
+            spot = np.mean(x[part : part + 2]), np.mean(y[part : part + 2])
+            style = {"fontsize": 6.5, "color": _INK, "ha": "center", "va": "center", "zorder": 2}
+            axes.text(*spot, f"+{edge.gained}", bbox=box, **style)
+
+
+def _dress(axes: Axes, layout: Layout, *, pairs: int) -> None:
+    left, right = layout.span
     axes.set_xlim(left - 0.7, right + 0.7)
-    axes.set_ylim(placed.y.min() - 0.6, placed.y.max() + 0.6)
-    axes.set_yticks(list(placed.ticks), list(placed.ticks.values()), fontsize=8)
+    axes.set_ylim(layout.y.min() - 0.6, layout.y.max() + 0.6)
+    axes.set_yticks(list(layout.ticks), list(layout.ticks.values()), fontsize=8)
     axes.set_xticks([])
     axes.set_ylabel(f"separated pairs, of {pairs}")
     for side in ("top", "right", "bottom"):

@@ -1,7 +1,7 @@
 """Where the nodes and lines of a layered diagram go (after Sugiyama, Tagawa and Toda, 1981).
 
-Lines that pass a row get an invisible waypoint in it, rows are ordered by the mean place of their neighbours, and
-places within a row solve a least-squares problem under minimal distances (isotonic regression), which keeps long
+Lines that pass a row get an invisible waypoint in it, rows are ordered by the mean position of their neighbours, and
+positions within a row solve a least-squares problem under minimal distances (isotonic regression), which keeps long
 lines nearly straight and off the boxes.
 """
 
@@ -20,7 +20,7 @@ _MOST_WAYPOINTS = 6000
 
 @dataclass(frozen=True)
 class Layout:
-    """Places in units of one box width and one row height.
+    """Positions in units of one box width and one row height.
 
     Attributes:
         x, y: of each node, float (n,).
@@ -36,7 +36,7 @@ class Layout:
     @property
     def span(self) -> tuple[float, float]:
         """Smallest and largest x of any node or line."""
-        corners = [place for across, _ in self.routes for place in across]
+        corners = [x for across, _ in self.routes for x in across]
         return min([*self.x, *corners]), max([*self.x, *corners])
 
 

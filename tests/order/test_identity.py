@@ -8,7 +8,7 @@ from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.order.analysis.study import AnalysisSettings
-from gen_invariance.order.identity import nuisance_identity
+from gen_invariance.order.identity import describe_value
 from gen_invariance.translator.munit.model import MunitTranslator
 
 
@@ -42,7 +42,7 @@ def turned(value):
     ],
 )
 def test_what_acts_differently_has_another_identity(one, other):
-    assert nuisance_identity(one) != nuisance_identity(other)
+    assert describe_value(one) != describe_value(other)
 
 
 def test_the_same_again_has_the_same_identity_and_fits_into_json():
@@ -50,23 +50,23 @@ def test_the_same_again_has_the_same_identity_and_fits_into_json():
         lambda: Compose([Rotation(30), Background(7)]),
         lambda: Own(1, [torch.arange(3.0), {"deep": Rotation(1)}], pick=turned),
     ):
-        assert nuisance_identity(make()) == nuisance_identity(make())
-        assert json.loads(json.dumps(nuisance_identity(make()))) == nuisance_identity(make())
-    assert nuisance_identity(Rotation(30)) == {"class": "Rotation", "degrees": 30, "mode": "bicubic"}
+        assert describe_value(make()) == describe_value(make())
+        assert json.loads(json.dumps(describe_value(make()))) == describe_value(make())
+    assert describe_value(Rotation(30)) == {"class": "Rotation", "degrees": 30, "mode": "bicubic"}
 
 
 def test_a_learned_nuisance_is_its_settings_and_its_weights():
     made = MunitTranslator(channels=1, width=4, residual_blocks=1)
-    before = nuisance_identity(made)
+    before = describe_value(made)
     assert before["class"] == "MunitTranslator"
     assert before["width"] == 4
-    assert nuisance_identity(made.half().float()) != before, "rounded weights are other weights"
+    assert describe_value(made.half().float()) != before, "rounded weights are other weights"
     copy = MunitTranslator(channels=1, width=4, residual_blocks=1)
     copy.load_state_dict(made.state_dict())
-    assert nuisance_identity(copy) == nuisance_identity(made)
+    assert describe_value(copy) == describe_value(made)
     with torch.no_grad():
         next(copy.parameters()).flatten()[0] += 1
-    assert nuisance_identity(copy) != nuisance_identity(made)
+    assert describe_value(copy) != describe_value(made)
 
 
 def test_cells_do_not_depend_on_how_they_are_read():

@@ -171,8 +171,8 @@ def seen_half_unseen(order: SubsetOrder) -> dict[str, float]:
     values = order.estimate[rows]
     means = {}
     for name, count in (("seen", 2), ("half_seen", 1), ("unseen", 0)):
-        chosen = values[inside == count]
-        means[name] = float(chosen.mean()) if len(chosen) else math.nan
+        of_kind = values[inside == count]
+        means[name] = float(of_kind.mean()) if len(of_kind) else math.nan
     return means
 
 

@@ -70,12 +70,12 @@ def fundamental_set(separated: np.ndarray, *, num_classes: int) -> FundamentalSe
 def _greedy(wanted: np.ndarray) -> list[int]:
     """Always take the subset with most uncovered pairs: at most ln P + 1 times too many."""
     left = np.ones(wanted.shape[1], dtype=bool)
-    chosen: list[int] = []
+    members: list[int] = []
     while left.any():
         best = int((wanted & left).sum(axis=1).argmax())
-        chosen.append(best)
+        members.append(best)
         left &= ~wanted[best]
-    return sorted(chosen)
+    return sorted(members)
 
 
 def _exact(wanted: np.ndarray) -> list[int]:

@@ -41,16 +41,16 @@ def sweep_threshold(bounds: CellBounds, *, low: float = 0.6, high: float = 0.99,
     """Both relations at `steps` thresholds from `low` to `high`."""
     grid = np.linspace(low, high, steps)
     count = len(bounds.estimate)
-    held, certain = np.zeros((count, count)), np.zeros((count, count))
+    holds, certain = np.zeros((count, count)), np.zeros((count, count))
     edges, classes = [], []
     for tau in grid:
         separated = bounds.estimate >= tau
         leq = inclusion(separated, separated)
-        held += leq
+        holds += leq
         certain += inclusion(bounds.upper >= tau, bounds.lower >= tau) | np.eye(count, dtype=bool)
         edges.append(int((leq & ~leq.T).sum()))
         classes.append(len(np.unique(separated, axis=0)))
-    return Sweep(grid, held / steps, certain / steps, np.array(edges), np.array(classes))
+    return Sweep(grid, holds / steps, certain / steps, np.array(edges), np.array(classes))
 
 
 def edge_frequency(draws: np.ndarray, threshold: np.ndarray) -> np.ndarray:
