@@ -216,7 +216,8 @@ def _settings_error(
         hint = Annotated[field.annotation, *field.metadata] if field and field.metadata else field and field.annotation
         name = f"{name}.{part}".lstrip(".")
         value = value.get(part, detail["input"]) if isinstance(value, Mapping) else detail["input"]
-    if detail["type"] in ("missing", "missing_argument"):
+    in_tuple = typing.get_origin(hint) is tuple  # "missing" then means that the tuple is too short
+    if detail["type"] in ("missing", "missing_argument") and not in_tuple:
         return SettingsError(f"{name} must be given")
     if hint is None:
         owner, _, unknown = name.rpartition(".")

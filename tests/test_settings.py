@@ -57,6 +57,7 @@ WRONG = {
     "below": ({"steps": 0}, "steps must be at least 1, got 0"),
     "truth as number": ({"steps": True}, "steps must be a whole number, got True"),
     "text as number": ({"steps": "3"}, "steps must be a whole number, got '3'"),
+    "short tuple": ({"points": (0.5,)}, "points must be a list of 2 values, got"),
     "fraction of a step": ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
     "half-open interval": ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
     "closed interval": ({"share": 1.5}, r"share must be in \[0, 1\], got 1.5"),
