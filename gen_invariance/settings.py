@@ -110,14 +110,28 @@ def settings_of(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
         raise _settings_error(error, kind, where, values) from None
 
 
-def options_of(function: Callable[..., Any], options: Mapping[str, Any], where: str) -> dict[str, Any]:
+def options_of(
+    function: Callable[..., Any], options: Mapping[str, Any], where: str, *, without: Sequence[str] = ()
+) -> dict[str, Any]:
     """`options`, if `function` takes arguments of these names and kinds; lists become tuples.
 
+    Args:
+        function: or a class, whose constructor is meant; `**options` of a constructor are those of its base class.
+        options: by name.
+        where: what they belong to, in errors.
+        without: arguments that are no options.
+
     Raises:
-        SettingsError: an unknown name, a value of another type, or a number that is not finite.
+        SettingsError: an unknown name, a value of another type or outside of its range.
     """
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
-    known = [name for name in inspect.signature(function).parameters if name in hints]
+    hints: dict[str, Any] = {}
+    for owner in function.__mro__[:-1] if inspect.isclass(function) else (function,):
+        own = typing.get_type_hints(owner.__init__ if inspect.isclass(owner) else owner, include_extras=True)
+        kinds = {name: parameter.kind for name, parameter in inspect.signature(owner).parameters.items()}
+        hints |= {name: own[name] for name in kinds if name in own and name not in hints}
+        if inspect.Parameter.VAR_KEYWORD not in kinds.values():
+            break
+    known = [name for name in hints if name not in without]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise SettingsError(f"{where} has no option {unknown[0]!r}; choose of {', '.join(known) or 'none'}")

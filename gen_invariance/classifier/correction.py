@@ -1,4 +1,4 @@
-"""Second phases that touch the head layer only: classifier re-training, weight scaling, tau-normalisation, priors.
+"""Second phases that touch the head only: classifier re-training, weight scaling, tau-normalisation, priors.
 
 Each ends in a plain linear head, so a corrected classifier is saved, loaded and measured like any other. What has to
 be trained is trained on features that pass the backbone once, which makes it a matter of seconds.
@@ -6,32 +6,58 @@ be trained is trained on features that pass the backbone once, which makes it a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.losses import CrossEntropy, log_prior
-from gen_invariance.classifier.model import Classifier
-from gen_invariance.classifier.posthoc import (
-    ScaledHead,
-    prepare_classifier_retraining,
-    prepare_weight_scaling,
-    tau_normalised,
-)
-from gen_invariance.classifier.transfer import cache_features
+from gen_invariance.classifier.model import Classifier, build_head
+from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import Run
+from gen_invariance.settings import Fraction, settings_class, settings_of
+
+_WHERE = "training.head_correction_options"
+
+
+@settings_class(_WHERE)
+class HeadTraining:
+    """How "crt" and "lws" train, by SGD with a cosine on class-balanced batches of stored features."""
+
+    epochs: PositiveInt = 10
+    learning_rate: PositiveFloat = 0.1
+    batch_size: PositiveInt = 128
+    views: PositiveInt = 4
+    """how often each image is augmented and its features stored, where there is a stage"""
+
+
+@settings_class(_WHERE)
+class TauNorm:
+    """How far "tau_norm" goes."""
+
+    tau: Fraction = 1.0
+
+
+@settings_class(_WHERE)
+class Adjustment:
+    """How far "logit_adjustment" goes."""
+
+    tau: float = 1.0
+
+
+_KINDS = {"crt": HeadTraining, "lws": HeadTraining, "tau_norm": TauNorm, "logit_adjustment": Adjustment}
 
 
 def correct_head(
     model: Classifier,
-    train: ImageData,
+    data: ImageData,
     kind: str,
     *,
     run: Run,
@@ -43,130 +69,118 @@ def correct_head(
 
     Args:
         model: trained, with a linear head.
-        train: its training images.
+        data: its training images.
         kind: "crt" (a new head on class-balanced batches), "lws" (one learned factor a class), "tau_norm" (weights
             over their norm to the power tau), or "logit_adjustment" (tau log prior off the bias).
         run: names the generators.
         stage: augments the images whose features are stored.
-        stage_source: what the stage acts on, row for row `train`; None takes `train` itself.
-        options: of the kind: `tau` (1.0), or `epochs` (10), `learning_rate` (0.1), `batch_size` (128), and `views`
-            (4), how often each image is augmented and stored where there is a stage.
+        stage_source: what the stage acts on, row for row `data`; None takes `data` itself.
+        options: of the kind, see `HeadTraining`, `TauNorm` and `Adjustment`.
 
     Raises:
         SettingsError: unknown kind or option, or a head that is not linear.
 
     Reference: Kang et al. 2020, section 4.2; Menon et al. 2021, equation 9.
     """
-    check_correction(model, kind, options)
-    correction, _ = _KINDS[kind]
-    if stage is not None and stage_source is not None:
-        stage = partial(stage, source=(stage_source.to(train.device).float_images(), train.labels))
-    model.head = correction(model, train, run=run, stage=stage, **(options or {})).requires_grad_(True)
+    how = check_correction(model, kind, options)
+    if kind == "tau_norm":
+        model.head = tau_normalised(model.head, tau=how.tau)
+    elif kind == "logit_adjustment":
+        shift = how.tau * log_prior(data.counts).to(model.head.bias)
+        model.head = _linear_head(model.head.weight, model.head.bias - shift)
+    else:
+        if stage is not None and stage_source is not None:
+            stage = partial(stage, source=(stage_source.to(data.device).float_images(), data.labels))
+        TransferPlan("frozen").apply(model)
+        features = _store_features(model, data, run=run, stage=stage, views=how.views)
+        train = partial(_train_on_features, features=features, data=data, run=run, how=how)
+        model.head = _retrain(model, train, run=run) if kind == "crt" else _scale(model.head, train)
+    model.head.requires_grad_(True)
     return model.eval()
 
 
-def check_correction(model: Classifier, kind: str, options: Mapping[str, Any] | None = None) -> None:
-    """Raise what `correct_head` would, before hours of training rather than after them."""
+def check_correction(model: Classifier, kind: str, options: Mapping[str, Any] | None = None) -> Any:
+    """The options of `kind`, checked; raises what `correct_head` would, before hours of training rather than after."""
     if kind not in _KINDS:
         raise SettingsError(f"no head correction {kind!r}; choose {', '.join(_KINDS)}")
-    known = _KINDS[kind][1]
-    unknown = [name for name in options or {} if name not in known]
-    if unknown:
-        raise SettingsError(f"head correction {kind} has no option {unknown[0]!r}; it takes {', '.join(known)}")
     if not isinstance(model.head, nn.Linear):
         raise SettingsError(
             f"head correction {kind} needs a linear head, got {type(model.head).__name__}; use head='linear'"
         )
-    tau = (options or {}).get("tau", 1.0)
-    if not 0 <= tau <= 1 and kind == "tau_norm":
-        raise SettingsError(f"tau must lie in [0, 1], got {tau}; choose it on validation images")
+    return settings_of(_KINDS[kind], options or {}, _WHERE)
 
 
-def _tau_norm(model: Classifier, train: ImageData, *, run: Run, stage: Any, tau: float = 1.0) -> nn.Linear:
-    normalised = tau_normalised(model.head, tau=tau)
-    return _linear_like(model.head, normalised.weight, torch.zeros_like(normalised.weight[:, 0]))
+def tau_normalised(head: nn.Linear, *, tau: float = 1.0) -> nn.Linear:
+    """A new head with each class's weights divided by their norm to the power `tau`, its bias 0.
+
+    Long-tailed training gives large classes long weights; tau in (0, 1] takes that back without training. Choose it
+    on validation images. Reference: Kang et al. 2020, equation 7.
+    """
+    norms = head.weight.detach().norm(dim=1, keepdim=True).clamp_min(torch.finfo(head.weight.dtype).tiny)
+    return _linear_head(head.weight / norms**tau, torch.zeros_like(norms[:, 0]))
 
 
-def _logit_adjustment(model: Classifier, train: ImageData, *, run: Run, stage: Any, tau: float = 1.0) -> nn.Linear:
-    shift = tau * log_prior(train.counts).to(model.head.bias)
-    return _linear_like(model.head, model.head.weight, model.head.bias - shift)
-
-
-def _crt(model: Classifier, train: ImageData, *, run: Run, stage: TailAugment | None, **loop: Any) -> nn.Linear:
-    prepare_classifier_retraining(model, generator=run.generator("crt", "head"))
-    _train_head(model, train, run=run, stage=stage, **loop)
-    return model.head
-
-
-def _lws(model: Classifier, train: ImageData, *, run: Run, stage: TailAugment | None, **loop: Any) -> nn.Linear:
-    prepare_weight_scaling(model)
-    _train_head(model, train, run=run, stage=stage, **loop)
-    scaled: ScaledHead = model.head
-    factors = scaled.factors
-    return _linear_like(scaled.head, factors[:, None] * scaled.head.weight, factors * scaled.head.bias)
-
-
-_LOOP = ("epochs", "learning_rate", "batch_size", "views")
-_KINDS: dict[str, tuple[Callable[..., nn.Linear], tuple[str, ...]]] = {
-    "crt": (_crt, _LOOP),
-    "lws": (_lws, _LOOP),
-    "tau_norm": (_tau_norm, ("tau",)),
-    "logit_adjustment": (_logit_adjustment, ("tau",)),
-}
-
-
-def _linear_like(head: nn.Linear, weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A new linear layer with these numbers, where `head` is."""
-    new = nn.utils.skip_init(nn.Linear, head.in_features, head.out_features, device=weight.device, dtype=weight.dtype)
+def _linear_head(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A new linear layer with these numbers, where they are."""
+    classes, width = weight.shape
+    head = nn.utils.skip_init(nn.Linear, width, classes, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
-        new.weight.copy_(weight)
-        new.bias.copy_(bias)
-    return new
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    return head
 
 
-def _train_head(
-    model: Classifier,
-    train: ImageData,
+def _retrain(model: Classifier, train: Callable[..., None], *, run: Run) -> nn.Linear:
+    """A new head, trained on class-balanced batches (cRT)."""
+    head = build_head("linear", model.num_features, model.num_classes, generator=run.generator("crt", "head"))
+    head.to(model.head.weight)
+    train(head, list(head.parameters()))
+    return head
+
+
+def _scale(head: nn.Linear, train: Callable[..., None]) -> nn.Linear:
+    """`head` with its logits times one learned factor a class (learnable weight scaling)."""
+    head.requires_grad_(False)
+    factors = nn.Parameter(torch.ones_like(head.bias))
+    train(lambda features: factors * head(features), [factors])
+    return _linear_head(factors[:, None] * head.weight, factors * head.bias)
+
+
+def _train_on_features(
+    head: Callable[[Tensor], Tensor],
+    parameters: Sequence[nn.Parameter],
     *,
+    features: Tensor,
+    data: ImageData,
     run: Run,
-    stage: TailAugment | None,
-    epochs: int = 10,
-    learning_rate: float = 0.1,
-    batch_size: int = 128,
-    views: int = 4,
+    how: HeadTraining,
 ) -> None:
-    """Train `model.head` by SGD with a cosine on stored features, classes drawn evenly."""
-    if min(epochs, batch_size, views) < 1 or not learning_rate > 0:
-        raise SettingsError(
-            "head correction: epochs, batch_size and views must be at least 1 and learning_rate positive, got "
-            f"{epochs}, {batch_size}, {views}, {learning_rate}"
-        )
-    features = _stored_features(model, train, run=run, stage=stage, views=views)
-    loss = CrossEntropy(train.counts).to(features.device)
-    parameters = [parameter for parameter in model.head.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    labels = train.labels.to(features.device)
-    for epoch in range(epochs):
+    """Train `parameters` of `head` on stored `features` (V, N, D), classes drawn evenly."""
+    loss = CrossEntropy(data.counts).to(features.device)
+    optimizer = torch.optim.SGD(parameters, lr=how.learning_rate, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.epochs)
+    labels = data.labels.to(features.device)
+    for epoch in range(how.epochs):
         rows = epoch_indices(
-            train.labels, rule="class_balanced", epoch=epoch, seed=run.seed, num_epochs=epochs, stream="correction"
+            data.labels, rule="class_balanced", epoch=epoch, seed=run.seed, num_epochs=how.epochs, stream="correction"
         ).to(features.device)
-        view = torch.randint(len(features), rows.shape, generator=run.generator("correction", "view", epoch))
-        for chosen, which in zip(rows.split(batch_size), view.to(rows.device).split(batch_size), strict=True):
-            value = loss(model.head(features[which, chosen]), labels[chosen])
+        views = torch.randint(len(features), rows.shape, generator=run.generator("correction", "view", epoch))
+        views = views.to(rows.device)
+        for batch, view in zip(rows.split(how.batch_size), views.split(how.batch_size), strict=True):
+            value = loss(head(features[view, batch]), labels[batch])
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
         schedule.step()
 
 
-def _stored_features(model: Classifier, train: ImageData, *, run: Run, stage: TailAugment | None, views: int) -> Tensor:
+def _store_features(model: Classifier, data: ImageData, *, run: Run, stage: Any, views: int) -> Tensor:
     """Features of all training images, (V, N, D): once as they are, or `views` times through the stage."""
     if stage is None:
-        return cache_features(model, train.images)[None]
-    found = []
+        return cache_features(model, data.images)[None]
+    stored = []
     for number in range(views):
         generator = run.generator("correction", "stage", number)
-        images, _ = stage(train.float_images(), train.labels, generator=generator)
-        found.append(cache_features(model, images))
-    return torch.stack(found)
+        images, _ = stage(data.float_images(), data.labels, generator=generator)
+        stored.append(cache_features(model, images))
+    return torch.stack(stored)

@@ -197,7 +197,8 @@ def fit_head(name: str, features: Tensor, labels: Tensor, **options: float) -> H
     """
     if name not in HEADS:
         raise SettingsError(f"no head {name!r}; choose {', '.join(HEADS)}")
-    return HEADS[name](features, labels, **options_of(HEADS[name], options, f"head {name}"))
+    options = options_of(HEADS[name], options, f"head {name}", without=("features", "labels"))
+    return HEADS[name](features, labels, **options)
 
 
 @dataclass(frozen=True)

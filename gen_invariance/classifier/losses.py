@@ -7,23 +7,25 @@ with reduction="none", one value a row. None needs a trainer. With class weights
 
 from __future__ import annotations
 
-import inspect
-import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from gen_invariance.data.images import names_or_numbers
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.settings import typed
+from gen_invariance.settings import options_of
 
 ClassWeights = str | Mapping[str, float] | None
 """None, "inverse", "effective_number", or a weight for each named class (classes left out get 1)."""
 
 LDAM_SCALE = 30.0
+"""s of LDAM (Cao et al. 2019), as in the heads that `model.CosineHead` makes."""
+
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def class_weights(
@@ -35,7 +37,7 @@ def class_weights(
     sum K. A dict gives weights by class name as they are; classes it leaves out weigh 1.
 
     Raises:
-        SettingsError: unknown kind or class name, a weight that is not positive and finite, beta outside [0, 1).
+        SettingsError: unknown kind or class name, a weight that is not positive and finite.
 
     Example:
         >>> class_weights("inverse", counts=torch.tensor([30, 10]))
@@ -49,8 +51,6 @@ def class_weights(
     if kind == "inverse":
         weights = 1 / counts
     elif kind == "effective_number":
-        if not 0 <= beta < 1:
-            raise SettingsError(f"beta must lie in [0, 1), got {beta}; 0.9999 is usual")
         weights = (1 - beta) / (1 - beta**counts)
     else:
         raise SettingsError(f"no class weights {kind!r}; choose inverse, effective_number, or a dict by class name")
@@ -101,12 +101,10 @@ class CrossEntropy(nn.Module):
         *,
         weights: ClassWeights = None,
         class_names: Sequence[str] | None = None,
-        beta: float = 0.9999,
-        label_smoothing: float = 0.0,
+        beta: BelowOne = 0.9999,
+        label_smoothing: BelowOne = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise SettingsError(f"label_smoothing must lie in [0, 1), got {label_smoothing}; 0.1 is usual")
         self.label_smoothing = label_smoothing
         counts = check_counts(counts)
         self.num_classes = len(counts)
@@ -158,11 +156,10 @@ class Focal(CrossEntropy):
     gamma = 0 is cross-entropy. Soft labels weigh the terms of their classes.
     """
 
-    def __init__(self, counts: Tensor, *, gamma: float = 1.0, **options: Any) -> None:
+    def __init__(self, counts: Tensor, *, gamma: NonNegativeFloat = 1.0, **options: Any) -> None:
         super().__init__(counts, **options)
-        if gamma < 0:
-            raise SettingsError(f"gamma must be at least 0, got {gamma}; 1 or 2 is usual")
-        _refuse_smoothing(self, "focal")
+        if self.label_smoothing:
+            raise SettingsError("focal has no label_smoothing; smooth the labels yourself and pass them as soft labels")
         self.gamma = gamma
 
     def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
@@ -178,16 +175,19 @@ class Ldam(CrossEntropy):
     """Label-distribution-aware margins (Cao et al. 2019, equations 12 and 13), for a cosine head.
 
     Margins m_c are proportional to n_c^(-1/4), the largest is `max_margin`. The head's logits already hold the scale
-    (`backbones.CosineHead`), so the label's logit is lowered by `scale` * m_c, which equals s * (cos - m_c). Soft
+    (`model.CosineHead`), so the label's logit is lowered by `scale` * m_c, which equals s * (cos - m_c). Soft
     labels give the expected loss over labels, as mixup needs it.
     """
 
-    def __init__(self, counts: Tensor, *, max_margin: float = 0.5, scale: float = LDAM_SCALE, **options: Any) -> None:
+    def __init__(
+        self,
+        counts: Tensor,
+        *,
+        max_margin: NonNegativeFloat = 0.5,
+        scale: PositiveFloat = LDAM_SCALE,
+        **options: Any,
+    ) -> None:
         super().__init__(counts, **options)
-        if max_margin < 0 or scale <= 0:
-            raise SettingsError(
-                f"need max_margin >= 0 and scale > 0, got {max_margin} and {scale}; 0.5 and 30 are usual"
-            )
         raw = check_counts(counts).double() ** -0.25
         self.register_buffer("margins", (raw * (max_margin * scale / raw.max())).float(), persistent=False)
 
@@ -202,7 +202,10 @@ class Ldam(CrossEntropy):
 
 
 class LogitAdjustment(CrossEntropy):
-    """Train-time logit adjustment, cross-entropy of logits + tau log prior (Menon et al. 2021, equation 10)."""
+    """Train-time logit adjustment, cross-entropy of logits + tau log prior (Menon et al. 2021, equation 10).
+
+    At tau = 1 it is balanced softmax (Ren et al. 2020, equation 3), which weighs the softmax by class counts.
+    """
 
     def __init__(self, counts: Tensor, *, tau: float = 1.0, **options: Any) -> None:
         super().__init__(counts, **options)
@@ -210,15 +213,6 @@ class LogitAdjustment(CrossEntropy):
 
     def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
         return super()._rows(logits + self.shift.to(logits.dtype), labels, weights)
-
-
-class BalancedSoftmax(LogitAdjustment):
-    """Balanced softmax (Ren et al. 2020, equation 3): softmax weighted by class counts, logit adjustment at tau = 1."""
-
-    def __init__(self, counts: Tensor, **options: Any) -> None:
-        if "tau" in options:
-            raise SettingsError("balanced_softmax has no tau; use logit_adjustment to change it")
-        super().__init__(counts, tau=1.0, **options)
 
 
 class VectorScaling(CrossEntropy):
@@ -245,16 +239,11 @@ def log_prior(counts: Tensor | Sequence[int]) -> Tensor:
     return (counts / counts.sum()).log().float()
 
 
-def _refuse_smoothing(loss: CrossEntropy, name: str) -> None:
-    if loss.label_smoothing:
-        raise SettingsError(f"{name} has no label_smoothing; smooth the labels yourself and pass them as soft labels")
-
-
 LOSSES: dict[str, type[CrossEntropy]] = {
     "cross_entropy": CrossEntropy,
     "focal": Focal,
     "ldam": Ldam,
-    "balanced_softmax": BalancedSoftmax,
+    "balanced_softmax": LogitAdjustment,
     "logit_adjustment": LogitAdjustment,
     "vector_scaling": VectorScaling,
 }
@@ -282,16 +271,7 @@ def build_loss(
     """
     if name not in LOSSES:
         raise SettingsError(f"no loss {name!r}; choose {', '.join(LOSSES)}")
-    kind = LOSSES[name]
-    known = {
-        key
-        for base in (kind, CrossEntropy)
-        for key, parameter in inspect.signature(base).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    } - {"class_names"}
-    unknown = [key for key in options if key not in known]
-    if unknown:
-        raise SettingsError(f"loss {name} has no option {unknown[0]!r}; it takes {', '.join(sorted(known))}")
-    hints = typing.get_type_hints(CrossEntropy.__init__) | typing.get_type_hints(kind.__init__)
-    options = {key: typed(value, hints[key], f"loss {name}: {key}") for key, value in options.items()}
-    return kind(torch.as_tensor(counts), class_names=class_names, **options)
+    # Balanced softmax is logit adjustment at tau = 1, and has no tau.
+    without = ("counts", "class_names", "tau") if name == "balanced_softmax" else ("counts", "class_names")
+    options = options_of(LOSSES[name], options, f"loss {name}", without=without)
+    return LOSSES[name](torch.as_tensor(counts), class_names=class_names, **options)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from gen_invariance.classifier.losses import check_counts
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError, ShapeError
+from gen_invariance.settings import Fraction, options_of
 
 Mixed = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and soft labels (B, K)."""
@@ -40,12 +42,13 @@ def soft_labels(labels: Tensor, *, num_classes: int) -> Tensor:
     )
 
 
-def mixup(images: Tensor, labels: Tensor, *, num_classes: int, alpha: float = 0.2, generator: torch.Generator) -> Mixed:
+def mixup(
+    images: Tensor, labels: Tensor, *, num_classes: int, alpha: PositiveFloat = 0.2, generator: torch.Generator
+) -> Mixed:
     """Mix each image with another one, share ~ Beta(alpha, alpha), labels with the same share (Zhang et al. 2018).
 
     Raises:
         ShapeError: images or labels of another form.
-        SettingsError: alpha is not positive.
     """
     labels = _checked(images, soft_labels(labels, num_classes=num_classes))
     share, partner = _shares(images, alpha, generator), _partners(images, generator)
@@ -57,9 +60,9 @@ def remix(
     labels: Tensor,
     *,
     counts: Tensor | Sequence[int],
-    alpha: float = 1.0,
-    kappa: float = 3.0,
-    tau: float = 0.5,
+    alpha: PositiveFloat = 1.0,
+    kappa: Annotated[float, Field(ge=1)] = 3.0,
+    tau: Fraction = 0.5,
     generator: torch.Generator,
 ) -> Mixed:
     """Mixup whose label goes to the smaller class, when one class is `kappa` times the other and its share below `tau`.
@@ -68,10 +71,8 @@ def remix(
 
     Raises:
         ShapeError: images of another form, or labels that are not int64 (B,).
-        SettingsError: alpha is not positive, kappa below 1, tau outside [0, 1], a class without images.
+        SettingsError: a class without images.
     """
-    if kappa < 1 or not 0 <= tau <= 1:
-        raise SettingsError(f"need kappa >= 1 and tau in [0, 1], got {kappa} and {tau}; 3 and 0.5 are usual")
     counts = check_counts(counts)
     if labels.ndim != 1:
         raise ShapeError(f"remix compares class sizes and needs int64 labels (B,), got {tuple(labels.shape)}")
@@ -85,13 +86,12 @@ def remix(
 
 
 def cutmix(
-    images: Tensor, labels: Tensor, *, num_classes: int, alpha: float = 1.0, generator: torch.Generator
+    images: Tensor, labels: Tensor, *, num_classes: int, alpha: PositiveFloat = 1.0, generator: torch.Generator
 ) -> Mixed:
     """Paste a box of another image into each one; labels by the exact area that is left (Yun et al. 2019, eq. 1, 2).
 
     Raises:
         ShapeError: images or labels of another form.
-        SettingsError: alpha is not positive.
     """
     labels = _checked(images, soft_labels(labels, num_classes=num_classes))
     box = _boxes(images, _shares(images, alpha, generator), generator)
@@ -106,7 +106,7 @@ def cmo(
     foreground_labels: Tensor,
     *,
     num_classes: int,
-    alpha: float = 1.0,
+    alpha: PositiveFloat = 1.0,
     generator: torch.Generator,
 ) -> Mixed:
     """Context-rich minority oversampling: CutMix whose boxes come from a second stream, drawn to favour small classes.
@@ -124,7 +124,6 @@ def cmo(
 
     Raises:
         ShapeError: images or labels of another form, or streams of different shapes.
-        SettingsError: alpha is not positive.
     """
     labels = _checked(images, soft_labels(labels, num_classes=num_classes))
     foreground_labels = _checked(foreground, soft_labels(foreground_labels, num_classes=num_classes))
@@ -137,12 +136,8 @@ def cmo(
     return _paste(images, labels, foreground, foreground_labels, box)
 
 
-MIXINGS: dict[str, tuple[Callable[..., Mixed], tuple[str, ...]]] = {
-    "mixup": (mixup, ("alpha",)),
-    "remix": (remix, ("alpha", "kappa", "tau")),
-    "cutmix": (cutmix, ("alpha",)),
-    "cmo": (cmo, ("alpha",)),
-}
+MIXINGS: dict[str, Callable[..., Mixed]] = {"mixup": mixup, "remix": remix, "cutmix": cutmix, "cmo": cmo}
+_NO_OPTIONS = ("images", "labels", "foreground", "foreground_labels", "num_classes", "counts", "generator")
 
 
 def build_mixing(name: str, *, counts: Tensor | Sequence[int], **options: float) -> Callable[..., Mixed]:
@@ -151,7 +146,7 @@ def build_mixing(name: str, *, counts: Tensor | Sequence[int], **options: float)
     "cmo" also takes the foreground images and labels, in third and fourth place.
 
     Raises:
-        SettingsError: unknown name or option.
+        SettingsError: unknown name or option, or an option out of its range.
 
     Example:
         >>> mix = build_mixing("mixup", counts=[9, 1], alpha=1.0)
@@ -160,12 +155,9 @@ def build_mixing(name: str, *, counts: Tensor | Sequence[int], **options: float)
     """
     if name not in MIXINGS:
         raise SettingsError(f"no mixing {name!r}; choose {', '.join(MIXINGS)}")
-    function, known = MIXINGS[name]
-    unknown = [key for key in options if key not in known]
-    if unknown:
-        raise SettingsError(f"mixing {name} has no option {unknown[0]!r}; it takes {', '.join(known)}")
+    options = options_of(MIXINGS[name], options, f"mixing {name}", without=_NO_OPTIONS)
     bound: dict[str, Any] = {"counts": counts} if name == "remix" else {"num_classes": len(check_counts(counts))}
-    return partial(function, **bound, **options)
+    return partial(MIXINGS[name], **bound, **options)
 
 
 def _checked(images: Tensor, labels: Tensor) -> Tensor:
@@ -177,8 +169,6 @@ def _checked(images: Tensor, labels: Tensor) -> Tensor:
 
 def _shares(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
     """What each row keeps of its own image, Beta(alpha, alpha), float32 (B,)."""
-    if not alpha > 0:
-        raise SettingsError(f"alpha must be positive, got {alpha}; leave the mixing out instead")
     # torch's Beta distribution takes no generator; NumPy's, seeded from ours, does.
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     share = np.random.default_rng(seed).beta(alpha, alpha, size=len(images))

@@ -74,7 +74,7 @@ def test_shares_of_training_move_with_its_length_and_epochs_do_not():
 @pytest.mark.parametrize("point", [-0.1, 1.5, float("nan"), float("inf")])
 def test_points_that_are_none_are_refused(point):
     for changes in ({"warmup": point}, {"second_phase": point}, {"milestones": (0.5, point)}):
-        with pytest.raises(SettingsError, match="share|finite|2 values"):
+        with pytest.raises(SettingsError, match=r"share|finite|2 values"):
             TrainSettings(epochs=10, **changes)
 
 

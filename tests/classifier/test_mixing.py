@@ -139,12 +139,12 @@ def test_misuse_is_named():
     generator = named_generator(0, "mix")
     with pytest.raises(SettingsError, match="no mixing 'mix up'; choose mixup, remix"):
         build_mixing("mix up", counts=COUNTS)
-    with pytest.raises(SettingsError, match="no option 'kappa'; it takes alpha"):
+    with pytest.raises(SettingsError, match="no option 'kappa'; choose of alpha"):
         build_mixing("mixup", counts=COUNTS, kappa=3)
     with pytest.raises(SettingsError, match="alpha must be positive"):
-        mixup(images, labels, num_classes=4, alpha=0, generator=generator)
-    with pytest.raises(SettingsError, match="kappa >= 1"):
-        remix(images, labels, counts=COUNTS, kappa=0.5, generator=generator)
+        build_mixing("mixup", counts=COUNTS, alpha=0)
+    with pytest.raises(SettingsError, match="kappa must be at least 1"):
+        build_mixing("remix", counts=COUNTS, kappa=0.5)
     with pytest.raises(ShapeError, match="needs int64 labels"):
         remix(images, soft_labels(labels, num_classes=4), counts=COUNTS, generator=generator)
     with pytest.raises(ShapeError, match="one label for each image"):

@@ -378,7 +378,7 @@ def test_bad_settings_are_named(change):
 
 
 def test_unknown_sampling_rule_is_named(tmp_path):
-    with pytest.raises(SettingsError, match="training.sampling must be one of instance, .*, got 'balanced'"):
+    with pytest.raises(SettingsError, match=r"training\.sampling must be one of instance, .*, got 'balanced'"):
         train(tmp_path, settings(sampling="balanced"))
 
 

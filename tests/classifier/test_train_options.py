@@ -233,8 +233,8 @@ def test_bad_settings_are_named_before_training(tmp_path):
         ({"worst_of": 2}, "worst_of works on what the stage does"),
         ({"consistency": 0.1}, "consistency works on what the stage does"),
         ({"mixing": "mixup", "mixing_options": {"beta": 1}}, "mixup has no option 'beta'"),
-        ({"head_correction": "crt", "head_correction_options": {"tau": 1}}, "crt has no option 'tau'"),
-        ({"head_correction": "tau_norm", "head_correction_options": {"tau": 2}}, "tau must lie in"),
+        ({"head_correction": "crt", "head_correction_options": {"tau": 1}}, "has no setting 'tau'"),
+        ({"head_correction": "tau_norm", "head_correction_options": {"tau": 2}}, "tau must be in"),
     ):
         with pytest.raises(SettingsError, match=words):
             train(tmp_path / words[:8], settings(**change))

@@ -4,12 +4,9 @@ import copy
 
 import pytest
 import torch
-from test_train import Interrupted, digits, interrupt_at, network, same_weights, settings, train
+from test_train import Interrupted, interrupt_at, network, same_weights, settings, train
 from test_train_options import plain, stage
-from torch import nn
 
-from gen_invariance.classifier.correction import correct_head
-from gen_invariance.classifier.posthoc import adjust_logits, tau_normalised
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.run import Run
 
@@ -101,76 +98,3 @@ def test_the_pull_keeps_weights_near_their_start(tmp_path):
         return sum(float((one - other).detach().square().sum()) for one, other in pairs)
 
     assert distance(5.0) < 0.5 * distance(0.0)
-
-
-# ---- corrections of the head
-
-
-def corrected(folder, kind, options=None, *, data=None, model=None, **rest):
-    data, model = data or digits(), model or network().eval()
-    return correct_head(model, data, kind, run=Run(folder, kind="train"), options=options, **rest)
-
-
-def test_closed_corrections_equal_their_formulas(tmp_path, generator):
-    data, images = digits(), torch.rand(5, 1, 16, 16, generator=generator)
-    model = network().eval()
-    nn.init.normal_(model.head.bias, generator=generator)
-    expected = adjust_logits(model(images), counts=data.counts, tau=0.8)
-    found = corrected(tmp_path / "a", "logit_adjustment", {"tau": 0.8}, model=copy.deepcopy(model))(images)
-    torch.testing.assert_close(found, expected)
-    expected = tau_normalised(model.head, tau=0.5)(model.features(images))
-    found = corrected(tmp_path / "b", "tau_norm", {"tau": 0.5}, model=copy.deepcopy(model))(images)
-    torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("kind", ["crt", "lws"])
-@pytest.mark.parametrize("staged", [False, True])
-def test_trained_corrections_move_the_head_only(kind, staged, tmp_path):
-    options = {"epochs": 4, "batch_size": 8, "views": 2} if staged else {"epochs": 4, "batch_size": 8}
-    extra = {"stage": stage()} if staged else {}
-    model = network().eval()
-    before = copy.deepcopy(model.state_dict())
-    once = corrected(tmp_path / "one", kind, options, model=model, **extra)
-    again = corrected(tmp_path / "two", kind, options, **extra)
-    assert same_weights(once, again)
-    assert isinstance(once.head, nn.Linear)
-    after = once.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head."))
-    ratio = after["head.weight"] / before["head.weight"]
-    assert not torch.allclose(ratio, torch.ones_like(ratio))
-    if kind == "lws":
-        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), atol=1e-4, rtol=1e-4)
-
-
-def test_re_training_learns_on_balanced_classes(tmp_path):
-    data = digits((60, 20, 6))
-    model = corrected(tmp_path / "run", "crt", {"epochs": 60, "learning_rate": 0.02}, data=data)
-    right = model(data.float_images()).argmax(1) == data.labels
-    assert min(float(right[data.labels == label].float().mean()) for label in range(3)) > 0.5  # the features are random
-
-
-def test_a_correction_is_saved_and_not_repeated(tmp_path):
-    how = settings(epochs=2, head_correction="logit_adjustment")
-    first = train(tmp_path / "run", how)
-    again = train(tmp_path / "run", how, resume=True)
-    assert same_weights(first, again)
-    uncorrected = train(tmp_path / "other", settings(epochs=2))
-    assert not torch.equal(first.head.bias, uncorrected.head.bias)
-    assert torch.equal(first.head.weight, uncorrected.head.weight)
-
-
-def test_a_run_stopped_before_its_correction_is_corrected_later(tmp_path, monkeypatch):
-    import gen_invariance.classifier.train as module
-
-    how = settings(epochs=2, head_correction="crt", head_correction_options={"epochs": 2})
-    straight = train(tmp_path / "straight", how)
-
-    def stop(*_, **__):
-        raise Interrupted
-
-    monkeypatch.setattr(module, "correct_head", stop)
-    with pytest.raises(Interrupted):
-        train(tmp_path / "halted", how)
-    monkeypatch.undo()
-    assert same_weights(straight, train(tmp_path / "halted", how, resume=True))
