@@ -98,31 +98,12 @@ def _demo(settings: Any) -> None:
     _say(f"report: {page}")
 
 
-def _inspect(config: dict[str, Any]) -> None:
-    from gen_invariance.experiment import inspect as inspecting
-    from gen_invariance.experiment.launch import prepare_on_device
-    from gen_invariance.experiment.task import Task
-    from gen_invariance.translator.io import load_translator
+def _inspect(settings: Any) -> None:
+    from gen_invariance.experiment.inspect import run_inspect
 
-    settings = settings_of(inspecting.InspectSettings, config["inspect"], "inspect")
-    folder, seed = config["translator"], config["seed"]
-    load_translator(folder)  # a folder without one is refused before images are read
-    task = settings_of(Task, config["data"], "data")
-    prepared = prepare_on_device(
-        task, seed=seed, device=config["device"], need_test=False, progress=config["progress"], say=_say
-    )
-    fitted = inspecting.differences_from_fit(folder, task, seed=seed)
-    if fitted:
-        _say(f"note: this translator was fitted with {', '.join(fitted)}")
-    truth = None
-    if task.nuisance != "identity":
-        truth = inspecting.Truth(prepared.nuisance, prepared.originals("train"))
-    out = Path(config["out"] or inspecting.output_folder(folder))
-    inspection = inspecting.inspect_translator(
-        folder, prepared.train, settings, truth=truth, out=out, about=task.identity(), seed=seed, say=_say
-    )
+    inspection, page = run_inspect(settings, say=_say)
     verdict = inspection.quality.verdict
-    _say_all([verdict.word, *(f"  {reason}" for reason in verdict.reasons), f"page: {out / inspecting.PAGE}"])
+    _say_all([verdict.word, *(f"  {reason}" for reason in verdict.reasons), f"page: {page}"])
 
 
 def _augment(settings: Any) -> None:
@@ -157,7 +138,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb(_train, "experiment.train:TrainRun"),
     "measure": Verb(_measure, "experiment.evaluate:MeasureRun"),
     "report": Verb(_report, "report.report_page:ReportRun"),
-    "inspect": Verb(_inspect),
+    "inspect": Verb(_inspect, "experiment.inspect:InspectRun"),
     "order": Verb(_order, "experiment.order:OrderRun"),
     "benchmark": Verb(_benchmark, "benchmark.run:BenchmarkRun"),
     "demo": Verb(_demo, "benchmark.demo:DemoRun"),

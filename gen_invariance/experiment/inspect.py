@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +19,12 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import CheckpointError, DataError
 from gen_invariance.experiment.build import ClassifierSettings, StageSettings, build_model
+from gen_invariance.experiment.launch import Say, prepare_on_device, say_nothing
 from gen_invariance.experiment.task import Task
 from gen_invariance.files import write_json
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator, package_versions, source_commit
-from gen_invariance.settings import settings_class
+from gen_invariance.settings import Text, settings_class
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.assess import AssessSettings, Memory, Quality, assess, translate
 from gen_invariance.translator.quality.inspection import Inspection, compare_parameters
@@ -145,6 +146,55 @@ def inspect_translator(
         facts = {"source": data.name, "nuisance": nuisance_name} if about is None else about
         write_inspection(inspection, out, translator=folder, data=facts, settings=settings, seed=seed)
     return inspection
+
+
+@settings_class("inspect")
+class InspectRun:
+    """Settings of `run_inspect`."""
+
+    translator: Text
+    """folder that fit wrote"""
+    data: Task = field(default_factory=Task)
+    inspect: InspectSettings = field(default_factory=InspectSettings)
+    seed: int = 0
+    """of the data, the judge and all draws; take that of the fit to look at the same images"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    out: Text = ""
+    """folder; empty writes beside the translator, where stage.policy=auto finds the verdict"""
+    progress: bool | None = None
+    """true or false; null shows a bar on a terminal"""
+
+
+def run_inspect(run: InspectRun, *, say: Say = say_nothing) -> tuple[Inspection, Path]:
+    """Prepare the data and inspect the saved translator on it; the inspection and its page.
+
+    Raises:
+        CheckpointError: the folder holds no translator, or a damaged one.
+        DataError: fewer than two head classes, or too few images held out.
+    """
+    load_translator(run.translator)  # a folder without one is refused before images are read
+    prepared = prepare_on_device(
+        run.data, seed=run.seed, device=run.device, need_test=False, progress=run.progress, say=say
+    )
+    differences = differences_from_fit(run.translator, run.data, seed=run.seed)
+    if differences:
+        say(f"note: this translator was fitted with {', '.join(differences)}")
+    truth = None
+    if run.data.nuisance != "identity":
+        truth = Truth(prepared.nuisance, prepared.originals("train"))
+    out = Path(run.out or output_folder(run.translator))
+    inspection = inspect_translator(
+        run.translator,
+        prepared.train,
+        run.inspect,
+        truth=truth,
+        out=out,
+        about=run.data.identity(),
+        seed=run.seed,
+        say=say,
+    )
+    return inspection, out / PAGE
 
 
 def head_classes(data: ImageData, *, head_from: int) -> ImageData:
