@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from gen_invariance.augment.policy import auto
@@ -35,25 +35,19 @@ AUTO_MAXIMUM = 0.5  # of `augment.policy.auto`, unless told otherwise
 
 
 @settings_class("inspect")
-class InspectSettings:
+class InspectSettings(AssessSettings):
     """How a translator is inspected."""
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the head-class images that the judge does not see and that are translated."""
     head_from: Annotated[int, Field(ge=2)] = 20
     """Smallest training count of a head class."""
-    draws: Annotated[int, Field(ge=2)] = 4
-    """Translations of each image."""
-    neighbours: PositiveInt = 5
-    """k of precision, recall, density and coverage."""
     judge: str = "small_conv"
     """Backbone of the judge."""
     judge_epochs: PositiveInt = 60
     """Training time of the judge."""
     max_images: Annotated[int, Field(ge=20)] = 1000
     """Most images that are translated, and a fifth of those that near copies are looked for in."""
-    failures: NonNegativeInt = 8
-    """Worst translations to show."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +115,12 @@ def inspect_translator(
     memory = Memory(head.float_images(bank), row_in_bank[held_out])
     looked_at = head.subset(held_out)
     images = looked_at.float_images()
-    how = AssessSettings(draws=settings.draws, neighbours=settings.neighbours, failures=settings.failures)
 
     def assess_one(which: Nuisance, sources: Tensor) -> Quality:
         generator = named_generator(seed, "inspect", "assess")
         return assess(
-            which, looked_at, judge=judge, memory=memory, generator=generator, settings=how, sources=sources
-        )  # fmt: skip
+            which, looked_at, judge=judge, memory=memory, generator=generator, settings=settings, sources=sources
+        )
 
     say(f"translating {len(held_out)} other images {settings.draws} times each ...")
     quality, oracle = assess_one(nuisance, images), None

@@ -34,7 +34,7 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
 from gen_invariance.settings import Fraction, settings_class
 from gen_invariance.translator.objective import PatchDiscriminator, least_squares
-from gen_invariance.translator.redraw.congeal import rotate_and_scale
+from gen_invariance.translator.redraw.congeal import move_by, pose_matrix
 
 CAPS = {"rotation": 180.0, "scale": math.log(1.6), "gain": math.log(2.0), "bias": 0.4}
 """Largest width of each operation: degrees, log factor, log factor, pixel units of [0, 1]."""
@@ -151,8 +151,9 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         values = self.parameters_of(draw_to(draw, images))
         result = images.float()
         if "rotation" in values or "scale" in values:  # the family may lack one of the two
-            degrees = values.get("rotation", result.new_zeros(len(result)))
-            result = rotate_and_scale(result, degrees, values.get("scale", result.new_ones(len(result))))
+            zero, one = result.new_zeros(len(result)), result.new_ones(len(result))
+            poses = torch.stack([values.get("rotation", zero), values.get("scale", one).log(), zero], dim=1)
+            result = move_by(result, pose_matrix(poses))
         if "gain" in values:
             result = result * values["gain"].view(-1, 1, 1, 1)
         if "bias" in values:

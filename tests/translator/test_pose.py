@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from kornia.geometry.transform import rotate
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.task import Task, prepare
@@ -12,7 +13,7 @@ from gen_invariance.run import named_generator
 from gen_invariance.translator.fit import fit_translator
 from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.io import load_translator, save_translator
-from gen_invariance.translator.redraw.congeal import PoseGrid, congeal, rotate_and_scale
+from gen_invariance.translator.redraw.congeal import PoseGrid, congeal
 from gen_invariance.translator.redraw.fit import PoseSettings
 
 
@@ -75,7 +76,7 @@ def test_a_fixed_density_is_kept_and_aligns_small_classes(limited):
 
 def test_undoing_a_pose_brings_the_image_back():
     images = rotated(0.0).train.float_images()[:4]
-    turned = rotate_and_scale(images, torch.full((4,), 30.0), torch.ones(4))
+    turned = rotate(images, torch.full((4,), 30.0))
     grid = PoseGrid(step=30.0, scales=(1.0,))
     variants = grid.undone(turned)
     original = torch.nn.functional.normalize((images.flatten(1) - images.flatten(1).mean(1, keepdim=True)), dim=1)
@@ -125,7 +126,7 @@ def test_the_result_has_the_drawn_pose_whatever_pose_the_image_had(fitted):
     head = (prepared.train.counts[labels] >= 20) & (prepared.draws["train"]["degrees"].abs() < 20)
     images = prepared.train.float_images(head.nonzero().squeeze(1))
     draw = {"pose": torch.zeros(len(images), dtype=torch.int64)}
-    turned = rotate_and_scale(images, torch.full((len(images),), 20.0), torch.ones(len(images)))
+    turned = rotate(images, torch.full((len(images),), 20.0))
     with torch.no_grad():
         first, second = translator.apply(images, draw), translator.apply(turned, draw)
         difference = circular_difference(translator.pose(second)[:, 0], translator.pose(first)[:, 0])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
 from scipy import ndimage
 
 from gen_invariance.errors import SettingsError
@@ -10,7 +11,7 @@ from gen_invariance.nuisance import Shear, Translation
 from gen_invariance.run import named_generator
 from gen_invariance.translator.fit import fit_translator
 from gen_invariance.translator.fit_settings import FitSettings
-from gen_invariance.translator.redraw.congeal import PoseGrid, congeal, move_by, pose_matrix, rotate_and_scale
+from gen_invariance.translator.redraw.congeal import PoseGrid, congeal, move_by, pose_matrix
 from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw
 from gen_invariance.translator.redraw.parts import part_spreads
 from gen_invariance.translator.redraw.shape import read_place, to_the_centre
@@ -61,7 +62,10 @@ def test_poses_are_what_their_matrices_say():
     images = torch.rand(4, 1, 15, 15, generator=named_generator(0))
     degrees, scale, slope = torch.tensor([0.0, 30, -75, 170]), torch.tensor([1.0, 1.2, 0.8, 1]), torch.zeros(4)
     turned = move_by(images, pose_matrix(torch.stack([degrees, scale.log(), slope], dim=1)))
-    torch.testing.assert_close(turned, rotate_and_scale(images, degrees, scale), atol=1e-4, rtol=0)
+    middle = torch.full((4, 2), 7.0)
+    by_kornia = get_rotation_matrix2d(middle, degrees, scale[:, None].expand(4, 2))
+    expected = warp_affine(images, by_kornia, (15, 15), padding_mode="zeros", align_corners=True)
+    torch.testing.assert_close(turned, expected, atol=1e-4, rtol=0)
     lean = torch.tensor([0.4, -0.2, 0.0, 0.3])
     leant = move_by(images, pose_matrix(torch.stack([slope, slope, lean], dim=1)), mode="bicubic").clamp(0, 1)
     torch.testing.assert_close(leant, Shear().apply(images, {"slope": lean}), atol=1e-4, rtol=0)

@@ -80,6 +80,9 @@ class Quality:
         }
 
 
+_BATCH = 256  # images at a time
+
+
 @settings_class("quality")
 class AssessSettings:
     """How closely a translator is looked at."""
@@ -89,9 +92,7 @@ class AssessSettings:
     neighbours: PositiveInt = 5
     """k of precision, recall, density and coverage."""
     failures: NonNegativeInt = 8
-    """Worst translations to keep."""
-    batch_size: PositiveInt = 256
-    """Images at a time."""
+    """Worst translations to show."""
 
 
 class Judge(Protocol):
@@ -162,11 +163,11 @@ def assess(
         )
     images, labels, draws = data.float_images(), data.labels, settings.draws
     sources = images if sources is None else sources
-    moved = translate(nuisance, sources, draws=draws, generator=generator, batch_size=settings.batch_size)
+    moved = translate(nuisance, sources, draws=draws, generator=generator)
 
     def in_batches(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Of the images (N, ...) and of their translations (S, N, ...), float64."""
-        rows = torch.cat([images, moved.flatten(0, 1)]).split(settings.batch_size)
+        rows = torch.cat([images, moved.flatten(0, 1)]).split(_BATCH)
         values = torch.cat([function(part) for part in rows]).double()
         return values[: len(images)], values[len(images) :].unflatten(0, (draws, len(images)))
 
@@ -219,15 +220,13 @@ def _find_worst(log_probabilities: Tensor, labels: Tensor, right_before: Tensor,
 
 
 @torch.no_grad()
-def translate(
-    nuisance: Nuisance, images: Tensor, *, draws: int, generator: torch.Generator, batch_size: int = 256
-) -> Tensor:
+def translate(nuisance: Nuisance, images: Tensor, *, draws: int, generator: torch.Generator) -> Tensor:
     """`draws` translations of each image, (S, N, C, H, W); raises unless they keep the shape and lie in [0, 1]."""
     rounds = []
     for _ in range(draws):
         draw = nuisance.sample(images.shape, generator=generator)
         parts = []
-        for rows in torch.arange(len(images)).split(batch_size):
+        for rows in torch.arange(len(images)).split(_BATCH):
             batch = images[rows.to(images.device)]
             parts.append(nuisance.apply(batch, draw_to(select_rows(draw, rows), batch)))
         rounds.append(torch.cat(parts))

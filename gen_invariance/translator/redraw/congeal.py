@@ -19,26 +19,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
+from kornia.geometry.transform import warp_affine
 from torch import Tensor
-
-
-def rotate_and_scale(images: Tensor, degrees: Tensor, scale: Tensor, *, mode: str = "bilinear") -> Tensor:
-    """Images (B, C, H, W) turned by `degrees` (B,) and enlarged by `scale` (B,) about the centre.
-
-    Zeros outside, differentiable in angle and scale; positive angles turn counter-clockwise. `mode` "bicubic" blurs
-    less, which counts for images that were turned before, and overshoots a little.
-    """
-    count, _, height, width = images.shape
-    centre = images.new_tensor([(width - 1) / 2, (height - 1) / 2]).expand(count, 2)
-    matrix = get_rotation_matrix2d(centre, degrees, scale[:, None].expand(count, 2))
-    return warp_affine(images, matrix, (height, width), mode=mode, padding_mode="zeros", align_corners=True)
 
 
 def pose_matrix(poses: Tensor) -> Tensor:
     """What poses (B, 3) - degrees, log scale, slope - do to points, (B, 2, 2): they lean, then grow, then turn.
 
-    Points are x to the right and y down in pixels; a slope of 1 leans to the right by a pixel for each pixel of height.
+    Points are x to the right and y down in pixels; positive angles turn counter-clockwise, a slope of 1 leans to the
+    right by a pixel for each pixel of height.
     """
     degrees, log_scale, slope = poses.unbind(1)
     radians = torch.deg2rad(degrees)
@@ -59,6 +48,7 @@ def move_by(
     """Images (B, C, H, W) moved by a linear map (B, 2, 2) that takes the point `source` to the point `target`.
 
     Points (B, 2) are x, y as shares of the sides, from the centre; None is the centre. Zeros outside, differentiable.
+    `mode` "bicubic" blurs less, which counts for images that were moved before, and overshoots a little.
     """
     count, _, height, width = images.shape
     size = images.new_tensor([width, height])
@@ -90,10 +80,9 @@ class PoseGrid:
 
     @property
     def upright(self) -> int:
-        """Position of the pose that changes nothing."""
-        return (len(self.angles) // 2 * len(self.scales) + self.scales.index(1.0)) * len(self.slopes) + (
-            self.slopes.index(0.0)
-        )
+        """Index of the pose that changes nothing."""
+        angle_and_scale = len(self.angles) // 2 * len(self.scales) + self.scales.index(1.0)
+        return angle_and_scale * len(self.slopes) + self.slopes.index(0.0)
 
     @property
     def shape(self) -> tuple[int, int, int]:
