@@ -88,7 +88,7 @@ def test_undoing_a_pose_brings_the_image_back():
 @pytest.fixture(scope="module")
 def fitted():
     prepared = rotated(45.0, seed=1)
-    return prepared, fit_pose(prepared, steps=250, seed=1)
+    return prepared, fit_pose(prepared, steps=150, seed=1)
 
 
 def fit_pose(prepared, *, seed=0, **settings):

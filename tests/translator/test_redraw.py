@@ -162,18 +162,6 @@ def test_noise_is_a_photo():
     assert looks_like(torch.rand(30, 3, 16, 16, generator=named_generator(0))) == "photo"
 
 
-@pytest.mark.parametrize(
-    ("nuisance", "options", "parts"),
-    [
-        ("rotation", {}, ("tone", "pose")),
-        ("background", {"levels": 200}, ("tone", "pose", "stroke")),
-        ("lighting", {}, ("tone", "pose", "stroke")),
-    ],
-)
-def test_the_stroke_takes_part_where_the_data_show_it(nuisance, options, parts):
-    assert build_redraw(prepare(task(nuisance, **options), seed=3).train).config.parts == parts
-
-
 # ---- stroke
 
 

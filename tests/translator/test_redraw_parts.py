@@ -25,17 +25,19 @@ def digits(nuisance, **options):
 
 
 @pytest.mark.parametrize(
-    ("nuisance", "shown"),
+    ("nuisance", "options", "shown"),
     [
-        ("identity", ()),
-        ("rotation", ()),
-        ("shear", ("slant",)),
-        ("translation", ("place",)),
-        ("thickness", ("stroke",)),
+        ("identity", {}, ()),
+        ("rotation", {}, ()),
+        ("shear", {}, ("slant",)),
+        ("translation", {}, ("place",)),
+        ("thickness", {}, ("stroke",)),
+        ("background", {"levels": 200}, ("stroke",)),
+        ("lighting", {}, ("stroke",)),
     ],
 )
-def test_an_operation_takes_part_where_the_data_show_it(nuisance, shown):
-    assert build_redraw(digits(nuisance).train).config.parts == ("tone", "pose", *shown)
+def test_an_operation_takes_part_where_the_data_show_it(nuisance, options, shown):
+    assert build_redraw(digits(nuisance, **options).train).config.parts == ("tone", "pose", *shown)
 
 
 def test_spreads_of_one_class_of_equal_images_are_zero():
