@@ -40,11 +40,15 @@ class Verb:
 
     Attributes:
         run: carries the verb out with its settings, and prints.
-        home: module of the settings class and its name, such as "experiment.fit:FitRun"; "" takes a plain mapping.
+        home: module of the settings class and its name, such as "experiment.fit:FitRun".
+        actions: words that may follow the verb and stand for action=WORD.
+        after_stop: what can be done after Ctrl-C or SIGTERM.
     """
 
     run: Callable[[Any], None]
-    home: str = ""
+    home: str
+    actions: tuple[str, ...] = ()
+    after_stop: str = "run the same command again"
 
     @property
     def settings(self) -> type:
@@ -54,7 +58,7 @@ class Verb:
 
     def __call__(self, config: Mapping[str, Any]) -> None:
         """Carry the verb out with settings as plain values."""
-        self.run(settings_of(self.settings, config, "") if self.home else config)
+        self.run(settings_of(self.settings, config, ""))
 
 
 def _fit(settings: Any) -> None:
@@ -132,14 +136,18 @@ def _benchmark(settings: Any) -> None:
     carry_out(settings, say=_say)
 
 
+_FROM_CHECKPOINT = "the same command with resume=true goes on from the last checkpoint"
+_REST_ON_RESUME = "the same command with resume=true goes on with what is left"
+_REST = "the same command goes on with what is left"
+
 VERBS: dict[str, Verb] = {
-    "fit": Verb(_fit, "experiment.fit:FitRun"),
-    "augment": Verb(_augment, "experiment.augment:AugmentSettings"),
-    "train": Verb(_train, "experiment.train:TrainRun"),
+    "fit": Verb(_fit, "experiment.fit:FitRun", after_stop=_FROM_CHECKPOINT),
+    "augment": Verb(_augment, "experiment.augment:AugmentSettings", after_stop=_REST_ON_RESUME),
+    "train": Verb(_train, "experiment.train:TrainRun", after_stop=_FROM_CHECKPOINT),
     "measure": Verb(_measure, "experiment.evaluate:MeasureRun"),
     "report": Verb(_report, "report.report_page:ReportRun"),
     "inspect": Verb(_inspect, "experiment.inspect:InspectRun"),
-    "order": Verb(_order, "experiment.order:OrderRun"),
-    "benchmark": Verb(_benchmark, "benchmark.run:BenchmarkRun"),
-    "demo": Verb(_demo, "benchmark.demo:DemoRun"),
+    "order": Verb(_order, "experiment.order:OrderRun", after_stop=_REST_ON_RESUME),
+    "benchmark": Verb(_benchmark, "benchmark.run:BenchmarkRun", actions=("run", "list", "report"), after_stop=_REST),
+    "demo": Verb(_demo, "benchmark.demo:DemoRun", after_stop=_REST),
 }

@@ -10,11 +10,9 @@ from typing import Any
 from torch import nn
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.split import save_split
 from gen_invariance.experiment.inspect import InspectSettings, train_judge
-from gen_invariance.experiment.launch import Say, choose_device, join_processes, prepare_on_device, say_nothing
+from gen_invariance.experiment.launch import RunSettings, Say, open_run_folder, prepare_on_device, say_nothing
 from gen_invariance.experiment.task import Task
-from gen_invariance.run import Run, is_first_process
 from gen_invariance.settings import Text, settings_class
 from gen_invariance.translator.fit import fit_translator
 from gen_invariance.translator.fit_settings import FitSettings
@@ -34,23 +32,14 @@ class TranslatorChoice:
 
 
 @settings_class("fit")
-class FitRun:
+class FitRun(RunSettings):
     """Settings of `run_fit`."""
 
     data: Task = field(default_factory=Task)
     translator: TranslatorChoice = field(default_factory=TranslatorChoice)
     fit: FitSettings = field(default_factory=FitSettings)
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu or cuda"""
     out: Text = "runs/fit"
     """run folder; a new or an empty one"""
-    resume: bool = False
-    """go on with the run that is in it"""
-    allow_changed_settings: bool = False
-    """with resume=true: go on although settings are not those of the run"""
-    progress: bool | None = None
-    """true or false; null shows a bar on a terminal"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,6 @@ def run_fit(settings: FitRun, *, say: Say = say_nothing) -> Fitted:
         SettingsError: settings that do not fit each other or the data; the run folder of other settings.
         RunError: the fit failed.
     """
-    device = choose_device(settings.device)
     prepared = prepare_on_device(
         settings.data, seed=settings.seed, device=settings.device, need_test=False, progress=settings.progress, say=say
     )
@@ -96,17 +84,7 @@ def run_fit(settings: FitRun, *, say: Say = say_nothing) -> Fitted:
         "fit": loop.identity(),
         "image_size": width if height == width else None,  # `augment` scales pictures to it
     }
-    join_processes(device)
-    with Run.open(
-        settings.out,
-        kind="fit",
-        seed=settings.seed,
-        config=identity,
-        resume=settings.resume,
-        allow_changed_settings=settings.allow_changed_settings,
-    ) as run:
-        if is_first_process():
-            save_split(run.path / "split.npz", prepared.split)
+    with open_run_folder(settings, "fit", identity, prepared.split) as run:
         translator = fit_translator(
             settings.translator.name,
             prepared.train,

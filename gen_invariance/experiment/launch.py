@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from gen_invariance.data.split import LongTailSplit, save_split
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.task import Prepared, Task, prepare
+from gen_invariance.run import Run, is_first_process
+from gen_invariance.settings import Text, settings_class
 
 Say = Callable[[str], None]
 """Takes one line on what is done."""
+
+
+@settings_class("run")
+class RunSettings:
+    """What every run with a run folder is told."""
+
+    seed: int = 0
+    """of everything random"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    out: Text = "runs/run"
+    """run folder; a new or an empty one"""
+    resume: bool = False
+    """go on with the run that is in it"""
+    allow_changed_settings: bool = False
+    """with resume=true: go on although settings are not those of the run"""
+    progress: bool | None = None
+    """true or false; null shows a bar on a terminal"""
 
 
 def say_nothing(line: str) -> None:
@@ -38,17 +61,38 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def join_processes(device: torch.device) -> None:
-    """Join the processes of a launcher such as `accelerate launch`, if there are several, to compute on `device`."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        from accelerate import PartialState
-
-        PartialState(cpu=device.type == "cpu")
-
-
 def shows_progress(progress: bool | None) -> bool:
     """The setting `progress`, where None stands for a bar on a terminal and none elsewhere."""
     return sys.stderr.isatty() if progress is None else progress
+
+
+@contextmanager
+def open_run_folder(
+    settings: RunSettings, kind: str, identity: Mapping[str, Any], split: LongTailSplit
+) -> Iterator[Run]:
+    """The run in `settings.out`, with the split of its data in it; of several processes the first makes it.
+
+    Args:
+        settings: folder, seed, and whether an earlier run goes on.
+        kind: what is run.
+        identity: the settings that decide the result.
+        split: of the data.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from accelerate import PartialState
+
+        PartialState(cpu=choose_device(settings.device).type == "cpu")  # joins the processes of the launcher
+    with Run.open(
+        settings.out,
+        kind=kind,
+        seed=settings.seed,
+        config=identity,
+        resume=settings.resume,
+        allow_changed_settings=settings.allow_changed_settings,
+    ) as run:
+        if is_first_process():
+            save_split(run.path / "split.npz", split)
+        yield run
 
 
 def prepare_on_device(
@@ -61,7 +105,8 @@ def prepare_on_device(
     say: Say = say_nothing,
 ) -> Prepared:
     """The images of `task` for `seed` on the device of that name; `say` is told what is wrong with them."""
+    chosen_device = choose_device(device)
     prepared = prepare(task, seed=seed, need_test=need_test, progress=shows_progress(progress))
     for line in prepared.duplicates.lines():
         say(line)
-    return prepared.to(choose_device(device))
+    return prepared.to(chosen_device)

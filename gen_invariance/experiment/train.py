@@ -11,7 +11,6 @@ from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.train import TrainSettings, fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan, cache_features
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.split import save_split
 from gen_invariance.experiment.build import (
     ClassifierSettings,
     StageSettings,
@@ -26,7 +25,7 @@ from gen_invariance.experiment.build import (
     select_stage_source,
 )
 from gen_invariance.experiment.inspect import obey_verdict
-from gen_invariance.experiment.launch import Say, choose_device, join_processes, prepare_on_device, say_nothing
+from gen_invariance.experiment.launch import RunSettings, Say, open_run_folder, prepare_on_device, say_nothing
 from gen_invariance.experiment.task import Task
 from gen_invariance.run import Run, is_first_process
 from gen_invariance.settings import Text, settings_class
@@ -43,7 +42,7 @@ class StageOfRun(StageSettings):
 
 
 @settings_class("train")
-class TrainRun:
+class TrainRun(RunSettings):
     """Settings of `run_train`."""
 
     data: Task = field(default_factory=Task)
@@ -51,17 +50,8 @@ class TrainRun:
     training: TrainSettings = field(default_factory=TrainSettings)
     stage: StageOfRun = field(default_factory=StageOfRun)
     transfer: TransferPlan = field(default_factory=lambda: TransferPlan("none"))
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu or cuda"""
     out: Text = "runs/train"
     """run folder; a new or an empty one"""
-    resume: bool = False
-    """go on with the run that is in it"""
-    allow_changed_settings: bool = False
-    """with resume=true: go on although settings are not those of the run"""
-    progress: bool | None = None
-    """true or false; null shows a bar on a terminal"""
     augmentation: str = "none"
     """of every row: none, randaugment, trivialaugment, or crop_flip (mirrored where the data allow it)"""
 
@@ -85,7 +75,6 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
         stage = obey_verdict(settings.stage, folder)
         if stage != settings.stage:
             verdict = read_verdict(folder).word
-    device = choose_device(settings.device)
     prepared = prepare_on_device(
         settings.data, seed=settings.seed, device=settings.device, progress=settings.progress, say=say
     )
@@ -103,17 +92,8 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
         note = f"note: inspect says '{verdict}', so the policy auto is weaker"
     if note is not None:
         say(note)
-    join_processes(device)
-    with Run.open(
-        settings.out,
-        kind="train",
-        seed=settings.seed,
-        config=_describe_run(settings, stage),
-        resume=settings.resume,
-        allow_changed_settings=settings.allow_changed_settings,
-    ) as run:
+    with open_run_folder(settings, "train", _describe_run(settings, stage), prepared.split) as run:
         if is_first_process():
-            save_split(run.path / "split.npz", prepared.split)
             run.note(given_share=asdict(share))
         train_classifier(
             prepared.train, settings.classifier, settings.training, parts, run=run, progress=settings.progress, say=say

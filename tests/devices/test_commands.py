@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from gen_invariance.cli import main as cli
-from gen_invariance.experiment import evaluate, fit, launch, train
+from gen_invariance.experiment import evaluate, launch
 
 pytestmark = pytest.mark.gpu
 
@@ -64,7 +64,7 @@ def command(device, monkeypatch):
     """Carries out a command line on the CPU or on the device."""
     if device.type != "cuda":
         real = launch.choose_device
-        for module in (launch, fit, train, evaluate):
+        for module in (launch, evaluate):
             monkeypatch.setattr(module, "choose_device", lambda name: device if name == str(device) else real(name))
 
     def carry_out(line, out, *, where="cpu"):
