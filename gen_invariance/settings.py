@@ -126,7 +126,8 @@ def options_of(
     """
     hints: dict[str, Any] = {}
     for owner in function.__mro__[:-1] if inspect.isclass(function) else (function,):
-        own = typing.get_type_hints(owner.__init__ if inspect.isclass(owner) else owner, include_extras=True)
+        declared = owner.__init__ if inspect.isclass(owner) and not is_settings_class(owner) else owner
+        own = typing.get_type_hints(declared, include_extras=True)
         kinds = {name: parameter.kind for name, parameter in inspect.signature(owner).parameters.items()}
         hints |= {name: own[name] for name in kinds if name in own and name not in hints}
         if inspect.Parameter.VAR_KEYWORD not in kinds.values():

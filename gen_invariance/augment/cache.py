@@ -28,7 +28,7 @@ class _CodedComposition:
         self.first, self.encode = composition.nuisances[0], composition.nuisances[0].encode
 
     def render(self, codes: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
-        images = self.first.render(codes, self.composition.draw_of(0, draw), size)
+        images = self.first.render(codes, self.composition.part_of_draw(0, draw), size)
         return self.composition.apply_from(1, images, draw)
 
 

@@ -19,7 +19,7 @@ from gen_invariance.data.readers.registry import load_source
 from gen_invariance.data.split import LongTailSettings, LongTailSplit, make_long_tailed
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.build import build_nuisance
-from gen_invariance.nuisance.once import transform_once
+from gen_invariance.nuisance.compose import transform_once
 from gen_invariance.nuisance.protocol import Draw, Nuisance
 from gen_invariance.run import named_generator
 from gen_invariance.settings import settings_class

@@ -1,14 +1,16 @@
-"""No nuisance, and several nuisances one after another."""
+"""No nuisance, several nuisances one after another, and a data set whose images have each met a nuisance once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance.protocol import Draw, Nuisance
+from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
 
 
 class Identity:
@@ -38,7 +40,7 @@ class Compose:
     """Nuisances applied one after another; hand-written and learned ones mix freely.
 
     Args:
-        nuisances: applied from first to last. Their draws are kept apart by position.
+        nuisances: applied from first to last. Their draws are kept apart by index.
 
     Raises:
         SettingsError: the list is empty.
@@ -50,21 +52,40 @@ class Compose:
         self.nuisances = tuple(nuisances)
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """Every part's draw, its names prefixed with the part's position."""
+        """Every part's draw, its names prefixed with the part's index."""
         drawn = [nuisance.sample(shape, generator=generator) for nuisance in self.nuisances]
-        return {f"{place}.{name}": value for place, draw in enumerate(drawn) for name, value in draw.items()}
+        return {f"{index}.{name}": value for index, draw in enumerate(drawn) for name, value in draw.items()}
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Apply the parts in order; same shape, dtype and range as `images`."""
         return self.apply_from(0, images, draw)
 
     def apply_from(self, start: int, images: Tensor, draw: Draw) -> Tensor:
-        """Apply the parts from number `start` on, counted from 0."""
-        for place in range(start, len(self.nuisances)):
-            images = self.nuisances[place].apply(images, self.draw_of(place, draw))
+        """Apply the parts from index `start` on."""
+        for index in range(start, len(self.nuisances)):
+            images = self.nuisances[index].apply(images, self.part_of_draw(index, draw))
         return images
 
-    def draw_of(self, place: int, draw: Draw) -> Draw:
+    def part_of_draw(self, index: int, draw: Draw) -> Draw:
         """The draw of one part."""
-        prefix = f"{place}."
+        prefix = f"{index}."
         return {name.removeprefix(prefix): value for name, value in draw.items() if name.startswith(prefix)}
+
+
+def transform_once(
+    data: ImageData, nuisance: Nuisance, *, generator: torch.Generator, chunk: int = 4096
+) -> tuple[ImageData, Draw]:
+    """Each image of `data` under one draw of `nuisance`, and the draws; row i comes from row i.
+
+    Args:
+        data: any number of images, also none.
+        nuisance: what acts on them.
+        generator: CPU generator; one draw for the whole set, so `chunk` does not change the result.
+        chunk: images at a time; bounds the memory for their float copies.
+    """
+    draw = nuisance.sample(data.images.shape, generator=generator)
+    parts = [
+        to_uint8(nuisance.apply(data.float_images(rows), select_rows(draw, rows)))
+        for rows in torch.arange(len(data)).split(chunk)
+    ]
+    return (replace(data, images=torch.cat(parts)) if parts else data), draw

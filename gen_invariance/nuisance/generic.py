@@ -7,16 +7,18 @@ operations and strengths, so a row does not depend on its batch; rows that drew 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from kornia import enhance
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from gen_invariance.data.images import check_images
-from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.settings import settings_class
 
 OPERATIONS = (
     "identity",
@@ -47,15 +49,25 @@ _ENHANCING: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class _Policy:
-    """Up to `num_ops` operations of `OPERATIONS` one after the other; subclasses draw them.
+def _ranges(*, shear: float, translate: float, rotate: float, enhance: float, posterize: float) -> Mapping[str, float]:
+    """The strength of each operation at the last step.
 
-    `ranges` holds the strength of an operation at the last step: a fraction of the side for translations, degrees
-    for rotation, bits taken away for posterize, otherwise a factor.
+    A fraction of the side for translations, degrees for rotation, bits taken away for posterize, otherwise a factor.
     """
+    return {
+        **dict.fromkeys(("shear_x", "shear_y"), shear),
+        **dict.fromkeys(("translate_x", "translate_y"), translate),
+        "rotate": rotate,
+        **dict.fromkeys(_ENHANCING, enhance),
+        "posterize": posterize,
+    }
+
+
+class _Policy:
+    """Up to `num_ops` operations of `OPERATIONS` one after the other; subclasses draw them."""
 
     num_ops: int
-    ranges: dict[str, float]
+    ranges: ClassVar[Mapping[str, float]]
 
     def _steps(self, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         raise NotImplementedError
@@ -80,13 +92,12 @@ class _Policy:
         check_images(images, where=type(self).__name__)
         draw = draw_to(draw, images)
         result = images.float().clone()  # histograms and warps want full precision
-        for turn in range(self.num_ops):
+        for turn in range(draw["operation"].shape[1]):
             operation, strength = draw["operation"][:, turn], draw["step"][:, turn] / _STEPS
             for number, name in enumerate(OPERATIONS):
                 rows = (operation == number).nonzero()[:, 0]
                 if name != "identity" and len(rows):
-                    moved = self._operate(name, result[rows], strength[rows], draw["sign"][rows, turn])
-                    result[rows] = moved
+                    result[rows] = self._operate(name, result[rows], strength[rows], draw["sign"][rows, turn])
         return result.clamp_(0, 1).to(images.dtype)
 
     def _operate(self, name: str, images: Tensor, strength: Tensor, sign: Tensor) -> Tensor:
@@ -105,36 +116,25 @@ class _Policy:
         return enhance.equalize(images) if name == "equalize" else _autocontrast(images)
 
 
+@settings_class("randaugment")
 class RandAugment(_Policy):
     """`num_ops` operations, all of strength `magnitude` of 30.
 
     Reference: Cubuk, Zoph, Shlens, Le, "RandAugment: practical automated data augmentation with a reduced search
     space", 2020, section 3.
 
-    Raises:
-        SettingsError: fewer than one operation, or a magnitude outside 0..30.
-
-    Example:
-        >>> policy = RandAugment()
-        >>> draw = policy.sample((4, 1, 16, 16), generator=torch.Generator())
-        >>> policy.apply(torch.rand(4, 1, 16, 16), draw).shape
-        torch.Size([4, 1, 16, 16])
+    >>> policy = RandAugment()
+    >>> draw = policy.sample((4, 1, 16, 16), generator=torch.Generator())
+    >>> policy.apply(torch.rand(4, 1, 16, 16), draw).shape
+    torch.Size([4, 1, 16, 16])
     """
 
-    def __init__(self, num_ops: int = 2, magnitude: int = 9) -> None:
-        if num_ops < 1 or not 0 <= magnitude <= _STEPS:
-            raise SettingsError(
-                f"RandAugment needs num_ops >= 1 and magnitude in [0, {_STEPS}], got {num_ops} and {magnitude}; "
-                "2 and 9 are usual"
-            )
-        self.num_ops, self.magnitude = num_ops, int(magnitude)
-        self.ranges = {
-            **dict.fromkeys(("shear_x", "shear_y"), 0.3),
-            **dict.fromkeys(("translate_x", "translate_y"), 150 / 331),
-            "rotate": 30.0,
-            **dict.fromkeys(_ENHANCING, 0.9),
-            "posterize": 4.0,
-        }
+    num_ops: PositiveInt = 2
+    """operations on each image"""
+    magnitude: Annotated[int, Field(ge=0, le=_STEPS)] = 9
+    """strength of each, of 30"""
+
+    ranges: ClassVar[Mapping[str, float]] = _ranges(shear=0.3, translate=150 / 331, rotate=30, enhance=0.9, posterize=4)
 
     def _steps(self, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         return torch.full(size, self.magnitude, device=generator.device)
@@ -147,15 +147,8 @@ class TrivialAugment(_Policy):
     Reference: Müller, Hutter, "TrivialAugment: tuning-free yet state-of-the-art data augmentation", 2021, section 3.
     """
 
-    def __init__(self) -> None:
-        self.num_ops = 1
-        self.ranges = {
-            **dict.fromkeys(("shear_x", "shear_y"), 0.99),
-            **dict.fromkeys(("translate_x", "translate_y"), 1.0),
-            "rotate": 135.0,
-            **dict.fromkeys(_ENHANCING, 0.99),
-            "posterize": 6.0,
-        }
+    num_ops = 1
+    ranges = _ranges(shear=0.99, translate=1, rotate=135, enhance=0.99, posterize=6)
 
     def _steps(self, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         return torch.randint(_STEPS + 1, size, generator=generator, device=generator.device)

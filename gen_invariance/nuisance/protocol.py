@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -29,15 +30,11 @@ class Nuisance(Protocol):
 
 
 @runtime_checkable
-class Coded(Protocol):
+class Coded(Nuisance, Protocol):
     """A nuisance in two halves: what depends on the image alone, and what depends on the draw.
 
     `apply(images, draw)` is `render(encode(images), draw, size)`, so codes of images that come again can be kept.
     """
-
-    def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """As in `Nuisance`."""
-        ...
 
     def encode(self, images: Tensor) -> Tensor:
         """The code of each of float `images` (B, C, H, W) in [0, 1], leading B."""
@@ -61,3 +58,10 @@ def draw_to(draw: Draw, images: Tensor) -> Draw:
 def uniform(count: int, low: float, high: float, *, generator: torch.Generator) -> Tensor:
     """`count` numbers uniform in [low, high), float32 (count,)."""
     return torch.empty(count).uniform_(low, high, generator=generator)
+
+
+def apply_in_float32(function: Callable[[Tensor, Draw], Tensor], images: Tensor, draw: Draw) -> Tensor:
+    """`function` of `images` in float32 and their `draw`, clamped to [0, 1], in the dtype of `images`."""
+    if not len(images):
+        return images.clone()
+    return function(images.float(), draw_to(draw, images)).clamp_(0, 1).to(images.dtype)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, uniform
+from gen_invariance.settings import Fraction, settings_class
+
+Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
 def _slide(images: Tensor, side: int, pick: Callable[[Tensor, Tensor], Tensor], outside: float) -> Tensor:
@@ -40,33 +44,16 @@ def erode(images: Tensor, side: int) -> Tensor:
     return _slide(images, side, torch.minimum, float("inf")) if side > 1 else images.clone()
 
 
+@settings_class("thickness")
 class Thickness:
-    """Dilate or erode each image by a square of random side (K49-DIL-LT, Zhou et al. 2022).
+    """Dilate or erode each image by a square of random side (K49-DIL-LT, Zhou et al. 2022)."""
 
-    Args:
-        dilate_probability: share of images that are dilated; the others are eroded.
-        dilate_sides: sides in pixels, each equally likely.
-        erode_sides: sides in pixels, each equally likely; side 1 changes nothing.
-
-    Raises:
-        SettingsError: a probability outside [0, 1], an empty list, or a side below 1.
-    """
-
-    def __init__(
-        self,
-        *,
-        dilate_probability: float = 0.6,
-        dilate_sides: tuple[int, ...] = (2, 3, 4),
-        erode_sides: tuple[int, ...] = (1, 2),
-    ) -> None:
-        sides = [*dilate_sides, *erode_sides]
-        if not 0 <= dilate_probability <= 1 or not dilate_sides or not erode_sides or min(sides) < 1:
-            raise SettingsError(
-                "thickness: needs a probability in [0, 1] and sides of at least 1 pixel, got "
-                f"{dilate_probability}, {dilate_sides}, {erode_sides}"
-            )
-        self.dilate_probability = dilate_probability
-        self.dilate_sides, self.erode_sides = tuple(dilate_sides), tuple(erode_sides)
+    dilate_probability: Fraction = 0.6
+    """share of images that are dilated; the others are eroded"""
+    dilate_sides: Sides = (2, 3, 4)
+    """sides in pixels, each equally likely"""
+    erode_sides: Sides = (1, 2)
+    """sides in pixels, each equally likely; side 1 changes nothing"""
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`dilate`: bool (B,); `side`: int64 (B,), pixels."""

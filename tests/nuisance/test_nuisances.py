@@ -23,7 +23,7 @@ from gen_invariance.nuisance import (
     select_rows,
 )
 from gen_invariance.nuisance.build import NUISANCES, build_nuisance
-from gen_invariance.nuisance.once import transform_once
+from gen_invariance.nuisance.compose import transform_once
 from gen_invariance.nuisance.thickness import dilate, erode
 
 
