@@ -1,7 +1,7 @@
 """Which classes get the nuisance, and how often: a probability for each class, from its training count.
 
-Every policy returns a plain float32 tensor (K,), which may be edited before it goes to the stage. Empty classes always
-get probability 0.
+Every policy takes the training images of each class, int64 (K,), and returns a plain float32 tensor (K,), which may be
+edited before it goes to the stage. Empty classes get probability 0; a probability outside [0, 1] is a `SettingsError`.
 """
 
 from __future__ import annotations
@@ -47,13 +47,10 @@ def policy(name: str, counts: Tensor, **options: Any) -> Tensor:
 
 
 def linear_ramp(counts: Tensor, *, threshold: float, maximum: float = 1.0) -> Tensor:
-    """`maximum` for the smallest class, falling linearly with class size to 0 at `threshold` images; float32 (K,).
+    """`maximum` for the smallest class, falling linearly with class size to 0 at `threshold` images.
 
     The rule of Zhou et al. 2022, p_c = (T - n_c) / (T - n_min); where T <= n_min nobody is below the threshold and
     all probabilities are 0 (the formula itself would divide by zero or exceed 1).
-
-    Raises:
-        SettingsError: `maximum` outside [0, 1].
     """
     _check_probability(maximum, "maximum")
     counts = counts.double()
@@ -65,50 +62,37 @@ def linear_ramp(counts: Tensor, *, threshold: float, maximum: float = 1.0) -> Te
 
 
 def hard_cutoff(counts: Tensor, *, cutoff: float, probability: float = 0.5) -> Tensor:
-    """`probability` for classes of at most `cutoff` images, 0 for larger ones; float32 (K,).
+    """`probability` for classes of at most `cutoff` images, 0 for larger ones.
 
     Zhou et al. 2022, Algorithm 1.
-
-    Raises:
-        SettingsError: `probability` outside [0, 1].
     """
     return _where((counts > 0) & (counts <= cutoff), probability)
 
 
 def auto(counts: Tensor, *, maximum: float = 0.5) -> Tensor:
-    """A ramp that needs no number: `maximum` for the smallest class, 0 from the mean class size on; float32 (K,).
+    """A ramp that needs no number: `maximum` for the smallest class, 0 from the mean class size on.
 
     Classes above the mean size are those that a balanced data set of the same total would have to shrink; they can
     learn the nuisance from their own images.
-
-    Raises:
-        SettingsError: `maximum` outside [0, 1].
     """
     return linear_ramp(counts, threshold=_mean_size(counts), maximum=maximum)
 
 
 def head(counts: Tensor, *, probability: float = 0.5) -> Tensor:
-    """`probability` for classes of at least the mean class size, 0 for smaller ones; float32 (K,).
+    """`probability` for classes of at least the mean class size, 0 for smaller ones.
 
     These are the classes that `auto` leaves out.
-
-    Raises:
-        SettingsError: `probability` outside [0, 1].
     """
     return _where((counts > 0) & (counts >= _mean_size(counts)), probability)
 
 
 def everywhere(counts: Tensor, *, probability: float = 0.5) -> Tensor:
-    """`probability` for every class that has images; float32 (K,).
-
-    Raises:
-        SettingsError: `probability` outside [0, 1].
-    """
+    """`probability` for every class that has images."""
     return _where(counts > 0, probability)
 
 
 def curve(counts: Tensor, *, sizes: tuple[float, ...], probabilities: tuple[float, ...]) -> Tensor:
-    """A curve of one's own: straight lines over the logarithm of class size between some points; float32 (K,).
+    """A curve of one's own: straight lines over the logarithm of class size between some points.
 
     Args:
         counts: training images of each class, (K,).

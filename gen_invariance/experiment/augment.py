@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +35,13 @@ from gen_invariance.translator.fit_settings import FitSettings, class_members
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.verdict import read_verdict
 
+_T = TypeVar("_T")
 _COLUMNS = {"table": ("path_column", "label_column"), "huggingface": ("image_column", "label_column")}
 _LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow makes grey of them
 _SETTINGS_OF_A_FIT = (  # what messages of a fit call its settings, and what they are called here
     (r"(?<![\w./-])fit\.(?=[a-z_]+\b)", "learn."),
     (r"\btranslator\.(network|objective)\b", r"learn.\1_options"),
 )
-_ADDED_LATER = ("average", "budget", "watch_every", "patience")  # settings of a fit; at their defaults not named
 _LISTED = 10  # problems named one by one; the manifest has all
 
 
@@ -59,10 +59,9 @@ class LearnSettings(FitSettings):
     """over those of the file"""
 
     def identity(self) -> dict[str, Any]:
-        """All settings, for a run's config."""
-        defaults = FitSettings()
-        values = asdict(self)
-        return {k: v for k, v in values.items() if k not in _ADDED_LATER or v != getattr(defaults, k)}
+        """The settings for a run's config, those of the pace as well, as in runs made before."""
+        pace = ("log_every", "sample_every", "checkpoint_every")
+        return super().identity() | {name: getattr(self, name) for name in pace}
 
 
 @settings_class("augment")
@@ -128,22 +127,22 @@ def run_augment(settings: AugmentSettings, *, say: Say = say_nothing) -> ExportS
     else:
         translator = load_translator(settings.translator)
         image_size = image_size or _read_fitted_size(Path(settings.translator))
-    results = {each.name: getattr(settings, each.name) for each in dataclasses.fields(ResultSettings)}
     return export_dataset(
         data,
         translator,
         out,
-        ExportSettings(**results, strength=strength, image_size=image_size),
-        workers=WorkerSettings(
-            device=str(device),
-            processes=settings.processes,
-            engine=settings.engine,
-            ray_address=settings.ray_address,
-        ),
+        _select(ExportSettings, settings, strength=strength, image_size=image_size),
+        workers=_select(WorkerSettings, settings, device=str(device)),
         predict=None if settings.classifier is None else _load_judge(settings.classifier, data, device),
         resume=settings.resume,
         progress=shows_progress(settings.progress),
     )
+
+
+def _select(kind: type[_T], settings: AugmentSettings, **changes: Any) -> _T:
+    """The settings class `kind`, with the values that `settings` has and `changes` do not give."""
+    names = {each.name for each in dataclasses.fields(kind)} - changes.keys()
+    return kind(**{name: getattr(settings, name) for name in names}, **changes)
 
 
 def _open_data(settings: AugmentSettings) -> Format:

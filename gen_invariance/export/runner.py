@@ -104,7 +104,7 @@ def export_dataset(
             with start_workers(job, workers) as run:
                 carry_out(job, entries, run, progress=progress)
             by_key = {entry.key: entry for entry in entries}
-            data.finish(output, lambda: _kept_rows(job), by_key)
+            data.finish(output, (row for row in read_rows(job) if row["status"] == "kept"), by_key)
             write_manifest(out, _rows_with_files(job))
             write_preview(out, data, by_key)
             mark_done(out, identity)
@@ -116,10 +116,6 @@ def _digest(entries: Sequence[Entry]) -> str:
     for entry in entries:
         digest.update(repr((entry.key, entry.label, entry.part, entry.ignored)).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
-
-
-def _kept_rows(job: Job) -> Iterator[Row]:
-    return (row for row in read_rows(job) if row["status"] == "kept")
 
 
 def _rows_with_files(job: Job) -> Iterator[Row]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,21 +38,21 @@ THREADS = 4
 """That decode and encode."""
 
 
+Item = tuple[Entry, int]
+"""An image, and the number of the draw for it; -1 for an original."""
+
+
 @dataclass(frozen=True)
 class Unit:
     """Some images, and what to do with them.
 
-    Attributes:
-        name: unique, and in manifest order by sorting.
-        kind: "original" (read, check, take over) or "generated" (translate).
-        items: (entry, number of the draw for it); the number is -1 for originals.
-        ranges: (2, 3) lowest and highest brightness, contrast and sharpness of the originals; None before they are
-            known.
+    Names sort in manifest order. Kind "original" means to read, check and take over, "generated" to translate.
+    `ranges`, (2, 3), are the lowest and highest brightness, contrast and sharpness of the originals, where known.
     """
 
     name: str
     kind: str
-    items: tuple[tuple[Entry, int], ...]
+    items: tuple[Item, ...]
     ranges: np.ndarray | None = None
 
 
@@ -74,14 +75,7 @@ class Result(NamedTuple):
 class Job:
     """What all units share, and the steps of a unit; picklable, so that workers can have it.
 
-    Attributes:
-        data: the input.
-        output: where to write.
-        settings: see `ExportSettings`.
-        nuisance: the translator.
-        token: SHA-256 of the translator.
-        predict: for the identity filter; None does without.
-        device: where to translate.
+    `token` is the SHA-256 of the translator, `predict` the classifier of the identity filter, where there is one.
     """
 
     data: Format
@@ -102,7 +96,7 @@ class Job:
 
     @property
     def _keeps_all(self) -> bool:
-        """Whether results have the size of their source, and so show all of it."""
+        """Whether results show all of their source, at its size."""
         return self.settings.restore_size or self.data.keeps_size
 
     # ---- decode
@@ -135,21 +129,20 @@ class Job:
         """
         if unit.kind == "original":
             return []
-        results = []
-        batches: dict[tuple[int, ...], list[int]] = {}
-        for index, ((entry, copy), image) in enumerate(zip(unit.items, decoded, strict=True)):
-            results.append(Result(None, self._row(unit, entry, copy, "unusable", image.reason)))
+        results, indices_of_shape = [], defaultdict(list)
+        for index, (item, image) in enumerate(zip(unit.items, decoded, strict=True)):
+            results.append(Result(None, self._row(unit, item, "unusable", image.reason)))
             if image.picture is not None:
-                batches.setdefault(image.picture.pixels.shape, []).append(index)
-        for indices in batches.values():  # pictures of one size make a batch
+                indices_of_shape[image.picture.pixels.shape].append(index)
+        for indices in indices_of_shape.values():  # pictures of one size make a batch
             pixels = np.stack([decoded[index].picture.pixels for index in indices])
-            items = [unit.items[index] for index in indices]
-            for index, result in zip(indices, self._translate_batch(unit, items, pixels), strict=True):
+            batch = self._translate_batch(unit, [unit.items[index] for index in indices], pixels)
+            for index, result in zip(indices, batch, strict=True):
                 results[index] = result
         return results
 
     @torch.no_grad()
-    def _translate_batch(self, unit: Unit, items: Sequence[tuple[Entry, int]], pixels: np.ndarray) -> list[Result]:
+    def _translate_batch(self, unit: Unit, items: Sequence[Item], pixels: np.ndarray) -> list[Result]:
         """Translate uint8 (B, C, H, W) and judge each result."""
         images = torch.from_numpy(pixels).to(torch.device(self.device)).float().div_(255)
         try:
@@ -160,23 +153,23 @@ class Job:
                     f"{self.device} ran out of memory at a batch of {len(items)}; lower batch_size"
                 ) from error
             reason = f"cannot be translated ({first_line(error)[:120]})"
-            return [Result(None, self._row(unit, entry, copy, "rejected", reason)) for entry, copy in items]
+            return [Result(None, self._row(unit, item, "rejected", reason)) for item in items]
         finite = torch.isfinite(moved).flatten(1).all(1).tolist()
         strength = (moved - images).abs().double().mean((1, 2, 3)).tolist()
         answers = [None] * len(items) if self.predict is None else self.predict(moved).argmax(1).tolist()
         new = moved.nan_to_num().clamp(0, 1).mul(255).add_(0.5).byte().cpu().numpy()
         results = []
-        for index, (entry, copy) in enumerate(items):
+        for index, item in enumerate(items):
             quality = outside(describe(new[index]), unit.ranges)
-            reason = "pixels that are no numbers"
-            if finite[index]:
-                reason = self._fault(entry, strength[index], quality, answers[index])
-            row = self._row(unit, entry, copy, "rejected" if reason else "kept", reason)
-            row |= {"strength": strength[index] if finite[index] else None, "quality": quality}
+            reason = self._fault(item[0], strength[index], quality, answers[index])
+            if not finite[index]:
+                strength[index], reason = None, "pixels that are no numbers"
+            row = self._row(unit, item, "rejected" if reason else "kept", reason)
+            row |= {"strength": strength[index], "quality": quality}
             results.append(Result(None if reason else new[index], row))
         return results
 
-    def _draw(self, items: Sequence[tuple[Entry, int]], shape: Sequence[int]) -> Draw:
+    def _draw(self, items: Sequence[Item], shape: Sequence[int]) -> Draw:
         """Each image's own draw, from a generator named by source and number."""
         draws = []
         for entry, copy in items:
@@ -200,11 +193,9 @@ class Job:
     def store(self, unit: Unit, decoded: Sequence[Decoded], results: Sequence[Result], pool: Executor) -> None:
         """Encode and write what is kept, then record the unit as done."""
         if unit.kind == "original":
-            finished = [
-                self._original(unit, entry, image) for (entry, _), image in zip(unit.items, decoded, strict=True)
-            ]
+            finished = [self._take_over(unit, item, image) for item, image in zip(unit.items, decoded, strict=True)]
         else:
-            finished = list(pool.map(self._generated, unit.items, decoded, results))
+            finished = list(pool.map(self._encode, unit.items, decoded, results))
         kept = [stored for stored, _ in finished if stored is not None]
         if kept and unit.kind == "original":
             self.data.store_originals(self.output, kept)
@@ -212,11 +203,11 @@ class Job:
             self.data.store_new(self.output, unit.name, kept)
         write_unit(self.record_of(unit.name), [row for _, row in finished])
 
-    def _original(self, unit: Unit, entry: Entry, image: Decoded) -> tuple[Stored | None, Row]:
+    def _take_over(self, unit: Unit, item: Item, image: Decoded) -> tuple[Stored | None, Row]:
+        entry = item[0]
         if image.picture is None:
-            status = "ignored" if entry.ignored else "unusable"
-            return None, self._row(unit, entry, -1, status, image.reason)
-        row = self._row(unit, entry, -1, "kept", "")
+            return None, self._row(unit, item, "ignored" if entry.ignored else "unusable", image.reason)
+        row = self._row(unit, item, "kept", "")
         row |= {"width": image.picture.size[0], "height": image.picture.size[1], "sha256": _digest(image.content)}
         row["statistics"] = describe(image.picture.pixels)
         if self.settings.originals == "reference":
@@ -224,7 +215,7 @@ class Job:
         row["file"] = self.data.file_name(entry, None)
         return Stored(entry, row["file"], image.content), row
 
-    def _generated(self, item: tuple[Entry, int], image: Decoded, result: Result) -> tuple[Stored | None, Row]:
+    def _encode(self, item: Item, image: Decoded, result: Result) -> tuple[Stored | None, Row]:
         (entry, copy), (pixels, row) = item, result
         if pixels is None:
             return None, row
@@ -232,15 +223,17 @@ class Job:
             restored = resize(decode(pixels), image.picture.size)
             pixels = prepare(restored, size=None, whole=True, channels=len(pixels)).pixels
         content = np.ascontiguousarray(pixels) if self.data.keeps_size else encode(pixels)
-        row |= {"width": pixels.shape[2], "height": pixels.shape[1], "sha256": _digest(content)}
         # The name says the number of the draw, and has a hash of all that made the image.
         words = "/".join((self.token, str(self.settings.seed), entry.key, str(copy)))
         digest = hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()
         row["file"] = self.data.file_name(entry, f"__{copy:03d}-{digest[:10]}")
+        row |= {"width": pixels.shape[2], "height": pixels.shape[1], "sha256": _digest(content)}
         return Stored(entry, row["file"], content), row
 
-    def _row(self, unit: Unit, entry: Entry, copy: int, status: str, reason: str) -> Row:
-        row = {
+    def _row(self, unit: Unit, item: Item, status: str, reason: str) -> Row:
+        (entry, copy), generated = item, unit.kind == "generated"
+        seed = draw_generator(self.settings.seed, entry.key, copy).initial_seed()
+        return {
             "file": "",
             "source": entry.key,
             "class": self.data.class_names[entry.label] if entry.label >= 0 else "",
@@ -250,18 +243,10 @@ class Job:
             "status": status,
             "reason": reason,
             "copy": copy,
-            "draw_seed": "",
-            "translator": "",
+            "draw_seed": f"{seed:016x}" if generated else "",
+            "translator": self.token if generated else "",
             "unit": unit.name,
         }
-        if unit.kind == "generated":
-            seed = draw_generator(self.settings.seed, entry.key, copy).initial_seed()
-            row |= {"draw_seed": f"{seed:016x}", "translator": self.token}
-        return row
-
-
-RunUnits = Callable[[Iterable[Unit]], Iterator[str]]
-"""Carries out units; yields the name of each when it is recorded. Raises RunError when a worker died."""
 
 
 _worker_job: Job | None = None  # a worker process serves one job all its life
@@ -280,6 +265,10 @@ def run_unit(unit: Unit) -> str:
         decoded = _worker_job.decode(unit, pictures)
         _worker_job.store(unit, decoded, _worker_job.translate(unit, decoded), pictures)
     return unit.name
+
+
+RunUnits = Callable[[Iterable[Unit]], Iterator[str]]
+"""Carries out units; yields the name of each when it is recorded. Raises RunError when a worker died."""
 
 
 def draw_generator(seed: int, key: str, copy: int) -> torch.Generator:

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
@@ -104,6 +104,11 @@ class Format(ABC):
     path: Path
     class_names: tuple[str, ...]
 
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class number by name."""
+        return {name: label for label, name in enumerate(self.class_names)}
+
     @abstractmethod
     def entries(self) -> Sequence[Entry]:
         """All images, in an order that does not depend on the file system."""
@@ -124,7 +129,7 @@ class Format(ABC):
         """Write the new images of one unit of work, at least one; done again after a kill, it writes the same."""
 
     def finish(  # noqa: B027
-        self, output: Output, rows: Callable[[], Iterable[Row]], entries: Mapping[str, Entry]
+        self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]
     ) -> None:
         """Write what is not written image by image, from the manifest rows that are kept and the entries by key."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gen_invariance.data.readers.folder import SUFFIXES, existing_folder, find_splits
+from gen_invariance.data.readers.folder import SUFFIXES, existing_folder, find_splits, sub_folders
 from gen_invariance.errors import DataError, printable
 from gen_invariance.export.formats.base import Entry, FileFormat, path_key
 
@@ -25,7 +25,7 @@ class FolderFormat(FileFormat):
             raise DataError(f"{printable(self.path)} holds tar shards, not class folders; use data=webdataset")
         parts = {part: folder.name for part, folder in find_splits(self.path).items()}
         self._parts = parts or {"train": ""}
-        self.class_names = tuple(_list_folder(self.path / self._parts["train"], folders=True))
+        self.class_names = tuple(path.name for path in sub_folders(self.path / self._parts["train"]))
         if not self.class_names:
             raise DataError(
                 f"{printable(self.path)} has no sub-folders; put the images of each class into a sub-folder named "
@@ -37,20 +37,23 @@ class FolderFormat(FileFormat):
         return [entry for part, folder in self._parts.items() for entry in self._part_entries(part, folder)]
 
     def _part_entries(self, part: str, folder: str) -> Iterator[Entry]:
-        root = self.path / folder
-        for file in _list_folder(root, folders=False):
-            if Path(file).suffix.lower() in SUFFIXES:
-                yield _entry(Path(folder, file), -1, part, "lies in no class folder")
-        for name in _list_folder(root, folders=True):
-            label = self.class_names.index(name) if name in self.class_names else -1
-            nested = set(_list_folder(root / name, folders=True))
-            for file in sorted(nested.union(_list_folder(root / name, folders=False))):
+        visible, labels = _list_visible(self.path / folder), self.labels
+        for path in visible:
+            if path.suffix.lower() in SUFFIXES and not path.is_dir():
+                yield self._entry(path, -1, part, "lies in no class folder")
+        for class_folder in filter(Path.is_dir, visible):
+            label = labels.get(class_folder.name, -1)
+            for path in _list_visible(class_folder):
                 reason = "" if label >= 0 else "its class has no training image"
-                if file in nested:
+                if path.is_dir():
                     reason = "a folder inside a class folder"
-                elif Path(file).suffix.lower() not in SUFFIXES:
+                elif path.suffix.lower() not in SUFFIXES:
                     reason = "no image by its name"
-                yield _entry(Path(folder, name, file), label, part, reason)
+                yield self._entry(path, label, part, reason)
+
+    def _entry(self, path: Path, label: int, part: str, ignored: str) -> Entry:
+        relative = path.relative_to(self.path)
+        return Entry(path_key(relative), label, (os.fspath(relative),), part, ignored)
 
     def source_of(self, entry: Entry) -> Path:
         """The file of an image."""
@@ -65,21 +68,5 @@ class FolderFormat(FileFormat):
         return os.fspath(path.with_name(f"{stem}{suffix}.png"))
 
 
-def _entry(path: Path, label: int, part: str, ignored: str) -> Entry:
-    return Entry(path_key(path), label, (os.fspath(path),), part, ignored)
-
-
-def _list_folder(folder: Path, *, folders: bool) -> list[str]:
-    """Names of the folders in `folder`, or of all else, sorted; hidden ones are left out."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry) == folders
-        )
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A link in a circle is none; it is found out when it is read."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def _list_visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

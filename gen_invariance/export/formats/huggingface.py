@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -120,8 +120,7 @@ class HuggingFaceFormat(Format):
 
     def entries(self) -> Sequence[Entry]:
         """One for each row. Training rows without a label are left out; in other splits they are taken over."""
-        values = map(str, range(len(self.class_names))) if self._coded else self.class_names
-        labels = {value: label for label, value in enumerate(values)}
+        labels = {str(label): label for label in self.labels.values()} if self._coded else self.labels
         entries = []
         for part in self._parts:
             for row, value in enumerate(self._labels(part)):
@@ -159,10 +158,10 @@ class HuggingFaceFormat(Format):
         with atomic_write(output.state / "rows" / f"{unit}.arrow") as temporary:
             _write_stream(temporary, rows.schema, [rows])
 
-    def finish(self, output: Output, rows: Callable[[], Iterable[Row]], entries: Mapping[str, Entry]) -> None:
+    def finish(self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]) -> None:
         """The whole set, written in the working folder and then moved into place."""
         kept: dict[str, list[int]] = {part: [] for part in self._parts}
-        for row in rows():
+        for row in rows:
             if row["kind"] == "original":
                 part, number = entries[row["source"]].location
                 kept[part].append(number)

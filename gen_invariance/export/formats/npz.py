@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,12 @@ class NpzFormat(Format):
         with atomic_write(output.state / "arrays" / f"{unit}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, np.stack([item.content for item in items]))
 
-    def finish(self, output: Output, rows: Callable[[], Iterable[Row]], entries: Mapping[str, Entry]) -> None:
+    def finish(self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]) -> None:
         """The file, with the rows of the new images behind those of the old."""
         groups = f"train_{self._group or 'groups'}"
         arrays = load_arrays(self.path, (*_KEYS, groups, groups.replace("train", "test", 1)))
         new = [np.load(file, allow_pickle=False) for file in sorted((output.state / "arrays").glob("[!.]*.npy"))]
-        generated = [row for row in rows() if row["kind"] == "generated"]
+        generated = [row for row in rows if row["kind"] == "generated"]
         if sum(map(len, new)) != len(generated):
             raise DataError(f"{output.state} is damaged: its arrays do not fit its records; choose a new output folder")
         if new:

@@ -6,9 +6,8 @@ import io
 import itertools
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from gen_invariance.data.readers.folder import SUFFIXES
 from gen_invariance.data.readers.pictures import UnusablePictureError
@@ -16,21 +15,8 @@ from gen_invariance.errors import DataError, DataNotFoundError, printable
 from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored, sort_class_names, unique_keys
 from gen_invariance.files import atomic_write
 
-
-class _Label(NamedTuple):
-    """A class name, and the member that a new sample carries for it."""
-
-    name: str
-    suffix: str
-    text: str
-
-
-class _Sample(NamedTuple):
-    """A sample with an image and a label: its key, the image's (shard, offset, size), and the label."""
-
-    key: str
-    image: tuple[str, int, int]
-    label: _Label
+_Sample = tuple[str, str, tuple[str, int, int, str, str]]
+"""Key, class name, and location: shard, offset and size of the image, suffix and text of the label's member."""
 
 
 class ShardFormat(Format):
@@ -53,7 +39,7 @@ class ShardFormat(Format):
             raise DataError(
                 f"{printable(path)} holds no .tar shard; packed ones (.tar.gz) must be unpacked to .tar first"
             )
-        self.class_names = sort_class_names(sample.label.name for sample in self._samples())
+        self.class_names = sort_class_names(name for _, name, _ in self._samples())
         if not self.class_names:
             raise DataError(
                 f"{printable(path)}: no sample has an image and a label (KEY.cls, or KEY.json with 'label')"
@@ -72,12 +58,9 @@ class ShardFormat(Format):
 
     def entries(self) -> Sequence[Entry]:
         """One for each sample that has an image and a label."""
-        samples = list(self._samples())
-        labels = {name: label for label, name in enumerate(self.class_names)}
-        return [
-            Entry(key, labels[sample.label.name], (*sample.image, sample.label.suffix, sample.label.text))
-            for key, sample in zip(unique_keys(sample.key for sample in samples), samples, strict=True)
-        ]
+        keys, names, locations = zip(*self._samples(), strict=True)
+        labels = map(self.labels.get, names)
+        return [Entry(*entry) for entry in zip(unique_keys(keys), labels, locations, strict=True)]
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes, straight from where they are in the shard."""
@@ -104,7 +87,7 @@ class ShardFormat(Format):
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
 
-    def finish(self, output: Output, rows: Callable[[], Iterable[Row]], entries: Mapping[str, Entry]) -> None:
+    def finish(self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]) -> None:
         """The original shards."""
         if output.originals != "reference":
             for shard in self._shards:
@@ -133,7 +116,8 @@ def _read_samples(tar: tarfile.TarFile, shard: str) -> Iterator[_Sample]:
             elif suffix in ("cls", "json"):
                 label = _read_label(tar.extractfile(member).read(), suffix, f"{shard}/{member.name}") or label
         if image and label:
-            yield _Sample(f"{shard}/{key}", image, label)
+            name, suffix, text = label
+            yield f"{shard}/{key}", name, (*image, suffix, text)
 
 
 def _split_name(member: tarfile.TarInfo) -> tuple[str, str]:
@@ -143,16 +127,16 @@ def _split_name(member: tarfile.TarInfo) -> tuple[str, str]:
     return f"{folder}{slash}{stem}" if folder else stem, suffix
 
 
-def _read_label(content: bytes, suffix: str, where: str) -> _Label | None:
-    """The label in a member; None where a .json has none."""
+def _read_label(content: bytes, suffix: str, where: str) -> tuple[str, str, str] | None:
+    """Class name, and suffix and text of the member that a new sample carries for it; None where a .json has none."""
     try:
         text = content.decode("utf-8").strip()
         if suffix == "cls":
-            return _Label(text, "cls", text)
+            return text, "cls", text
         value = json.loads(text)
     except ValueError as error:
         raise DataError(
             f"{printable(where)} is no label ({printable(error)[:80]}); store a class number or name"
         ) from error
     label = value.get("label", value.get("cls")) if isinstance(value, dict) else None
-    return None if label is None else _Label(str(label), "json", json.dumps({"label": label}))
+    return None if label is None else (str(label), "json", json.dumps({"label": label}))

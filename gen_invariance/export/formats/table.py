@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -86,7 +86,7 @@ class TableFormat(FileFormat):
         """One for each row."""
         table = self._table()
         paths = table[self.path_column].map(str)
-        labels = table[self.label_column].map(str).map(self.class_names.index)
+        labels = table[self.label_column].map(str).map(self.labels)
         keys = unique_keys(path_key(Path(path)) for path in paths)
         return [
             Entry(key, label, (row, path))
@@ -104,10 +104,10 @@ class TableFormat(FileFormat):
         stem = f"images/{_safe_name(self.class_names[entry.label])}/{_safe_name(source.stem[:64])}-{short}"
         return f"{stem}{source.suffix}" if suffix is None else f"{stem}{suffix}.png"
 
-    def finish(self, output: Output, rows: Callable[[], Iterable[Row]], entries: Mapping[str, Entry]) -> None:
+    def finish(self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]) -> None:
         """The table: readable originals in their order, then the new images."""
         indices, paths = [], []
-        for row in rows():
+        for row in rows:
             entry = entries[row["source"]]
             indices.append(entry.location[0])
             paths.append(row["file"] or str(self.source_of(entry).resolve()))
