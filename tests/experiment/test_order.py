@@ -28,6 +28,7 @@ def images(per_class, seed, classes=CLASSES, names="abcd"):
 
 TRAIN, TEST = images(16, 0), images(14, 1)
 FAST = AnalysisSettings(threshold=0.9, resamples=100)
+TWO = {"choose": "list", "subsets": ((0, 1), (2, 3)), "seeds": (0, 1)}
 
 
 def projection(subset, seed):
@@ -38,10 +39,10 @@ def projection(subset, seed):
     return lambda batch: (batch.flatten(1) - 0.5) @ weight.T
 
 
-def study(out=None, *, fit=projection, images=(TRAIN, TEST), nuisance=None, resume=False, **options):
+def study(out=None, *, fit=projection, images=(TRAIN, TEST), nuisance=None, resume=False, seed=0, **options):
     """A run on toy images; without `out` in memory, which leaves pictures, tables and page out."""
     options = {"choose": "pairs", "seeds": (0, 1, 2), "pool": 8, "analysis": FAST, **options}
-    settings = OrderRun(order=OrderSettings(**options), out=out and str(out), resume=resume, device="cpu")
+    settings = OrderRun(order=OrderSettings(**options), out=out and str(out), resume=resume, seed=seed, device="cpu")
     return run_order(settings, images=images, fit_backbone=fit, nuisance=nuisance)
 
 
@@ -78,7 +79,7 @@ def test_heads_know_the_groups_of_their_samples(monkeypatch):
 
     monkeypatch.setattr(separability, "split_indices", spy)
     train = replace(TRAIN, groups=torch.arange(len(TRAIN)) // 2)
-    found = study(images=(train, TEST), seeds=(0,), head="logistic")
+    found = study(images=(train, TEST), choose="list", subsets=((0, 1),), seeds=(0,), head="logistic")
     assert given
     assert all(len(groups) == 2 * len(groups.unique()) for groups in given)
     groups = found.measured.cached((), 0)["train_groups"]
@@ -105,43 +106,43 @@ def test_separated_pairs_are_those_of_the_features():
 
 
 def test_a_killed_run_goes_on_and_gives_the_same(tmp_path):
-    whole = study(tmp_path / "one/run")
+    whole = study(tmp_path / "one/run", **TWO)
     calls = []
 
     def failing(subset, seed):
         calls.append((subset, seed))
-        if len(calls) == 7:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return projection(subset, seed)
 
     with pytest.raises(KeyboardInterrupt):
-        study(tmp_path / "two/run", fit=failing)
+        study(tmp_path / "two/run", fit=failing, **TWO)
     path = Cells(tmp_path / "two/run").path(*calls[0])
     path.write_bytes(path.read_bytes()[:100])  # a damaged cell is measured again
     calls.clear()
-    resumed = study(tmp_path / "two/run", fit=lambda s, r: calls.append((s, r)) or projection(s, r), resume=True)
-    assert len(calls) == 7 * 3 - 6 + 1
+    resumed = study(tmp_path / "two/run", fit=lambda s, r: calls.append((s, r)) or projection(s, r), resume=True, **TWO)
+    assert len(calls) == 3 * 2 - 3 + 1
     assert resumed.order.to_json() == whole.order.to_json()
     assert (tmp_path / "two/run/order.svg").read_bytes() == (tmp_path / "one/run/order.svg").read_bytes()
 
 
 def test_another_threshold_or_more_seeds_reuse_the_cells_and_other_training_does_not(tmp_path):
-    study(tmp_path / "run")
+    study(tmp_path / "run", **TWO)
     calls = []
     fit = lambda s, r: calls.append((s, r)) or projection(s, r)  # noqa: E731
-    study(tmp_path / "run", fit=fit, resume=True, analysis=replace(FAST, threshold=0.8), head="knn")
+    study(tmp_path / "run", fit=fit, resume=True, analysis=replace(FAST, threshold=0.8), head="knn", **TWO)
     assert calls == []
-    more = study(tmp_path / "run", fit=fit, resume=True, seeds=(0, 1, 2, 3))
-    assert {seed for _, seed in calls} == {3}
-    assert more.order.about["seeds"] == 4
+    more = study(tmp_path / "run", fit=fit, resume=True, **{**TWO, "seeds": (0, 1, 2)})
+    assert {seed for _, seed in calls} == {2}
+    assert more.order.about["seeds"] == 3
     with pytest.raises(SettingsError, match="settings differ from the run's in source"):
-        study(tmp_path / "run", resume=True, source=SourceSettings(epochs=7))
+        study(tmp_path / "run", resume=True, source=SourceSettings(epochs=7), **TWO)
     with pytest.raises(SettingsError, match="already holds a run"):
-        study(tmp_path / "run")
+        study(tmp_path / "run", **TWO)
 
 
 def test_another_nuisance_is_noticed(tmp_path):
-    options = {"choose": "list", "subsets": ((0, 1), (2, 3)), "seeds": (0,), "draws": 1, "invariance_images": 2}
+    options = {**TWO, "seeds": (0,), "draws": 1, "invariance_images": 2}
     study(tmp_path / "run", nuisance=Rotation(30), **options)
     before = (tmp_path / "run" / "order.json").read_bytes()
     for other in (Rotation(60), None):
@@ -241,6 +242,12 @@ def test_built_in_training_with_a_curriculum():
     )
 
 
+def test_random_subsets_belong_to_the_seed():
+    few = {"choose": "random", "count": 2, "seeds": (0,)}
+    one, two, other = (study(seed=seed, **few).order.subsets for seed in (3, 3, 5))
+    assert one == two != other
+
+
 def test_choices_of_subsets():
     counts = torch.tensor([5, 20, 10, 1])
     choose = lambda **o: choose_subsets(OrderSettings(**o), class_names="abcd", counts=counts)  # noqa: E731
@@ -248,7 +255,8 @@ def test_choices_of_subsets():
     assert len(choose(choose="all")) == 11
     assert choose(choose="tail", sizes=(2,)) == ((0, 3),)
     assert choose(choose="size", size=3, subsets=(("a", "b"),))[-1] == (0, 1)
-    assert choose(choose="random", count=3) == choose(choose="random", count=3)
+    assert choose(choose="head", sizes=(2, 3)) == ((1, 2), (0, 1, 2))
+    assert len(choose(choose="random", count=3)) == 3
     held = OrderSettings(choose="pairs", analysis=AnalysisSettings(heldout_classes=(0, 1)))
     assert choose_subsets(held, class_names="abcd", counts=counts) == ((2, 3),)
 
@@ -299,8 +307,7 @@ def test_data_that_does_not_fit_is_refused():
 
 def test_odd_class_names_are_escaped(tmp_path):
     names = ("<script>alert(1)</script>", "b&b", "c", "d")
-    few = {"choose": "list", "subsets": ((0, 1), (0, 2)), "seeds": (0, 1)}
-    study(tmp_path / "run", images=(images(16, 0, names=names), images(14, 1, names=names)), **few)
+    study(tmp_path / "run", images=(images(16, 0, names=names), images(14, 1, names=names)), **TWO)
     page = (tmp_path / "run" / "order.html").read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
