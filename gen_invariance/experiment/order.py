@@ -190,16 +190,9 @@ def run_order(
 
 def _read_cells(cells: Cells, plan: Plan, settings: OrderRun, subsets: tuple[Subset, ...]) -> OrderStudy:
     """The study that the measured cells give."""
-    order, train = settings.order, plan.train
+    order = settings.order
     measured = collect(
-        cells,
-        subsets=subsets,
-        seeds=order.seeds,
-        class_names=train.class_names,
-        targets=plan.targets,
-        head=order.head,
-        mode=order.mode,
-        fewest_seeds=order.fewest_seeds,
+        cells, plan, subsets=subsets, seeds=order.seeds, head=order.head, fewest_seeds=order.fewest_seeds
     )
     return analyse(
         measured,
@@ -207,7 +200,7 @@ def _read_cells(cells: Cells, plan: Plan, settings: OrderRun, subsets: tuple[Sub
         mode=order.mode,
         head=order.head if order.mode == "frozen" else "linear",
         seed=settings.seed,
-        about={"budget": order.source.budget, "data": train.name, "seed_list": list(measured.seeds)},
+        about={"budget": order.source.budget, "data": plan.train.name, "seed_list": list(measured.seeds)},
     )
 
 

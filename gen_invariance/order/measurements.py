@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from gen_invariance.errors import DataError, SettingsError
-from gen_invariance.order.cells import Cell, Cells
+from gen_invariance.order.cells import Cell, Cells, Plan
 from gen_invariance.order.separability import (
     Features,
     Head,
@@ -20,7 +21,6 @@ from gen_invariance.order.separability import (
     unpack_hits,
 )
 from gen_invariance.order.sets import START, Subset, pair_columns, subset_name
-from gen_invariance.order.source import Mode
 from gen_invariance.run import named_generator
 
 
@@ -109,15 +109,7 @@ def cell_features(cell: Cell, num_classes: int) -> Features:
 
 
 def collect(
-    cells: Cells,
-    *,
-    subsets: Sequence[Subset],
-    seeds: Sequence[int],
-    class_names: Sequence[str],
-    targets: Sequence[Subset],
-    head: Head,
-    mode: Mode = "frozen",
-    fewest_seeds: int = 1,
+    cells: Cells, plan: Plan, *, subsets: Sequence[Subset], seeds: Sequence[int], head: Head, fewest_seeds: int = 1
 ) -> Measurements:
     """Read the cells of `subsets` and `seeds` and compute hits and target accuracy under `head`.
 
@@ -137,28 +129,26 @@ def collect(
             "to enough subsets; lower the learning rate or add seeds"
         )
     hits, accuracy, ekld, images = [], [], [], []
-    labels = np.empty(0)
-    for seed in common:
-        for subset in kept:
-            cell = cells.read(subset, seed)
-            packed, on_targets = _answers(cell, targets, head=head, mode=mode, num_classes=len(class_names), seed=seed)
-            hits.append(packed)
-            accuracy.append(on_targets)
-            ekld.append(cell.get("ekld"))
-            images.append(int(cell["images"]))
-            labels = cell["test_labels"]
+    for seed, subset in itertools.product(common, kept):
+        cell = cells.read(subset, seed)
+        packed, on_targets = _answers(cell, plan, head=head, seed=seed)
+        hits.append(packed)
+        accuracy.append(on_targets)
+        ekld.append(cell.get("ekld"))
+        images.append(int(cell["images"]))
     shape = (len(common), len(kept))
+    class_names = plan.train.class_names
     measured = all(value is not None for value in ekld)
     return Measurements(
         subsets=kept,
         seeds=common,
         hits=np.array(hits).reshape(*shape, *hits[0].shape),
-        test_labels=labels,
-        accuracy=np.array(accuracy).reshape(*shape, len(targets)),
-        targets=tuple(targets),
+        test_labels=cell["test_labels"],
+        accuracy=np.array(accuracy).reshape(*shape, len(plan.targets)),
+        targets=plan.targets,
         ekld=np.array(ekld).reshape(*shape, len(class_names)) if measured else None,
         images=np.array(images).reshape(shape).mean(axis=0).round().astype(int),
-        class_names=tuple(class_names),
+        class_names=class_names,
         cells=cells,
         notes=_missing_notes(good, kept, common, seeds=seeds, class_names=class_names),
     )
@@ -188,17 +178,16 @@ def _missing_notes(
     return tuple(notes)
 
 
-def _answers(
-    cell: Cell, targets: Sequence[Subset], *, head: Head, mode: Mode, num_classes: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _answers(cell: Cell, plan: Plan, *, head: Head, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Packed hits (M, ceil(K / 8)) and accuracy on each target (m,) of one cell."""
-    if mode != "frozen":
+    if plan.mode != "frozen":
         return cell["hits"], cell["accuracy"]
+    num_classes = plan.train.num_classes
     features = cell_features(cell, num_classes)
     hits = pair_hits(features, head, generator=named_generator(seed, "order logistic"))
     scores = pair_scores(hits, features.test_labels, num_classes)
     accuracy = []
-    for target in targets:
+    for target in plan.targets:
         if len(target) == 2:
             accuracy.append(float(scores[pair_columns(np.array([target]), num_classes)[0]]))
         else:

@@ -120,7 +120,9 @@ class SubsetOrder:
     def state(self, below: Subset, above: Subset) -> str:
         """What is known of `below` being below `above`: "certain", "refuted" or "undecided"."""
         a, b = self.index(below), self.index(above)
-        return "certain" if self.certain.leq[a, b] else "refuted" if self.refuted[a, b] else "undecided"
+        if self.certain.leq[a, b]:
+            return "certain"
+        return "refuted" if self.refuted[a, b] else "undecided"
 
     def index(self, subset: Sequence[int]) -> int:
         """Row of `subset`, whatever the order its classes are given in."""
@@ -275,9 +277,6 @@ def subset_order(
     threshold: float | np.ndarray,
     class_names: Sequence[str],
     test_counts: np.ndarray | None = None,
-    mode: str = "frozen",
-    head: str = "ncm",
-    about: dict[str, Any] | None = None,
 ) -> SubsetOrder:
     """The three-valued order from cell bounds.
 
@@ -288,9 +287,6 @@ def subset_order(
         threshold: one number, or one for each pair, above 0.5 and at most 1.
         class_names: K names.
         test_counts: test samples of each class (K,); pairs with a class below 10 stay undecided.
-        mode: transfer mode, stored and never mixed.
-        head: head, likewise.
-        about: facts to store beside.
 
     Raises:
         SettingsError: a threshold at or below chance or above 1.
@@ -322,14 +318,13 @@ def subset_order(
         threshold=threshold,
         chance=(bounds.lower <= 0.5) & (bounds.upper >= 0.5),
         class_names=tuple(class_names),
-        mode=mode,
-        head=head,
-        about={"seeds": bounds.seeds, "alpha": bounds.alpha, "simultaneous": bounds.simultaneous, **(about or {})},
+        about={"seeds": bounds.seeds, "alpha": bounds.alpha, "simultaneous": bounds.simultaneous},
         notes=tuple(notes),
     )
 
 
 def _degenerate(estimate: np.ndarray, threshold: np.ndarray) -> list[str]:
+    """A note where the threshold tells no subsets apart, with a better one."""
     separated = estimate >= threshold
     if not separated.size or (separated.any() and not separated.all()):
         return []

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -286,7 +287,8 @@ def test_relative_threshold_is_one_a_pair():
 
 
 def test_orders_of_other_modes_or_heads_are_not_compared():
-    one, two = exact([[0.95, 0.6, 0.6], [0.95, 0.95, 0.6]]), exact([[0.95, 0.6, 0.6], [0.95, 0.95, 0.6]], mode="full")
+    one = exact([[0.95, 0.6, 0.6], [0.95, 0.95, 0.6]])
+    two = replace(one, mode="full")
     with pytest.raises(SettingsError, match="mode"):
         one.robust_edges(two)
     assert one.robust_edges(one) == [((0, 1), (0, 2))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -133,10 +133,8 @@ def analyse(
         threshold=_threshold(measured, settings, bounds.estimate, pairs[columns]),
         class_names=measured.class_names,
         test_counts=np.bincount(measured.test_labels, minlength=measured.num_classes),
-        mode=mode,
-        head=head,
-        about=about,
     )
+    order = replace(order, mode=mode, head=head, about={**order.about, **(about or {})})
     accuracy = measured.on_target(measured.all_classes)
     relation = _accuracy_relation(measured, settings)
     predictor_table, predicted_edges = score_predictors(
