@@ -55,11 +55,6 @@ def _as_tensor(labels: Tensor | np.ndarray | Sequence[Any]) -> Tensor:
         ) from error
 
 
-def _check_ranks(rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise SettingsError(f"rank must lie in [0, world_size), got rank {rank} of {world_size}; check the launcher")
-
-
 class LongTailSampler(Sampler[int]):
     """Indices for a `DataLoader` by a sampling rule, seeded by (seed, epoch); call `set_epoch` before each epoch.
 
@@ -92,7 +87,10 @@ class LongTailSampler(Sampler[int]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _check_ranks(rank, world_size)
+        if not 0 <= rank < world_size:
+            raise SettingsError(
+                f"rank must lie in [0, world_size), got rank {rank} of {world_size}; check the launcher"
+            )
         if num_samples is not None and num_samples < 1:
             raise SettingsError(f"num_samples must be at least 1, got {num_samples}; leave it out for one per image")
         self.labels = find_labels(labels_or_dataset)
@@ -109,15 +107,19 @@ class LongTailSampler(Sampler[int]):
         return len(range(self.rank, self.num_samples, self.world_size))
 
     def __iter__(self) -> Iterator[int]:
-        drawn = epoch_indices(
+        return iter(self.draw(self.epoch)[self.rank :: self.world_size].tolist())
+
+    def draw(self, epoch: int, *, stream: str = "loader") -> Tensor:
+        """The images of `epoch` over all ranks, int64 (num_samples,); `stream` separates loaders that share a seed."""
+        return epoch_indices(
             self.labels,
-            rule=rule_name(self.rule, self.epoch),
-            epoch=self.epoch,
+            rule=rule_name(self.rule, epoch),
+            epoch=epoch,
             seed=self.seed,
             num_epochs=self.num_epochs,
             num_samples=self.num_samples,
+            stream=stream,
         )
-        return iter(drawn[self.rank :: self.world_size].tolist())
 
 
 class ResidentLoader:
@@ -154,46 +156,50 @@ class ResidentLoader:
         world_size: int = 1,
         stream: str = "loader",
     ) -> None:
-        _check_ranks(rank, world_size)
-        self._labels = check_sampled(data.labels, data.num_classes)  # on the CPU, where epochs are drawn
-        self.num_samples = len(data) if num_samples is None else num_samples
+        self._sampler = LongTailSampler(
+            data.labels,
+            rule=rule,
+            seed=seed,
+            num_epochs=num_epochs,
+            num_samples=num_samples,
+            rank=rank,
+            world_size=world_size,
+        )
+        self.num_samples = self._sampler.num_samples
         most = self.num_samples if drop_last else math.inf
         if not world_size <= batch_size <= most:
             raise SettingsError(
                 f"batch_size must be at least {world_size} (one image a rank) and, with drop_last, at most "
                 f"{self.num_samples} (the draws of an epoch), got {batch_size}"
             )
-        self.data, self.batch_size, self.rule = data, batch_size, rule
-        self.seed, self.num_epochs, self.stream = seed, num_epochs, stream
-        self.rank, self.world_size = rank, world_size
+        self.data, self.batch_size, self.stream = data, batch_size, stream
         self.steps_per_epoch = self.num_samples // batch_size if drop_last else -(-self.num_samples // batch_size)
-        self._cached: tuple[int, Tensor] | None = None
-        self.rule_at(0)
+        self._drawn: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
         return self.steps_per_epoch
 
     def rule_at(self, epoch: int) -> str:
         """The name of the sampling rule in `epoch`."""
-        return rule_name(self.rule, epoch)
+        return rule_name(self._sampler.rule, epoch)
 
     def expected_uses(self, epochs: Sequence[int]) -> Tensor:
         """How often each image comes in an epoch, float64 (N,): the expected number, a mean over `epochs`."""
-        counts = torch.bincount(self._labels, minlength=self.data.num_classes)
-        rates = [
-            sampling_probabilities(counts, rule=self.rule_at(epoch), progress=epoch / max(self.num_epochs - 1, 1))
-            for epoch in epochs
-        ]
-        return (self.num_samples * torch.stack(rates).mean(0) / counts.clamp_min(1))[self._labels]
+        labels, last = self._sampler.labels, max(self._sampler.num_epochs - 1, 1)
+        counts = torch.bincount(labels)
+        rates = [sampling_probabilities(counts, rule=self.rule_at(epoch), progress=epoch / last) for epoch in epochs]
+        return (self.num_samples * torch.stack(rates).mean(0) / counts.clamp_min(1))[labels]
 
     def indices(self, step: int) -> Tensor:
         """This rank's rows of the data for global step `step`, int64 (B,), on the data's device.
 
         In the incomplete last batch of an epoch ranks may differ by one row, and a rank may have none.
         """
-        epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self.batch_size
-        return self._epoch_list(epoch)[start : start + self.batch_size][self.rank :: self.world_size]
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self._sampler.draw(epoch, stream=self.stream).to(self.data.device)
+        rows = self._drawn[1][batch * self.batch_size :][: self.batch_size]
+        return rows[self._sampler.rank :: self._sampler.world_size]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images float32 (B, C, H, W) in [0, 1] and labels int64 (B,) of global step `step`."""
@@ -204,18 +210,3 @@ class ResidentLoader:
         """The batches of epoch `number`, in order."""
         first = number * self.steps_per_epoch
         return (self.batch(step) for step in range(first, first + self.steps_per_epoch))
-
-    def _epoch_list(self, epoch: int) -> Tensor:
-        if self._cached is None or self._cached[0] != epoch:
-            drawn = epoch_indices(
-                self._labels,
-                rule=self.rule_at(epoch),
-                epoch=epoch,
-                seed=self.seed,
-                num_epochs=self.num_epochs,
-                num_samples=self.num_samples,
-                num_classes=self.data.num_classes,
-                stream=self.stream,
-            )
-            self._cached = (epoch, drawn.to(self.data.device))
-        return self._cached[1]

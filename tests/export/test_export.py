@@ -10,7 +10,7 @@ from export_inputs import SETTINGS, build_small, rows_of, tree
 from PIL import Image
 
 from gen_invariance import Identity, Rotation, SpatialTranslator
-from gen_invariance.data import to_uint8
+from gen_invariance.data.images import to_uint8
 from gen_invariance.errors import SettingsError
 from gen_invariance.export import ExportSettings, export_dataset, open_format
 from gen_invariance.export.manifest import COLUMNS, read_manifest

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from gen_invariance import Rotation, SpatialTranslator
 from gen_invariance.cli.main import run
-from gen_invariance.data import to_uint8
+from gen_invariance.data.images import to_uint8
 from gen_invariance.errors import DataError
 from gen_invariance.export import ExportSettings, export_dataset, open_format
 from gen_invariance.export.manifest import read_manifest
