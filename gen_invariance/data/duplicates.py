@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import printable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _EXAMPLES = 3
 _CHUNK = 4096  # images that are copied to the CPU at once
 
-Marked = Sequence[tuple[bytes, str]]
+Digests = Sequence[tuple[bytes, str]]
 """The digest of each image, and the name of its class."""
 
 
@@ -50,18 +50,19 @@ class DuplicateReport:
     def lines(self) -> list[str]:
         """A line of plain English for each kind that was found; none for clean data."""
         lines = []
+        of_test = f"of {self.test_images:,} test images"
         if self.shared:
             test, train, label = self.shared_examples[0]
             what = "is also a training image" if self.shared == 1 else "are also training images"
             lines.append(
-                f"note: {self.shared:,} of {self.test_images:,} test images {what} (first: {test} = {train}, class "
-                f"{label!r}); their accuracy says nothing about new images"
+                f"note: {self.shared:,} {of_test} {what} (first: {test} = {train}, class {label!r}); "
+                "their accuracy says nothing about new images"
             )
         if self.shared_groups:
             what = "is of a group" if self.shared_groups == 1 else "are of groups"
             lines.append(
-                f"note: {self.shared_groups:,} of {self.test_images:,} test images {what} that training images show, "
-                "too; their accuracy says little about new things"
+                f"note: {self.shared_groups:,} {of_test} {what} that training images show, too; "
+                "their accuracy says little about new things"
             )
         if self.contradictory:
             one, label, other, wrong = self.contradictory_examples[0]
@@ -91,8 +92,8 @@ def find_duplicates(
         train_name: what a row of `train` is called in the report.
         test_name: what a row of `test` is called.
     """
-    parts = [_marked(part) if part is not None else [] for part in (train, test)]
-    report = compare_marked(*parts, train_name=train_name, test_name=test_name)
+    test_digests = [] if test is None else _digests(test)
+    report = compare_digests(_digests(train), test_digests, train_name=train_name, test_name=test_name)
     if test is None or train.groups is None or test.groups is None:
         return report
     return replace(report, shared_groups=int(torch.isin(test.groups, train.groups.to(test.device)).sum()))
@@ -107,35 +108,36 @@ def split_duplicates(
         split: the images as the source gives them.
         files: of the source's training and test images, row for row, where they came as files.
     """
-    name = partial(_name, split.train_indices.tolist(), files[0])
-    if split.test_indices is not None:
-        test_name = partial(_name, split.test_indices.tolist(), files[0])
-    elif files[1] is not None and len(files[1]) == len(split.test):
-        test_name = partial(_name, range(len(split.test)), files[1])
-    else:
-        test_name = "test row {}".format
-    return find_duplicates(split.train, split.test, train_name=name, test_name=test_name)
+    train_files, test_files = files
+
+    def train_name(row: int, indices: Tensor = split.train_indices) -> str:
+        index = int(indices[row])
+        return f"training row {index}" if train_files is None else printable(train_files[index])
+
+    def test_name(row: int) -> str:
+        if split.test_indices is not None:
+            return train_name(row, split.test_indices)
+        known = test_files is not None and len(test_files) == len(split.test)
+        return printable(test_files[row]) if known else f"test row {row}"
+
+    return find_duplicates(split.train, split.test, train_name=train_name, test_name=test_name)
 
 
-def _name(rows: Sequence[int], files: Sequence[str] | None, row: int) -> str:
-    return f"training row {rows[row]}" if files is None else printable(files[rows[row]])
-
-
-def compare_marked(
-    train: Marked, test: Marked, *, train_name: Callable[[int], str], test_name: Callable[[int], str]
+def compare_digests(
+    train: Digests, test: Digests, *, train_name: Callable[[int], str], test_name: Callable[[int], str]
 ) -> DuplicateReport:
     """The report on images that are known by digest and class; `*_name` say what the i-th one is called."""
+    names = (train_name, test_name)
     contradictory: dict[bytes, tuple[str, str, str, str]] = {}
     shared: list[tuple[int, int]] = []
-    names = (train_name, test_name)
-    seen: dict[bytes, tuple[int, int, str]] = {}  # part, row and class where an image comes first
-    for part, marked in enumerate((train, test)):
-        for row, (digest, label) in enumerate(marked):
-            where, place, known = seen.setdefault(digest, (part, row, label))
-            if label != known and digest not in contradictory:
-                contradictory[digest] = (names[where](place), known, names[part](row), label)
-            if part and not where:
-                shared.append((row, place))
+    first: dict[bytes, tuple[int, int, str]] = {}  # part, row and class where an image comes first
+    for part, digests in enumerate((train, test)):
+        for row, (digest, label) in enumerate(digests):
+            first_part, first_row, first_label = first.setdefault(digest, (part, row, label))
+            if label != first_label and digest not in contradictory:
+                contradictory[digest] = (names[first_part](first_row), first_label, names[part](row), label)
+            if part == 1 and first_part == 0:
+                shared.append((row, first_row))
     return DuplicateReport(
         shared=len(shared),
         test_images=len(test),
@@ -145,7 +147,7 @@ def compare_marked(
     )
 
 
-def _marked(data: ImageData) -> Marked:
+def _digests(data: ImageData) -> Digests:
     """Digest and class name of each image; images of another shape never match."""
     start = hashlib.blake2b(repr(tuple(data.images.shape[1:])).encode(), digest_size=20)
     digests = []

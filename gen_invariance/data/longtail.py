@@ -27,14 +27,11 @@ def _truncate(values: Sequence[float]) -> Tensor:
     return torch.tensor([math.floor(value * (1 + 1e-9)) for value in values], dtype=torch.int64)
 
 
-def _check_counts(num_classes: int, largest: int) -> None:
+def _check_counts(num_classes: int, largest: int, imbalance: float = 1.0) -> None:
     if num_classes < 1:
         raise SettingsError(f"num_classes must be at least 1, got {num_classes}; give the number of classes")
     if largest < 1:
         raise SettingsError(f"largest must be at least 1, got {largest}; give the head class an image")
-
-
-def _check_imbalance(largest: int, imbalance: float) -> None:
     if not (math.isfinite(imbalance) and imbalance >= 1):
         raise SettingsError(f"imbalance must be 1 or more (largest / smallest class), got {imbalance}; 100 is usual")
     if largest * (1 + 1e-9) < imbalance:
@@ -58,8 +55,7 @@ def exponential_counts(num_classes: int, *, largest: int, imbalance: float) -> T
     >>> exponential_counts(10, largest=5000, imbalance=100).tolist()
     [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     """
-    _check_counts(num_classes, largest)
-    _check_imbalance(largest, imbalance)
+    _check_counts(num_classes, largest, imbalance)
     steps = max(num_classes - 1, 1)
     # Python floats, not torch.pow: a vectorised pow may differ in the last bit between machines.
     return _truncate([largest * imbalance ** (-rank / steps) for rank in range(num_classes)])
@@ -77,8 +73,7 @@ def step_counts(num_classes: int, *, largest: int, imbalance: float, head_share:
     >>> step_counts(4, largest=100, imbalance=10).tolist()
     [100, 100, 10, 10]
     """
-    _check_counts(num_classes, largest)
-    _check_imbalance(largest, imbalance)
+    _check_counts(num_classes, largest, imbalance)
     if not 0 < head_share <= 1:
         raise SettingsError(f"head_share must lie in (0, 1], got {head_share}; 0.5 makes half of the classes large")
     num_head = max(1, int(_truncate([num_classes * head_share])))

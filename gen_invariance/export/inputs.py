@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from gen_invariance.data.duplicates import DuplicateReport, compare_marked, find_duplicates
+from gen_invariance.data.duplicates import DuplicateReport, compare_digests, find_duplicates
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.readers.arrays import read_npz
 from gen_invariance.data.readers.pictures import UnusablePictureError
@@ -34,7 +34,9 @@ def find_format_duplicates(data: Format) -> DuplicateReport:
     if not train or not test:
         return DuplicateReport()
     (train_marks, train_names), (test_marks, test_names) = _mark(data, train), _mark(data, test)
-    return compare_marked(train_marks, test_marks, train_name=train_names.__getitem__, test_name=test_names.__getitem__)
+    return compare_digests(
+        train_marks, test_marks, train_name=train_names.__getitem__, test_name=test_names.__getitem__
+    )
 
 
 def _mark(data: Format, entries: list[Entry]) -> tuple[list[tuple[bytes, str]], list[str]]:

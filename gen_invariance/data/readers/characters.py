@@ -18,7 +18,14 @@ from gen_invariance.data.images import ImageData, names_or_numbers, to_uint8
 from gen_invariance.data.readers.arrays import load_arrays
 from gen_invariance.data.readers.base import Reader, ReadOptions, Source
 from gen_invariance.data.readers.folder import read_image_folder
-from gen_invariance.data.readers.published import IdxReader, Listed, ListedReader, PublishedFile, PublishedReader
+from gen_invariance.data.readers.published import (
+    IdxReader,
+    Listed,
+    ListedReader,
+    PublishedFile,
+    PublishedReader,
+    idx_files,
+)
 from gen_invariance.errors import DataError, printable
 
 _CODH = "http://codh.rois.ac.jp/kmnist/dataset"
@@ -92,14 +99,12 @@ class KuzushijiMnist(IdxReader):
     """
 
     name = "kmnist"
-    files = tuple(
-        PublishedFile(f"{name}.gz", f"{_CODH}/kmnist/{name}.gz", md5)
-        for name, md5 in (
-            ("train-images-idx3-ubyte", "bdb82020997e1d708af4cf47b453dcf7"),
-            ("train-labels-idx1-ubyte", "e144d726b3acfaa3e44228e80efcd344"),
-            ("t10k-images-idx3-ubyte", "5c965bf0a639b31b8f53240b1b52f4d7"),
-            ("t10k-labels-idx1-ubyte", "7320c461ea6c1c855c0b718fb2a4b134"),
-        )
+    files = idx_files(
+        f"{_CODH}/kmnist",
+        "bdb82020997e1d708af4cf47b453dcf7",
+        "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7",
+        "7320c461ea6c1c855c0b718fb2a4b134",
     )
     advice = f"download the four files from {_CODH}/kmnist/"
     train_images, test_images = 60_000, 10_000

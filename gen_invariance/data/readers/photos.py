@@ -17,7 +17,14 @@ import torch
 from gen_invariance.data.images import ImageData, names_or_numbers
 from gen_invariance.data.readers.base import ReadOptions, cache_folder
 from gen_invariance.data.readers.folder import sub_folders
-from gen_invariance.data.readers.published import IdxReader, Listed, ListedReader, PublishedFile, PublishedReader
+from gen_invariance.data.readers.published import (
+    IdxReader,
+    Listed,
+    ListedReader,
+    PublishedFile,
+    PublishedReader,
+    idx_files,
+)
 from gen_invariance.errors import DataError, printable
 
 _KRIZHEVSKY = "https://www.cs.toronto.edu/~kriz"
@@ -34,14 +41,12 @@ class FashionMnist(IdxReader):
 
     name = "fashion_mnist"
     flip_safe = True  # shoes all point one way in the data, but a flipped shoe is the same class
-    files = tuple(
-        PublishedFile(f"{name}.gz", f"{_ZALANDO}/{name}.gz", md5)
-        for name, md5 in (
-            ("train-images-idx3-ubyte", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-            ("train-labels-idx1-ubyte", "25c81989df183df01b3e8a0aad5dffbe"),
-            ("t10k-images-idx3-ubyte", "bef4ecab320f06d8554ea6380940ec79"),
-            ("t10k-labels-idx1-ubyte", "bb300cfdad3c16e7a12a480ee83cd310"),
-        )
+    files = idx_files(
+        _ZALANDO,
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
     )
     advice = f"run `apt-get install dataset-fashion-mnist`, download the four files from {_ZALANDO}/"
     class_names = (

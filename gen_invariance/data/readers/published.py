@@ -146,6 +146,15 @@ class PublishedReader(Reader):
             )
 
 
+def idx_files(address: str, *md5: str) -> tuple[PublishedFile, ...]:
+    """The four files of a set in the form of MNIST, at `address`."""
+    parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(
+        PublishedFile(f"{part}-ubyte.gz", f"{address}/{part}-ubyte.gz", digest)
+        for part, digest in zip(parts, md5, strict=True)
+    )
+
+
 class IdxReader(PublishedReader):
     """A set of four IDX files: images and labels for training, images and labels for testing."""
 
