@@ -36,7 +36,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.data.split import split_indices
 from gen_invariance.experiment.cell import CellInputs, run_cell
-from gen_invariance.experiment.inspect import InspectSettings, head_classes, train_judge
+from gen_invariance.experiment.inspect import InspectSettings, select_head_classes, train_judge
 from gen_invariance.experiment.task import Task, prepare
 from gen_invariance.files import write_text
 from gen_invariance.nuisance import Background
@@ -149,7 +149,8 @@ def update(objective: object, name: str, terms: dict[str, Tensor]) -> None:
 def look_with(task: Task, seed: int) -> tuple[ImageData, Callable[[Nuisance], dict], dict]:
     """The images of the head classes to fit on, what looks at a translator, and what it sees of the true nuisance."""
     prepared = prepare(task, seed=seed)
-    head, clean = (head_classes(images, head_from=20) for images in (prepared.train, prepared.originals("train")))
+    both = (prepared.train, prepared.originals("train"))
+    head, clean = (select_head_classes(images, head_from=20) for images in both)
     seen, held = split_indices(head.labels, fraction=0.3, generator=named_generator(seed, "held"))
     judge = train_judge(head.subset(seen), InspectSettings(), seed=seed)
 

@@ -16,7 +16,7 @@ from gen_invariance.experiment.build import ClassifierSettings, StageSettings
 from gen_invariance.experiment.task import Task
 from gen_invariance.settings import options_of, settings_of
 from gen_invariance.translator.fit_settings import FitSettings
-from gen_invariance.translator.registry import kind_named
+from gen_invariance.translator.registry import find_kind
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = config_folder()
@@ -29,7 +29,7 @@ CHOICES = [(VERB_OF[group], group, path.stem) for group in VERB_OF for path in s
 def bind(group, values):
     """Make the library's settings out of a composed group; returns the names that the library takes."""
     if group == "translator":
-        kind = kind_named(values["name"])
+        kind = find_kind(values["name"])
         kind.read_settings(values["objective"])
         if kind.builder is None:
             options_of(kind.load("model"), values["network"], "network")

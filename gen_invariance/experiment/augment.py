@@ -31,7 +31,7 @@ from gen_invariance.export.settings import ResultSettings
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
 from gen_invariance.settings import Text, settings_class
-from gen_invariance.translator.fit_settings import FitSettings, class_members
+from gen_invariance.translator.fit_settings import FitSettings, find_class_members
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.verdict import read_verdict
 
@@ -195,7 +195,7 @@ def _fit_translator(settings: AugmentSettings, data: Format, device: torch.devic
         return load_translator(folder)
     images = read_training_images(data, image_size=image_size).to(device)
     with Run.open(folder, **how) as run, _settings_named_as_here():
-        class_members(images, learn)  # says best which setting lets a class take part
+        find_class_members(images, learn)  # says best which setting lets a class take part
         fit_translator(
             choice["name"],
             images,

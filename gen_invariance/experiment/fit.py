@@ -16,7 +16,7 @@ from gen_invariance.experiment.task import Task
 from gen_invariance.settings import Text, settings_class
 from gen_invariance.translator.fit import fit_translator
 from gen_invariance.translator.fit_settings import FitSettings
-from gen_invariance.translator.quality.monitor import Evaluate, judge_sets, quality_evaluator
+from gen_invariance.translator.quality.monitor import Evaluate, make_evaluator, split_for_judge
 
 
 @settings_class("translator")
@@ -101,6 +101,6 @@ def run_fit(settings: FitRun, *, say: Say = say_nothing) -> Fitted:
 
 def _build_evaluator(data: ImageData, settings: FitSettings, *, seed: int, say: Say) -> Evaluate:
     """Evaluation of a fit, with a judge that is trained here on the images that are fitted on."""
-    seen, held_out = judge_sets(data, settings, seed=seed)
+    seen, held_out = split_for_judge(data, settings, seed=seed)
     say(f"training a judge on {len(seen)} images of {seen.num_classes} classes, {len(held_out)} are held out ...")
-    return quality_evaluator(seen, held_out, judge=train_judge(seen, InspectSettings(), seed=seed), seed=seed)
+    return make_evaluator(seen, held_out, judge=train_judge(seen, InspectSettings(), seed=seed), seed=seed)

@@ -101,7 +101,7 @@ def inspect_translator(
     settings = settings or InspectSettings()
     folder = translator if isinstance(translator, Path | str) else None
     nuisance = translator if folder is None else load_translator(folder).to(data.device)
-    head = head_classes(data, head_from=settings.head_from)
+    head = select_head_classes(data, head_from=settings.head_from)
     generator = named_generator(seed, "inspect", "held out")
     seen, held_out = split_indices(
         head.labels.cpu(), fraction=settings.held_out, generator=generator, groups=head.groups
@@ -126,7 +126,7 @@ def inspect_translator(
     quality, oracle = assess_one(nuisance, images), None
     if truth is not None:
         say("the same with the nuisance that is in the data, on images it has not acted on, for comparison ...")
-        clean = head_classes(truth.originals.to(head.device), head_from=settings.head_from)
+        clean = select_head_classes(truth.originals.to(head.device), head_from=settings.head_from)
         oracle = assess_one(truth.nuisance, clean.float_images(held_out))
     parameters = compare_parameters(nuisance, images[:256], truth=None if truth is None else truth.nuisance, seed=seed)
     labels = looked_at.labels
@@ -190,7 +190,7 @@ def run_inspect(run: InspectRun, *, say: Say = say_nothing) -> tuple[Inspection,
     return inspection, out / PAGE
 
 
-def head_classes(data: ImageData, *, head_from: int) -> ImageData:
+def select_head_classes(data: ImageData, *, head_from: int) -> ImageData:
     """The images of classes with `head_from` images or more, labels renumbered.
 
     Raises:

@@ -80,7 +80,7 @@ def _draw_tail_images(fits: DemoFits) -> Picture:
 
 def _draw_angles(fits: DemoFits) -> Picture:
     draws = [
-        translator.parameters_of(translator.sample((4000,), generator=named_generator(seed, "angles")))["rotation"]
+        translator.read_parameters(translator.sample((4000,), generator=named_generator(seed, "angles")))["rotation"]
         for seed, translator in enumerate(fits.spatial)
     ]
     learned = np.concatenate(draws)

@@ -26,11 +26,11 @@ from gen_invariance.nuisance.protocol import draw_to, select_rows
 from gen_invariance.run import MISFITS, Run
 from gen_invariance.settings import typed
 from gen_invariance.stopping import signals_noted
-from gen_invariance.translator.fit_settings import FitSettings, class_members, draw_balanced_rows
+from gen_invariance.translator.fit_settings import FitSettings, draw_balanced_rows, find_class_members
 from gen_invariance.translator.io import save_translator
 from gen_invariance.translator.objective import Objective
 from gen_invariance.translator.quality.monitor import Evaluate, QualityMonitor
-from gen_invariance.translator.registry import build_objective, initial_weights_from, kind_named
+from gen_invariance.translator.registry import build_objective, find_kind, initial_weights_from
 from gen_invariance.translator.samples import KEPT_GRID, fill_bank, write_grid
 
 SMALLEST_SIDE = 4
@@ -69,7 +69,7 @@ def fit_translator(
         resume: go on with the run in `out`.
         progress: show a progress bar; None shows one on a terminal only.
         evaluate: gives the figures of the translator after a step, for `settings.watch_every`; see
-            `quality.monitor.quality_evaluator`.
+            `quality.monitor.make_evaluator`.
         say: gets a line when the fit collapses, and when it stops early.
 
     Raises:
@@ -88,7 +88,7 @@ def fit_translator(
     settings = settings or FitSettings()
     network = dict(typed(network, Mapping | None, "translator.network") or {})
     objective = dict(typed(objective, Mapping | None, "translator.objective") or {})
-    kind = kind_named(typed(name, str, "translator.name"))
+    kind = find_kind(typed(name, str, "translator.name"))
     kind.check_loop(name, settings)
     sides = data.images.shape[2:]
     if min(sides) < SMALLEST_SIDE:
@@ -113,7 +113,7 @@ def fit_translator(
         with initial_weights_from(run.seed):
             translator = kind.build(data, network)
         options = kind.read_settings(objective)
-        members = class_members(data, settings)
+        members = find_class_members(data, settings)
         if kind.fit:
             kind.load("fit")(translator, data, settings, options, run=run, progress=progress)
         translator.to(data.device)
@@ -164,7 +164,7 @@ def fit_objective(
         data = data.to(accelerator.device)
         share = slice(accelerator.process_index, None, accelerator.num_processes)
         monitor = QualityMonitor(settings, evaluate, run=run, accelerator=accelerator, say=say)
-        members = monitor.fitted(class_members(data, settings), data.groups)
+        members = monitor.fitted(find_class_members(data, settings), data.groups)
         fit = _Fit(objective, _moving_average(objective, settings), monitor, data, members, settings, run, accelerator)
         start = fit.restore()
         # Under fp16 the wrapped optimisers undo the loss scale and skip steps whose gradients overflowed.
@@ -179,7 +179,7 @@ def fit_objective(
                 draw = objective.sample(images.shape, generator=generator)
                 images = images[share]
                 draw = draw_to(select_rows(draw, torch.arange(settings.batch_size)[share]), images)
-                for name, rate in objective.learning_rate_at(step, settings.steps).items():
+                for name, rate in objective.compute_learning_rates(step, settings.steps).items():
                     for group in optimizers[name].param_groups:
                         group["lr"] = rate
 

@@ -81,7 +81,7 @@ def parse_seconds(budget: str) -> float:
     return seconds
 
 
-def class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
+def find_class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
     """Rows of each class that `settings` chooses, by ascending label, int64 on the CPU; each class has an image.
 
     Raises:
@@ -96,14 +96,14 @@ def class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
                 f"{data.name}: no class has {least} images or more (largest: {max(counts)}); lower fit.head_from or "
                 "set fit.classes=all"
             )
-        return rows_of_classes(data, chosen)
+        return find_class_rows(data, chosen)
     label_of = {name: label for label, name in enumerate(data.class_names)}
     for name in settings.classes:
         if name not in label_of:
             raise SettingsError(f"{data.name} has no class {name!r} to fit on; choose of {_first_of(data.class_names)}")
         if not counts[label_of[name]]:
             raise SettingsError(f"{data.name}: class {name!r} has no image to fit on; name another one")
-    return rows_of_classes(data, sorted(label_of[name] for name in settings.classes))
+    return find_class_rows(data, sorted(label_of[name] for name in settings.classes))
 
 
 def _first_of(names: Sequence[str], most: int = 12) -> str:
@@ -111,7 +111,7 @@ def _first_of(names: Sequence[str], most: int = 12) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def rows_of_classes(data: ImageData, labels: Sequence[int]) -> list[Tensor]:
+def find_class_rows(data: ImageData, labels: Sequence[int]) -> list[Tensor]:
     """Rows of the images of each class in `labels`, int64 on the CPU."""
     all_labels = data.labels.cpu()
     return [(all_labels == label).nonzero().squeeze(1) for label in labels]

@@ -21,6 +21,7 @@ from torch import nn
 from gen_invariance.errors import CheckpointError, OutputError, SettingsError, first_line
 from gen_invariance.files import cannot_write
 from gen_invariance.settings import options_of
+from gen_invariance.translator.quality.verdict import translator_folder
 from gen_invariance.translator.registry import kinds_by_class
 
 
@@ -33,7 +34,7 @@ def load_translator(path: Path | str) -> nn.Module:
         CheckpointError: no translator there, of an unknown kind, one that may not be read, truncated, or its weights do
             not fit its config.
     """
-    folder, config = _config_of(Path(path))
+    folder, config = _read_config(Path(path))
     name = config.get("_class_name") if isinstance(config, dict) else None
     kinds = kinds_by_class()
     if not isinstance(name, str) or name not in kinds:
@@ -117,12 +118,11 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _config_of(path: Path) -> tuple[Path, Any]:
+def _read_config(path: Path) -> tuple[Path, Any]:
     """The translator's own folder in or at `path`, and what its config.json says."""
     folder = path
     try:
-        if not (folder / "config.json").is_file() and (folder / "translator" / "config.json").is_file():
-            folder = folder / "translator"
+        folder = translator_folder(path)
         return folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except PermissionError as error:
         raise _not_allowed(error.filename) from error

@@ -30,7 +30,7 @@ class Objective(Protocol):
     optimizers: Mapping[str, torch.optim.Optimizer]
     average_decay: Callable[[int], float] | None
 
-    def learning_rate_at(self, step: int, steps: int) -> Mapping[str, float]:
+    def compute_learning_rates(self, step: int, steps: int) -> Mapping[str, float]:
         """Learning rate of each optimiser, by name, in `step` of `steps`."""
         ...
 

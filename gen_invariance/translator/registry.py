@@ -108,7 +108,7 @@ KINDS = {
 """The kinds by the name that configs use."""
 
 
-def kind_named(name: str) -> TranslatorKind:
+def find_kind(name: str) -> TranslatorKind:
     """The kind called `name` in configs; raises `SettingsError` where there is none."""
     if name not in KINDS:
         raise SettingsError(f"unknown translator {name!r}; choose one of {', '.join(KINDS)}")
@@ -134,7 +134,7 @@ def build_objective(
     `network` are settings of the translator, without `channels`, `settings` those of the objective. `seed` decides the
     initial weights; the global random state is left alone.
     """
-    kind = kind_named(name)
+    kind = find_kind(name)
     with initial_weights_from(seed):
         translator = kind.build(data, network or {})
         return kind.load("objective")(translator, kind.read_settings(settings or {}))

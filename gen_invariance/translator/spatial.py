@@ -136,7 +136,7 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         """`u`: float32 (B, P), uniform in [-1, 1), one column for each operation."""
         return {"u": torch.empty(shape[0], len(self.operations)).uniform_(-1, 1, generator=generator)}
 
-    def parameters_of(self, draw: Draw) -> dict[str, Tensor]:
+    def read_parameters(self, draw: Draw) -> dict[str, Tensor]:
         """What a draw does, in readable units: degrees, factors, pixel units; each (B,)."""
         # Angles stay in float32 in a network of half precision: bfloat16 would round 180 degrees to a whole one.
         values = draw["u"].to(self.caps.device).float() * self.shares().float() * self.caps.float()
@@ -148,7 +148,7 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         check_images(images, channels=self.config.channels, where="spatial translator")
         if not len(images):
             return images.clone()
-        values = self.parameters_of(draw_to(draw, images))
+        values = self.read_parameters(draw_to(draw, images))
         result = images.float()
         if "rotation" in values or "scale" in values:  # the family may lack one of the two
             zero, one = result.new_zeros(len(result)), result.new_ones(len(result))
@@ -211,7 +211,7 @@ class SpatialObjective:
             ),
         }
 
-    def learning_rate_at(self, step: int, steps: int) -> dict[str, float]:
+    def compute_learning_rates(self, step: int, steps: int) -> dict[str, float]:
         """Constant."""
         return self._rates
 

@@ -14,11 +14,11 @@ from gen_invariance.experiment.inspect import (
     InspectSettings,
     Truth,
     differences_from_fit,
-    head_classes,
     inspect_translator,
     obey_verdict,
     output_folder,
     policy_from_verdict,
+    select_head_classes,
     write_inspection,
 )
 from gen_invariance.experiment.task import Task, prepare
@@ -100,13 +100,13 @@ def test_the_same_seed_gives_the_same_figures(prepared):
 
 
 def test_head_classes_are_renumbered(prepared):
-    head = head_classes(prepared.train, head_from=50)
+    head = select_head_classes(prepared.train, head_from=50)
     assert head.counts.tolist() == prepared.train.counts[prepared.train.counts >= 50].tolist()
     assert head.class_names == tuple("0123")[: head.num_classes]
     rows = torch.isin(prepared.train.labels, torch.arange(head.num_classes)).nonzero()[:, 0]
     assert torch.equal(head.images, prepared.train.images[rows])
     with pytest.raises(DataError, match="a judge needs two"):
-        head_classes(prepared.train, head_from=110)
+        select_head_classes(prepared.train, head_from=110)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gen_invariance.translator.munit import cpu_convolutions as forms
 from gen_invariance.translator.munit.cpu_convolutions import (
-    form_by_columns,
+    convolve_columns,
+    convolve_phases,
     narrow_convolve,
-    phase_form,
     phase_kernels,
     upsample_convolve,
 )
@@ -35,13 +35,13 @@ def inputs(count: int, channels: int, height: int, width: int, outputs: int) -> 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.integers(1, 3))
 def test_phase_form_equals_plain_form_borders_and_corners_included(count, channels, height, width, outputs):
     x, weight, bias = inputs(count, channels, height, width, outputs)
-    torch.testing.assert_close(phase_form(x, weight, bias), plain(x, weight, bias), rtol=0, atol=1e-12)
+    torch.testing.assert_close(convolve_phases(x, weight, bias), plain(x, weight, bias), rtol=0, atol=1e-12)
 
 
 def test_gradients_are_those_of_the_plain_form():
     given = [value.requires_grad_() for value in inputs(2, 3, 5, 4, 2)]
     weights = torch.randn(2, 2, 10, 8, dtype=torch.double)
-    phase, slow = (torch.autograd.grad((form(*given) * weights).sum(), given) for form in (phase_form, plain))
+    phase, slow = (torch.autograd.grad((form(*given) * weights).sum(), given) for form in (convolve_phases, plain))
     for one, two in zip(phase, slow, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-11)
 
@@ -57,7 +57,7 @@ def test_kernels_keep_their_sum():
 def test_block_takes_either_form_and_gives_the_same(count, monkeypatch):
     block, x = UpsampleBlock(6, 3), torch.randn(count, 6, 5, 5)
     used = []
-    monkeypatch.setattr(forms, "phase_form", lambda *given: used.append(1) or phase_form(*given))
+    monkeypatch.setattr(forms, "convolve_phases", lambda *given: used.append(1) or convolve_phases(*given))
     out = upsample_convolve(x, block.convolution)
     assert bool(used) == (count == 40)
     layer = convolution(6, 3, 5)
@@ -78,7 +78,7 @@ def test_form_by_columns_equals_plain_convolution(channels, height, width, outpu
     weight, bias = torch.randn(outputs, channels, side, side, dtype=torch.double), torch.randn(outputs).double()
     found = [value.requires_grad_() for value in (x, weight, bias)]
     slow = F.conv2d(F.pad(x, (side // 2,) * 4, mode="reflect"), weight, bias)
-    fast = form_by_columns(x, weight, bias)
+    fast = convolve_columns(x, weight, bias)
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-11)
     gradients = [torch.autograd.grad(out.square().sum(), found) for out in (fast, slow)]
     for one, two in zip(*gradients, strict=True):
@@ -88,6 +88,6 @@ def test_form_by_columns_equals_plain_convolution(channels, height, width, outpu
 @pytest.mark.parametrize("outputs", [1, 3, 4])
 def test_only_few_channels_are_convolved_by_columns(outputs, monkeypatch):
     layer, x, used = convolution(5, outputs, 7), torch.randn(2, 5, 9, 8), []
-    monkeypatch.setattr(forms, "form_by_columns", lambda *given: used.append(1) or form_by_columns(*given))
+    monkeypatch.setattr(forms, "convolve_columns", lambda *given: used.append(1) or convolve_columns(*given))
     torch.testing.assert_close(narrow_convolve(x, layer), layer(x), rtol=0, atol=1e-5)
     assert bool(used) == (outputs < 4)

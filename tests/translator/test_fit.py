@@ -19,7 +19,7 @@ from gen_invariance.run import Run
 from gen_invariance.translator.fit import fit_objective, fit_translator
 from gen_invariance.translator.fit_settings import FitSettings, parse_seconds
 from gen_invariance.translator.io import load_translator, save_translator
-from gen_invariance.translator.redraw.fit import aligned_rows
+from gen_invariance.translator.redraw.fit import pick_aligned_rows
 from gen_invariance.translator.redraw.tone import read_tone
 from gen_invariance.translator.registry import build_objective
 from gen_invariance.translator.samples import tile
@@ -225,8 +225,8 @@ def test_weights_that_broke_in_the_last_step_are_not_kept(tmp_path):
     """The terms of a step are finite although its update is not: the checkpoint after it must not be written."""
     whole = objective()
     run = Run(tmp_path / "run", kind="fit")
-    original, calls = whole.learning_rate_at, iter(range(100))
-    whole.learning_rate_at = lambda step, steps: (
+    original, calls = whole.compute_learning_rates, iter(range(100))
+    whole.compute_learning_rates = lambda step, steps: (
         {**original(step, steps), "translator": float("inf")} if next(calls) == 5 else original(step, steps)
     )
     with pytest.raises(RunError, match="step 6: a weight of the translator"):
@@ -262,7 +262,7 @@ def test_every_translator_takes_a_subset_of_classes(name, tmp_path, monkeypatch)
 
 def test_bank_of_poses_is_of_the_named_classes():
     data, loop = digits((30, 20, 9)), settings(classes=["2"])
-    head, tail = aligned_rows(data, loop, Run(None, kind="fit"), most=200)
+    head, tail = pick_aligned_rows(data, loop, Run(None, kind="fit"), most=200)
     assert [int(data.labels[rows].unique()) for rows in head] == [2]
     assert [int(data.labels[rows].unique()) for rows in tail] == [0, 1]
 

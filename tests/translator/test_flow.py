@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gen_invariance.contrib.pipeline import TranslationPipeline
 from gen_invariance.errors import CheckpointError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
-from gen_invariance.translator.flow.model import FlowTranslator, integrate, levels_for
+from gen_invariance.translator.flow.model import FlowTranslator, choose_levels, integrate
 from gen_invariance.translator.io import load_translator, save_translator
 
 
@@ -186,10 +186,10 @@ def test_a_network_that_knows_the_end_gets_there_in_any_number_of_steps(steps):
 
 
 def test_levels_suit_the_size():
-    found = {size: levels_for(size, patch=2) for size in (16, 28, 32, 64, 128)}
+    found = {size: choose_levels(size, patch=2) for size in (16, 28, 32, 64, 128)}
     assert found == {16: 2, 28: 2, 32: 3, 64: 4, 128: 4}
-    assert levels_for(8, patch=2) == 2
-    assert levels_for(16, patch=1) == 3
+    assert choose_levels(8, patch=2) == 2
+    assert choose_levels(16, patch=1) == 3
 
 
 def test_saved_and_opened_it_gives_the_same_bits(tmp_path):

@@ -8,7 +8,7 @@ from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import Run
 from gen_invariance.translator.fit import fit_objective, fit_translator
-from gen_invariance.translator.fit_settings import FitSettings, class_members
+from gen_invariance.translator.fit_settings import FitSettings, find_class_members
 from gen_invariance.translator.flow.model import FlowTranslator
 from gen_invariance.translator.flow.objective import FlowObjective, FlowSettings, scramble
 from gen_invariance.translator.io import load_translator
@@ -135,7 +135,7 @@ def test_the_bank_holds_styles_of_every_class_alike(tmp_path):
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 3)
     data = ImageData(to_uint8(pictures)[labels], labels, tuple("abc"))
     translator = made(bank_size=900).eval()
-    fill_bank(translator, data, class_members(data, loop(head_from=10)), Run(tmp_path / "run", kind="fit"))
+    fill_bank(translator, data, find_class_members(data, loop(head_from=10)), Run(tmp_path / "run", kind="fit"))
     with torch.no_grad():
         styles = translator.style(data.float_images(torch.tensor([0, 60, 90])))
     of = torch.cdist(translator.bank, styles)
@@ -192,12 +192,12 @@ def test_scramble_is_a_mirror_and_a_shift():
 
 def test_learning_rate_rises_and_falls():
     objective = FlowObjective(made(), FlowSettings(learning_rate=1.0))
-    rates = [objective.learning_rate_at(step, 100)["translator"] for step in range(100)]
+    rates = [objective.compute_learning_rates(step, 100)["translator"] for step in range(100)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert rates[52] == pytest.approx(0.5, abs=0.02)
     assert 0 < rates[-1] < 0.01
-    assert objective.learning_rate_at(0, 1) == {"translator": 1.0}
+    assert objective.compute_learning_rates(0, 1) == {"translator": 1.0}
 
 
 @pytest.mark.parametrize("bad", [{"learning_rate": 0.0}, {"code_noise": -1.0}, {"average": 1.5}, {"code_weight": -0.1}])

@@ -14,7 +14,7 @@ from gen_invariance.nuisance import Identity, Rotation
 from gen_invariance.run import Run
 from gen_invariance.translator.fit import fit_objective, fit_translator
 from gen_invariance.translator.quality import monitor as monitoring
-from gen_invariance.translator.quality.monitor import compute_score, judge_sets, quality_evaluator, split_members
+from gen_invariance.translator.quality.monitor import compute_score, make_evaluator, split_for_judge, split_members
 
 FINE = {"accuracy_kept": 1.0, "precision": 1.0, "coverage": 1.0, "diversity": 0.5}
 
@@ -80,7 +80,7 @@ def test_the_judge_has_seen_no_group_that_it_judges(tmp_path):
     spy, loop = Watch(whole), settings(steps=10, batch_size=120, watch_every=5)
     run = Run(tmp_path / "run", kind="fit", seed=7)
     fit_objective(whole, data, loop, run=run, progress=False, evaluate=lambda nuisance, step: FINE)
-    seen, held = judge_sets(data, loop, seed=7)
+    seen, held = split_for_judge(data, loop, seed=7)
     assert not set(seen.groups.tolist()) & set(held.groups.tolist())
     pixels = {image.numpy().tobytes() for image in (torch.cat(spy.seen) * 255).round().byte()}
     assert pixels == {image.numpy().tobytes() for image in seen.images}
@@ -91,7 +91,7 @@ def test_held_out_images_are_never_fitted_on(tmp_path):
     spy, loop = Watch(whole), settings(steps=10, batch_size=120, watch_every=5)
     run = Run(tmp_path / "run", kind="fit", seed=7)
     fit_objective(whole, data, loop, run=run, progress=False, evaluate=lambda nuisance, step: FINE)
-    seen, held = judge_sets(data, loop, seed=7)
+    seen, held = split_for_judge(data, loop, seed=7)
     pixels = {image.numpy().tobytes() for image in (torch.cat(spy.seen) * 255).round().byte()}
     assert pixels == {image.numpy().tobytes() for image in seen.images}
     assert not pixels & {image.numpy().tobytes() for image in held.images}
@@ -99,7 +99,7 @@ def test_held_out_images_are_never_fitted_on(tmp_path):
 
 def test_sets_of_the_judge_number_the_chosen_classes():
     data = digits((30, 0, 45, 60))
-    seen, held = judge_sets(data, settings(classes=["3", "2"]), seed=1)
+    seen, held = split_for_judge(data, settings(classes=["3", "2"]), seed=1)
     assert seen.class_names == held.class_names == ("2", "3")
     assert seen.counts.tolist() == [36, 48]
     assert held.counts.tolist() == [9, 12]
@@ -110,7 +110,7 @@ def test_sets_of_the_judge_number_the_chosen_classes():
 @pytest.mark.parametrize("counts", [(150,), (30, 30, 30)])
 def test_too_little_to_look_at_is_named(counts):
     with pytest.raises(DataError, match=r"monitoring a fit needs two classes and 20 held-out images, got \d"):
-        judge_sets(digits(counts), settings(), seed=0)
+        split_for_judge(digits(counts), settings(), seed=0)
 
 
 class MeansJudge:
@@ -128,10 +128,10 @@ class MeansJudge:
 
 def test_figures_of_a_nuisance_that_does_nothing_and_of_one_that_does():
     """With the class means as judge: an identity keeps all and scores 0, a half turn loses classes."""
-    seen, held = judge_sets(digits((100, 100, 100)), settings(), seed=0)
+    seen, held = split_for_judge(digits((100, 100, 100)), settings(), seed=0)
     ink = seen.float_images().flatten(1)
     means = torch.stack([ink[seen.labels == label].mean(0) for label in range(3)])
-    look = quality_evaluator(seen, held, judge=MeansJudge(means), seed=0)
+    look = make_evaluator(seen, held, judge=MeansJudge(means), seed=0)
     still = look(Identity(), 1)
     assert still["accuracy_kept"] == still["precision"] == still["coverage"] == 1
     assert still["diversity"] == compute_score(still) == 0
@@ -144,10 +144,10 @@ def test_figures_of_a_nuisance_that_does_nothing_and_of_one_that_does():
 
 def test_halves_of_a_look_share_no_group(monkeypatch):
     data = replace(digits((100, 100)), groups=torch.arange(200) // 5)
-    seen, held = judge_sets(data, settings(), seed=0)
+    seen, held = split_for_judge(data, settings(), seed=0)
     given = []
     monkeypatch.setattr(monitoring, "assess", lambda nuisance, data, **_: given.append((data.images, data.groups)))
-    look = quality_evaluator(seen, held, judge=None, seed=0, most=25)
+    look = make_evaluator(seen, held, judge=None, seed=0, most=25)
     with pytest.raises(AttributeError):  # no figures
         look(Identity(), 1)
     group_of = {image.numpy().tobytes(): int(group) for image, group in zip(data.images, data.groups, strict=True)}
@@ -244,8 +244,8 @@ def test_a_judge_is_needed_and_a_watched_checkpoint(tmp_path):
 def test_the_average_by_hand(tmp_path, monkeypatch):
     """The first step counts whole, later ones by 1 - min(decay, (1 + n) / (10 + n)); grids show the average."""
     whole, trail, grids = objective("spatial"), [], []
-    rates = whole.learning_rate_at
-    whole.learning_rate_at = lambda step, steps: (
+    rates = whole.compute_learning_rates
+    whole.compute_learning_rates = lambda step, steps: (
         trail.append(whole.translator.width_shares.detach().clone().clamp(0, 1)) or rates(step, steps)
     )
     monkeypatch.setattr(

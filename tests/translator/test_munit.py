@@ -244,9 +244,9 @@ def test_each_update_reaches_its_own_network_only():
 
 def test_learning_rate_is_halved_at_its_step():
     whole = objective(learning_rate=1e-4, halve_every=100)
-    rates = [whole.learning_rate_at(step, 999)["translator"] for step in (0, 99, 100, 199, 200)]
+    rates = [whole.compute_learning_rates(step, 999)["translator"] for step in (0, 99, 100, 199, 200)]
     assert rates == pytest.approx([1e-4, 1e-4, 5e-5, 5e-5, 2.5e-5])
-    assert set(whole.learning_rate_at(0, 999)) == set(whole.optimizers)
+    assert set(whole.compute_learning_rates(0, 999)) == set(whole.optimizers)
 
 
 def test_optimisers_are_those_of_the_protocol():

@@ -20,7 +20,7 @@ from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw
 from gen_invariance.translator.redraw.shape import match_width, read_width
-from gen_invariance.translator.redraw.tone import figure_of, looks_like, put_in, read_tone, take_out
+from gen_invariance.translator.redraw.tone import extract_figure, guess_kind, put_in, read_tone, take_out
 
 
 def task(nuisance, **options):
@@ -66,7 +66,7 @@ def test_levels_of_a_soft_figure_are_read_and_taken_out(ground, ink, channels):
     assert torch.equal(tone.base, tone.ground)
     assert tone.ink.flatten().tolist() == pytest.approx([ink] * channels, abs=1e-5)
     content = take_out(image, tone, kind="figure")
-    torch.testing.assert_close(figure_of(content, kind="figure"), figure, atol=1e-4, rtol=0)
+    torch.testing.assert_close(extract_figure(content, kind="figure"), figure, atol=1e-4, rtol=0)
     torch.testing.assert_close(put_in(content, tone, kind="figure"), image, atol=1e-4, rtol=0)
 
 
@@ -107,7 +107,7 @@ def test_a_figure_knows_nothing_of_its_ground(digits):
         moved = Background(256).apply(images, {"level": torch.full((50,), level)})
         tone = read_tone(moved, kind="figure")
         assert (tone.ground * 255).round().flatten().tolist() == [level] * 50
-        figures.append(figure_of(take_out(moved, tone, kind="figure"), kind="figure"))
+        figures.append(extract_figure(take_out(moved, tone, kind="figure"), kind="figure"))
     assert (figures[0] - figures[1]).abs().mean() < 0.04
     assert figures[0].mean() > 0.2
 
@@ -159,7 +159,7 @@ def test_digits_are_figures(nuisance):
 
 
 def test_noise_is_a_photo():
-    assert looks_like(torch.rand(30, 3, 16, 16, generator=named_generator(0))) == "photo"
+    assert guess_kind(torch.rand(30, 3, 16, 16, generator=named_generator(0))) == "photo"
 
 
 # ---- stroke
@@ -172,20 +172,22 @@ def test_the_width_of_a_bar_is_read_and_changed():
     assert (read.diff() > 0).all()
     assert read.exp().tolist() == pytest.approx(widths, rel=0.35), "ends of the bar count as outline too"
     wanted = read[torch.tensor([2, 4, 0])]
-    changed = match_width(bars[torch.tensor([0, 1, 2])], wanted, figure_of=lambda content: content)
+    changed = match_width(bars[torch.tensor([0, 1, 2])], wanted, extract_figure=lambda content: content)
     assert (read_width(changed) - wanted).abs().max() < 0.1
     # What a dilation reads as is reached by that dilation.
     for side in (2, 3, 4):
         wide = dilate(bars[:2], side)
-        torch.testing.assert_close(match_width(bars[:2], read_width(wide), figure_of=lambda content: content), wide)
+        torch.testing.assert_close(
+            match_width(bars[:2], read_width(wide), extract_figure=lambda content: content), wide
+        )
 
 
 def test_a_thin_stroke_is_not_eroded_away():
     thin = strokes(2)
-    kept = match_width(thin, torch.tensor([-5.0]), figure_of=lambda content: content)
+    kept = match_width(thin, torch.tensor([-5.0]), extract_figure=lambda content: content)
     assert kept.sum() >= 0.3 * thin.sum()
     empty = torch.zeros(2, 1, 8, 8)
-    assert torch.equal(match_width(empty, torch.zeros(2), figure_of=lambda content: content), empty)
+    assert torch.equal(match_width(empty, torch.zeros(2), extract_figure=lambda content: content), empty)
 
 
 # ---- the translator

@@ -13,8 +13,8 @@ from gen_invariance.translator.fit import fit_translator
 from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.redraw.congeal import PoseGrid, congeal, move_by, pose_matrix
 from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw
-from gen_invariance.translator.redraw.parts import part_spreads
-from gen_invariance.translator.redraw.shape import read_place, to_the_centre
+from gen_invariance.translator.redraw.parts import measure_spreads
+from gen_invariance.translator.redraw.shape import move_to_centre, read_place
 
 FAST = {"settings": FitSettings(steps=60), "objective": {"images_per_class": 40}, "progress": False}
 
@@ -43,7 +43,7 @@ def test_an_operation_takes_part_where_the_data_show_it(nuisance, options, shown
 def test_spreads_of_one_class_of_equal_images_are_zero():
     images = torch.zeros(6, 1, 16, 16)
     images[:, :, 4:12, 6:9] = 1
-    assert part_spreads(images, torch.zeros(6, dtype=torch.int64)) == pytest.approx(
+    assert measure_spreads(images, torch.zeros(6, dtype=torch.int64)) == pytest.approx(
         {"stroke": 0, "slant": 0, "place": 0}, abs=1e-6
     )
 
@@ -55,7 +55,7 @@ def test_the_place_of_a_figure_is_its_centre_of_mass():
         assert place.tolist() == pytest.approx([(column + 0.5) / 12 - 0.5, (row + 0.5) / 9 - 0.5], abs=1e-6)
     blot = torch.zeros(1, 1, 16, 16)
     blot[..., 2:5, 9:12] = 1
-    assert read_place(to_the_centre(blot, read_place(blot)))[0].abs().max() < 1e-6
+    assert read_place(move_to_centre(blot, read_place(blot)))[0].abs().max() < 1e-6
     assert torch.equal(read_place(torch.zeros(2, 1, 4, 4)), torch.zeros(2, 2))
 
 

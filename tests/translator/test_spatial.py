@@ -41,7 +41,7 @@ def test_from_draw_to_parameters():
     """Each parameter is share * cap * u; scale and gain are the exponentials of theirs."""
     translator = SpatialTranslator()
     translator.width_shares.data = torch.tensor([0.5, 0.25, 1.0, 0.1])
-    values = translator.parameters_of({"u": torch.tensor([[1.0, 1.0, 1.0, 1.0], [-0.5, 0.0, -1.0, 0.5]])})
+    values = translator.read_parameters({"u": torch.tensor([[1.0, 1.0, 1.0, 1.0], [-0.5, 0.0, -1.0, 0.5]])})
     assert values["rotation"].tolist() == pytest.approx([90, -45])
     assert values["scale"].tolist() == pytest.approx([1.6**0.25, 1])
     assert values["gain"].tolist() == pytest.approx([2, 0.5])
@@ -249,7 +249,7 @@ def test_kornia_draws_what_was_learned():
     """Angles and shifts have the translator's distribution; factors its range, evenly instead of log-evenly."""
     translator, count = learned(rotation=0.25, scale=0.5, gain=0.8, bias=0.3), 4000
     _, _, kornia = drawn_by_kornia(translator.to_kornia(), count)
-    ours = translator.parameters_of(translator.sample((count,), generator=named_generator(0)))
+    ours = translator.read_parameters(translator.sample((count,), generator=named_generator(0)))
     ours = {name: value.detach() for name, value in ours.items()}
     expected = 0.8687 * (2 / count) ** 0.5  # mean Kolmogorov distance of two samples of one distribution
     for name in ("rotation", "bias"):

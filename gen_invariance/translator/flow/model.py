@@ -70,7 +70,7 @@ class FlowTranslator(ModelMixin, ConfigMixin):
             leaves in cannot be changed by the translator.
         style_dim: length of the style code; short, so that it cannot hold what the image shows.
         width: channels of the first block; doubled by the second.
-        levels: resolutions of the network; `levels_for` tells how many suit a size.
+        levels: resolutions of the network; `choose_levels` tells how many suit a size.
         patch: squares of this side become channels first, which makes the network faster by its square.
         view_noise: standard deviation of the noise on the view, which is standardised: hides fine detail.
         bank_size: styles kept.
@@ -188,7 +188,7 @@ def integrate(velocity: Callable[[Tensor, float], Tensor], x: Tensor, *, start: 
     return x
 
 
-def levels_for(size: int, *, patch: int) -> int:
+def choose_levels(size: int, *, patch: int) -> int:
     """How many resolutions suit images of side `size`: the coarsest is 4 to 8 pixels wide; 2 to 4."""
     return min(max((size // patch // 4).bit_length(), 2), 4)
 
@@ -198,7 +198,7 @@ def build_flow(data: ImageData, network: Mapping[str, Any]) -> FlowTranslator:
     given = {name: value for name, value in network.items() if value is not None}
     options = options_of(FlowTranslator, given, "translator.network")
     if "levels" not in options:
-        options["levels"] = levels_for(min(data.images.shape[2:]), patch=options.get("patch", 2))
+        options["levels"] = choose_levels(min(data.images.shape[2:]), patch=options.get("patch", 2))
     return FlowTranslator(channels=data.images.shape[1], **options)
 
 

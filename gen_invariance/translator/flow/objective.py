@@ -47,7 +47,7 @@ class FlowObjective:
         """Rises to `average` as in diffusers' `EMAModel` with warm-up, power 2/3."""
         return min(self.settings.average, 1 - (1 + updates) ** (-2 / 3))
 
-    def learning_rate_at(self, step: int, steps: int) -> dict[str, float]:
+    def compute_learning_rates(self, step: int, steps: int) -> dict[str, float]:
         """Up in a line over the first twentieth of `steps`, then down to 0 by a cosine."""
         highest, warmup = self.settings.learning_rate, max(steps // 20, 1)
         if step < warmup:

@@ -34,10 +34,10 @@ def upsample_convolve(x: Tensor, layer: nn.Conv2d) -> Tensor:
     """
     if x.device.type != "cpu" or len(x) * x.shape[2] * x.shape[3] < FEWEST_PIXELS:
         return layer(F.interpolate(x, scale_factor=2, mode="nearest"))
-    return phase_form(x, layer.weight, layer.bias)
+    return convolve_phases(x, layer.weight, layer.bias)
 
 
-def phase_form(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def convolve_phases(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(B, I, h, w), (O, I, 5, 5) and (O,) to (B, O, 2h, 2w): upsampled by 2, reflected by 2, convolved."""
     small = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), phase_kernels(weight), bias.repeat_interleave(4))
     out = F.pixel_shuffle(small, 2)
@@ -64,10 +64,10 @@ def narrow_convolve(x: Tensor, layer: nn.Conv2d) -> Tensor:
     """
     if x.device.type != "cpu" or layer.out_channels > 3:
         return layer(x)
-    return form_by_columns(x, layer.weight, layer.bias)
+    return convolve_columns(x, layer.weight, layer.bias)
 
 
-def form_by_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def convolve_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(B, I, H, W), (O, I, k, k) and (O,) to (B, O, H, W): reflected by (k - 1) / 2, convolved."""
     outputs, inputs, side = weight.shape[:3]
     edge, width = side // 2, x.shape[-1]

@@ -46,15 +46,10 @@ class ResidualBlock(nn.Module):
         return x + F.instance_norm(self.second(hidden))
 
 
-class AdaptiveResidualBlock(nn.Module):
+class AdaptiveResidualBlock(ResidualBlock):
     """A residual block whose scale and shift come from the style (adaptive instance normalisation)."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = convolution(width, width, 3, bias=False)
-        self.second = convolution(width, width, 3, bias=False)
-
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:  # type: ignore[override]
         """(B, W, h, w) and style parameters (B, 4, W): scale and shift for each of the two convolutions."""
         hidden = F.relu(_modulate(self.first(x), style[:, 0], style[:, 1]))
         return x + _modulate(self.second(hidden), style[:, 2], style[:, 3])
@@ -327,7 +322,7 @@ class MunitObjective:
             for name, module in (("translator", translator), ("discriminator", self.discriminator))
         }
 
-    def learning_rate_at(self, step: int, steps: int) -> dict[str, float]:
+    def compute_learning_rates(self, step: int, steps: int) -> dict[str, float]:
         """Halved every `halve_every` steps."""
         rate = self.settings.learning_rate * 0.5 ** (step // self.settings.halve_every)
         return dict.fromkeys(self.optimizers, rate)

@@ -88,7 +88,7 @@ def compare_parameters(
     """What `nuisance` draws for `images`, by readable parameter; nothing for one that has no such parameters.
 
     Args:
-        nuisance: one with `parameters_of(draw)`, or one whose draw holds a number for each image.
+        nuisance: one with `read_parameters(draw)`, or one whose draw holds a number for each image.
         images: float (N, C, H, W).
         truth: the nuisance that is in the data, if known.
         draws: rounds.
@@ -112,7 +112,7 @@ def compare_parameters(
 
 def _draw_parameters(nuisance: Nuisance, images: Tensor, draws: int, generator: torch.Generator) -> dict[str, Tensor]:
     """`draws` draws for each image as named numbers (S, N), on the CPU."""
-    read = getattr(nuisance, "parameters_of", None)
+    read = getattr(nuisance, "read_parameters", None)
     rounds: list[dict[str, Tensor]] = []
     for _ in range(draws):
         draw = nuisance.sample(images.shape, generator=generator)

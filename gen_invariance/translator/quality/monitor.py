@@ -24,7 +24,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.fit_settings import FitSettings, class_members, parse_seconds
+from gen_invariance.translator.fit_settings import FitSettings, find_class_members, parse_seconds
 from gen_invariance.translator.quality.assess import AssessSettings, Judge, Memory, assess
 from gen_invariance.translator.quality.verdict import RULES
 
@@ -96,7 +96,7 @@ def split_members(
     return fitted, held_out
 
 
-def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[ImageData, ImageData]:
+def split_for_judge(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[ImageData, ImageData]:
     """(what the judge learns from, what it judges): the fitted and the held-out images of the chosen classes.
 
     `data` is the training set, `settings` and `seed` are those of the fit.
@@ -104,7 +104,7 @@ def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[Im
     Raises:
         DataError: fewer than two classes, or too few images held out.
     """
-    members = class_members(data, settings)
+    members = find_class_members(data, settings)
     parts = split_members(members, seed=seed, groups=data.groups)
     held_out, least = sum(map(len, parts[1])), 4 * _SETTINGS.neighbours
     if len(members) < 2 or held_out < least:
@@ -117,11 +117,11 @@ def judge_sets(data: ImageData, settings: FitSettings, *, seed: int) -> tuple[Im
     return learned, judged
 
 
-def quality_evaluator(seen: ImageData, held_out: ImageData, *, judge: Judge, seed: int, most: int = 400) -> Evaluate:
+def make_evaluator(seen: ImageData, held_out: ImageData, *, judge: Judge, seed: int, most: int = 400) -> Evaluate:
     """Evaluation by `assess`: precision and coverage as shares of what untouched images get.
 
     Args:
-        seen: what the judge was trained on, see `judge_sets`.
+        seen: what the judge was trained on, see `split_for_judge`.
         held_out: the images to translate.
         judge: see `assess`.
         seed: of the draws, which are the same every time, so that evaluations differ by the translator alone.

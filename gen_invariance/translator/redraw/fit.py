@@ -17,12 +17,12 @@ from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import RunError
 from gen_invariance.run import Run
 from gen_invariance.settings import settings_class
-from gen_invariance.translator.fit_settings import FitSettings, class_members, draw_balanced_rows, rows_of_classes
+from gen_invariance.translator.fit_settings import FitSettings, draw_balanced_rows, find_class_members, find_class_rows
 from gen_invariance.translator.redraw.congeal import Congealed, PoseGrid, congeal, move_by, pose_matrix
 from gen_invariance.translator.redraw.model import RedrawTranslator
-from gen_invariance.translator.redraw.pose import SLOPES, PoseTranslator, small
-from gen_invariance.translator.redraw.shape import read_place, read_width, to_the_centre
-from gen_invariance.translator.redraw.tone import Tone, figure_of, read_tone, take_out
+from gen_invariance.translator.redraw.pose import SLOPES, PoseTranslator, shrink
+from gen_invariance.translator.redraw.shape import move_to_centre, read_place, read_width
+from gen_invariance.translator.redraw.tone import Tone, extract_figure, read_tone, take_out
 
 _LOG_EVERY = 25
 
@@ -64,12 +64,12 @@ def fit_redraw(
     """
     tones, figures = _read_tones(translator, data)
     if translator.pose is not None:
-        centred = to_the_centre(figures, read_place(figures)) if "place" in translator.config.parts else figures
+        centred = move_to_centre(figures, read_place(figures)) if "place" in translator.config.parts else figures
         canonical = replace(data, images=to_uint8(centred))
         rows = _fit_poses(translator.pose, canonical, settings, options or PoseSettings(), run, progress=progress)
     else:
         run.load_latest()  # drops metrics of a stopped fit
-        members = class_members(data, settings)
+        members = find_class_members(data, settings)
         rows = draw_balanced_rows(members, translator.config.bank_size, generator=run.generator("bank"))
     rows = rows.to(tones.ground.device)
     translator.to(data.device)
@@ -104,7 +104,7 @@ def _read_tones(translator: RedrawTranslator, data: ImageData, *, chunk: int = 4
     for rows in torch.arange(len(data)).split(chunk):
         images = data.float_images(rows)
         tones.append(read_tone(images, kind=kind))
-        figures.append(figure_of(take_out(images, tones[-1], kind=kind), kind=kind))
+        figures.append(extract_figure(take_out(images, tones[-1], kind=kind), kind=kind))
     levels = (torch.cat([getattr(tone, name) for tone in tones]) for name in ("ground", "base", "ink"))
     return Tone(*levels), torch.cat(figures)
 
@@ -123,7 +123,7 @@ def _fit_poses(
     grid, most = PoseGrid(), options.images_per_class
     if translator.config.slant:  # poses to try are as many times more, so images are fewer
         grid, most = PoseGrid(slopes=SLOPES), -(-most // len(SLOPES))
-    head, tail = aligned_rows(data, settings, run, most=most)
+    head, tail = pick_aligned_rows(data, settings, run, most=most)
     aligned = congeal(_shrunk(data, head), generator=run.generator("congeal", "head"), grid=grid)
     run.log(step=0, concentration=aligned.concentration)
     uniform = aligned.concentration < options.uniform_below
@@ -140,14 +140,16 @@ def _fit_poses(
 
 def _shrunk(data: ImageData, classes: list[Tensor]) -> list[Tensor]:
     """The images of each class at the size at which poses are estimated, on the CPU."""
-    return [small(data.float_images(rows).cpu()) for rows in classes]
+    return [shrink(data.float_images(rows).cpu()) for rows in classes]
 
 
-def aligned_rows(data: ImageData, settings: FitSettings, run: Run, *, most: int) -> tuple[list[Tensor], list[Tensor]]:
+def pick_aligned_rows(
+    data: ImageData, settings: FitSettings, run: Run, *, most: int
+) -> tuple[list[Tensor], list[Tensor]]:
     """Rows of the chosen classes and of the others that have images, at most `most` of each class."""
-    chosen = {int(data.labels[rows[0]]) for rows in class_members(data, settings)}
+    chosen = {int(data.labels[rows[0]]) for rows in find_class_members(data, settings)}
     head, tail = [], []
-    for label, rows in enumerate(rows_of_classes(data, range(data.num_classes))):
+    for label, rows in enumerate(find_class_rows(data, range(data.num_classes))):
         shuffled = rows[torch.randperm(len(rows), generator=run.generator("congeal", label))]
         if len(rows):
             (head if label in chosen else tail).append(shuffled[:most])

@@ -32,10 +32,10 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
 from gen_invariance.settings import options_of
 from gen_invariance.translator.redraw.congeal import move_by
-from gen_invariance.translator.redraw.parts import shown_parts, some_rows
+from gen_invariance.translator.redraw.parts import find_shown_parts, pick_rows
 from gen_invariance.translator.redraw.pose import PoseTranslator, describe_quantiles
-from gen_invariance.translator.redraw.shape import match_width, read_place, read_width, to_the_centre
-from gen_invariance.translator.redraw.tone import KINDS, Tone, figure_of, looks_like, put_in, read_tone, take_out
+from gen_invariance.translator.redraw.shape import match_width, move_to_centre, read_place, read_width
+from gen_invariance.translator.redraw.tone import KINDS, Tone, extract_figure, guess_kind, put_in, read_tone, take_out
 
 PARTS = ("tone", "stroke", "pose", "slant", "place")
 
@@ -89,7 +89,7 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         """`row`: int64 (B,), rows of the bank."""
         return {"row": torch.randint(self.config.bank_size, (shape[0],), generator=generator)}
 
-    def parameters_of(self, draw: Draw) -> dict[str, Tensor]:
+    def read_parameters(self, draw: Draw) -> dict[str, Tensor]:
         """What a draw gives, in readable units, each (B,): pixel units, pixels, degrees, factor, shares of the side."""
         rows = draw["row"].to(self.ground.device)
         parameters: dict[str, Tensor] = {}
@@ -99,14 +99,14 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         if "stroke" in self.config.parts:
             parameters["stroke width"] = self.log_width[rows].exp()
         if self.pose is not None:
-            parameters |= self.pose.parameters_of({"pose": rows})
+            parameters |= self.pose.read_parameters({"pose": rows})
         if "place" in self.config.parts:
             parameters |= {"place across": self.place[rows, 0], "place down": self.place[rows, 1]}
         return parameters
 
     def describe(self) -> str:
         """The bank in words, a line for each parameter."""
-        return describe_quantiles(self.parameters_of({"row": torch.arange(self.config.bank_size)}))
+        return describe_quantiles(self.read_parameters({"row": torch.arange(self.config.bank_size)}))
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Each image with the readings of a head image; same shape, dtype, device and range."""
@@ -116,13 +116,13 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
             return images.clone()
         rows, source = draw_to(draw, images)["row"], images.float()
         tone = read_tone(source, kind=kind)
-        content, figure = take_out(source, tone, kind=kind), partial(figure_of, kind=kind)
+        content, figure = take_out(source, tone, kind=kind), partial(extract_figure, kind=kind)
         seen = figure(content)
         if "stroke" in self.config.parts:
             target = self.log_width[rows].float()
             if strength < 1:
                 target = torch.lerp(read_width(seen), target, strength)
-            content = match_width(content, target, figure_of=figure)
+            content = match_width(content, target, extract_figure=figure)
         # The stroke first: dilating and eroding what a turn has blurred would change it more than the nuisance did.
         content = self._moved(content, seen, rows)
         if "tone" in self.config.parts:
@@ -136,7 +136,7 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         if "place" in self.config.parts:
             here = read_place(seen)
             points = (here, torch.lerp(here, self.place[rows].float(), self.config.strength))
-            seen = to_the_centre(seen, here)
+            seen = move_to_centre(seen, here)
         if self.pose is not None:
             target = self.pose.bank[rows].float()
             return self.pose.bring_to(content, target, strength=self.config.strength, seen=seen, points=points)
@@ -155,10 +155,10 @@ def build_redraw(data: ImageData, network: Mapping[str, Any] | None = None) -> R
     given = dict(network or {})
     parts, kind = given.pop("parts", None), given.pop("kind", "auto")
     options = options_of(RedrawTranslator, given, "translator.network")
-    rows = some_rows(data)
+    rows = pick_rows(data)
     images, labels = data.float_images(rows), data.labels[rows]
     if kind == "auto":
-        kind = looks_like(images)
+        kind = guess_kind(images)
     if parts is None:
-        parts = ("tone",) if kind == "photo" else ("tone", "pose", *shown_parts(images, labels))
+        parts = ("tone",) if kind == "photo" else ("tone", "pose", *find_shown_parts(images, labels))
     return RedrawTranslator(data.images.shape[1], tuple(parts), kind, **options)

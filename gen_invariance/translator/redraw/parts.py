@@ -9,7 +9,7 @@ Handwriting varies of itself. An operation takes part where its parameter varies
 | place, shares of the side | .03 to .04 | .04 to .05 | .06 | shifts within 15 %: .07 to .09 |
 
 Letters slant of themselves as much as a shear makes digits slant. The data show it, so it is drawn, too.
-Figures of `part_spreads`, on two class orders that are not reported elsewhere.
+Figures of `measure_spreads`, on two class orders that are not reported elsewhere.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from gen_invariance.data.images import ImageData
 from gen_invariance.run import named_generator
 from gen_invariance.translator.redraw.congeal import PoseGrid, congeal
-from gen_invariance.translator.redraw.pose import SLOPES, small
-from gen_invariance.translator.redraw.shape import read_place, read_width, to_the_centre
-from gen_invariance.translator.redraw.tone import figure_of, read_tone, take_out
+from gen_invariance.translator.redraw.pose import SLOPES, shrink
+from gen_invariance.translator.redraw.shape import move_to_centre, read_place, read_width
+from gen_invariance.translator.redraw.tone import extract_figure, read_tone, take_out
 
 SHOWS = {"stroke": 0.145, "slant": 0.18, "place": 0.06}
 """Spread within classes from which on an operation takes part."""
@@ -31,24 +31,24 @@ _CLASSES, _IMAGES = 5, 40  # looked at for the slant, whose poses are many
 _TURNED = 0.7  # concentration of the density of angles below which a shear is not told from a turn
 
 
-def shown_parts(images: Tensor, labels: Tensor) -> tuple[str, ...]:
+def find_shown_parts(images: Tensor, labels: Tensor) -> tuple[str, ...]:
     """Which of stroke, slant and place vary within classes of figures (N, C, H, W) by more than handwriting does."""
-    spreads = part_spreads(images, labels)
+    spreads = measure_spreads(images, labels)
     return tuple(part for part, least in SHOWS.items() if spreads[part] >= least)
 
 
-def part_spreads(images: Tensor, labels: Tensor) -> dict[str, float]:
+def measure_spreads(images: Tensor, labels: Tensor) -> dict[str, float]:
     """Standard deviation within classes of log stroke width, slope and place (the mean of its two)."""
-    figures = figure_of(take_out(images, read_tone(images, kind="figure"), kind="figure"), kind="figure")
+    figures = extract_figure(take_out(images, read_tone(images, kind="figure"), kind="figure"), kind="figure")
     place = read_place(figures)
     return {
         "stroke": float(_within(read_width(figures)[:, None], labels)),
-        "slant": _slope_spread(to_the_centre(figures, place), labels),
+        "slant": _slope_spread(move_to_centre(figures, place), labels),
         "place": float(_within(place, labels).mean()),
     }
 
 
-def some_rows(data: ImageData, *, most: int = 600) -> Tensor:
+def pick_rows(data: ImageData, *, most: int = 600) -> Tensor:
     """At most `most` rows, the largest classes first, as evenly from classes as they come; the same at every call."""
     labels = data.labels.cpu()
     rank = torch.zeros(len(data), dtype=torch.int64)
@@ -71,7 +71,7 @@ def _slope_spread(figures: Tensor, labels: Tensor) -> float:
     """Of a few images of the largest classes, by congealing with shears; 0 where turns hide them."""
     counts = torch.bincount(labels)
     largest = counts.argsort(descending=True, stable=True)[:_CLASSES].tolist()
-    classes = [small(figures[labels == label][:_IMAGES].cpu()) for label in largest if counts[label] > 1]
+    classes = [shrink(figures[labels == label][:_IMAGES].cpu()) for label in largest if counts[label] > 1]
     if not classes:
         return 0.0
     aligned = congeal(classes, generator=named_generator(0, "family"), grid=PoseGrid(slopes=SLOPES))

@@ -59,7 +59,7 @@ class PoseEstimator(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Direction of unit norm, log scale, slope."""
-        shrunk = small(images)
+        shrunk = shrink(images)
         out = self.layers(shrunk - shrunk.mean((1, 2, 3), keepdim=True))
         slope = out[:, 3] if out.shape[1] > 3 else torch.zeros_like(out[:, 2])
         return F.normalize(out[:, :2], dim=1), out[:, 2], slope
@@ -99,7 +99,7 @@ class PoseTranslator(ModelMixin, ConfigMixin):
         """`pose`: int64 (B,), rows of the bank."""
         return {"pose": torch.randint(self.config.bank_size, (shape[0],), generator=generator)}
 
-    def parameters_of(self, draw: Draw) -> dict[str, Tensor]:
+    def read_parameters(self, draw: Draw) -> dict[str, Tensor]:
         """The poses that a draw gives, in readable units: degrees, factor, pixels a pixel, each (B,)."""
         degrees, log_scale, slope = self.bank[draw["pose"].to(self.bank.device)].unbind(1)
         parameters = {"rotation": degrees, "scale": log_scale.exp()}
@@ -144,11 +144,11 @@ class PoseTranslator(ModelMixin, ConfigMixin):
     def describe(self) -> str:
         """The learned distribution in words, a line for each parameter."""
         units = {"rotation": "rotation in degrees", "scale": "scale as a factor", "slant": "slant in pixels a pixel"}
-        everything = self.parameters_of({"pose": torch.arange(self.config.bank_size)})
+        everything = self.read_parameters({"pose": torch.arange(self.config.bank_size)})
         return describe_quantiles({units[name]: values for name, values in everything.items()})
 
 
-def small(images: Tensor) -> Tensor:
+def shrink(images: Tensor) -> Tensor:
     """Images at the size at which poses are estimated."""
     return F.interpolate(images, size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
 

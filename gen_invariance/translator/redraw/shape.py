@@ -30,7 +30,7 @@ def read_width(content: Tensor) -> Tensor:
 
 
 def match_width(
-    content: Tensor, log_width: Tensor, *, figure_of: Callable[[Tensor], Tensor], least_kept: float = 0.3
+    content: Tensor, log_width: Tensor, *, extract_figure: Callable[[Tensor], Tensor], least_kept: float = 0.3
 ) -> Tensor:
     """Content (B, C, H, W) dilated or eroded until the figure has that log stroke width (B,).
 
@@ -40,7 +40,7 @@ def match_width(
     if not len(content):
         return content
     tried = torch.stack([dilate(content, side) if side > 0 else erode(content, -side) for side in SIDES])
-    figures = figure_of(tried.flatten(0, 1))
+    figures = extract_figure(tried.flatten(0, 1))
     widths = read_width(figures).unflatten(0, (len(SIDES), len(content)))
     area = figures.sum((1, 2, 3)).unflatten(0, (len(SIDES), len(content)))
     broken = area < least_kept * area[SIDES.index(1)]
@@ -65,7 +65,7 @@ def read_place(figures: Tensor) -> Tensor:
     return torch.stack(centre, dim=1)
 
 
-def to_the_centre(figures: Tensor, place: Tensor) -> Tensor:
+def move_to_centre(figures: Tensor, place: Tensor) -> Tensor:
     """Figures moved so that the point `place` (B, 2) comes to the centre; bilinear, zeros outside."""
     still = torch.eye(2, device=figures.device, dtype=figures.dtype).expand(len(figures), 2, 2)
     return move_by(figures, still, source=place)

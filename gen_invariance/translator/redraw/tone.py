@@ -96,12 +96,12 @@ def put_in(content: Tensor, tone: Tone, *, kind: str) -> Tensor:
     return (ground + cover * (base - ground) + (ink - base) * content[:, :1].clamp(min=0)).clamp(0, 1)
 
 
-def figure_of(content: Tensor, *, kind: str) -> Tensor:
+def extract_figure(content: Tensor, *, kind: str) -> Tensor:
     """The figure in one channel, (B, 1, H, W): what pose and stroke are read off."""
     return content.mean(1, keepdim=True) if kind == "photo" else content[:, :1].clamp(max=1)
 
 
-def looks_like(images: Tensor) -> str:
+def guess_kind(images: Tensor) -> str:
     """The kind of `KINDS` that these images are best read as: figures have a border of one level."""
     tone = read_tone(images, kind="figure")
     border = _border(images.shape[2:], images.device)
