@@ -60,13 +60,17 @@ class TranslatorKind:
 
     def read_settings(self, values: Mapping[str, Any]) -> Any:
         """The settings class made of plain values; None where there is none."""
-        return None if self.settings is None else settings_of(self.load("settings"), values, "translator.objective")
+        if self.settings is not None:
+            return settings_of(self.load("settings"), values, "translator.objective")
+        if values:
+            raise SettingsError(f"translator.objective has no setting {next(iter(values))!r}: nothing is fitted")
+        return None
 
     def check_loop(self, name: str, settings: FitSettings) -> None:
         """Raise `SettingsError` for a setting of the loop that would be passed over."""
         if self.objective is None:
             lacking, reason = _OF_THE_LOOP, "is fitted in one go"
-        elif name == "flow":
+        elif self.load("objective").average_decay is not None:
             lacking, reason = ("average",), "keeps an average anyway, see its objective"
         else:
             return
