@@ -19,30 +19,32 @@ from accelerate.state import AcceleratorState
 def accelerator_on(device: torch.device | str, *, mixed_precision: str = "no") -> Iterator[Accelerator]:
     """An `Accelerator` on `device`; one that was launched with others keeps the device it was given.
 
-    A state of accelerate's that was there before and differs, a user's own for instance, is put back at the end.
+    A state of accelerate's that was there before and differs, a user's own for instance, is put back at the end. Its
+    classes offer no way to do that, so their private `_shared_state` is read and written here and nowhere else.
     """
     device = torch.device(device)
-    place, whole = PartialState._shared_state, AcceleratorState._shared_state
-    before = dict(place), dict(whole)
-    alone = not place or PartialState().num_processes == 1
-    elsewhere = alone and bool(place) and not _same(PartialState().device, device)
-    changed = elsewhere or (bool(whole) and whole.get("_mixed_precision") != mixed_precision)
+    shared = PartialState._shared_state, AcceleratorState._shared_state
+    device_state, whole_state = shared
+    before = dict(device_state), dict(whole_state)
+    is_alone = not device_state or PartialState().num_processes == 1
+    is_elsewhere = is_alone and bool(device_state) and not _is_same(PartialState().device, device)
+    is_changed = is_elsewhere or (bool(whole_state) and whole_state.get("_mixed_precision") != mixed_precision)
     try:
-        if elsewhere:
-            place.clear()
-        if changed:
-            whole.clear()
+        if is_elsewhere:
+            device_state.clear()
+        if is_changed:
+            whole_state.clear()
         state = PartialState(cpu=device.type == "cpu")
         if state.num_processes == 1:
             state.device = device
         yield Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
     finally:
-        if changed:
-            for shared, values in zip((place, whole), before, strict=True):
-                shared.clear()
-                shared.update(values)
+        if is_changed:
+            for values, former in zip(shared, before, strict=True):
+                values.clear()
+                values.update(former)
 
 
-def _same(one: torch.device, other: torch.device) -> bool:
+def _is_same(one: torch.device, other: torch.device) -> bool:
     """Whether two names are of one device; a type without a number is its first."""
     return one.type == other.type and (one.index or 0) == (other.index or 0)

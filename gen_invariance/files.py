@@ -77,8 +77,8 @@ def remove_leftovers(folder: Path) -> None:
     """Remove temporary files that killed processes left in `folder` and its folders; of several processes the first."""
     if os.environ.get("RANK", "0") != "0" or not folder.is_dir():
         return
-    for place in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
-        for path in place.glob(".*.tmp"):
+    for part in (folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink())):
+        for path in part.glob(".*.tmp"):
             owner = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
             if owner and not _is_alive(int(owner[1])):
                 path.unlink(missing_ok=True)

@@ -68,13 +68,13 @@ def source_commit() -> str | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of this package and of the libraries its figures depend on."""
-    found = {"python": sys.version.split()[0]}
+    versions = {"python": sys.version.split()[0]}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -319,8 +319,8 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         pattern = re.compile(r"step-\d{8}\.ckpt")
         folder = self.path / "checkpoints"
-        found = folder.iterdir() if folder.is_dir() else ()
-        return sorted((path for path in found if pattern.fullmatch(path.name)), reverse=True)
+        paths = folder.iterdir() if folder.is_dir() else ()
+        return sorted((path for path in paths if pattern.fullmatch(path.name)), reverse=True)
 
     def _truncate_metrics(self, step: int) -> None:
         if self._metrics.exists():

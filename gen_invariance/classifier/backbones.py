@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -293,8 +292,11 @@ def _timm_blocks(model: nn.Module) -> Blocks:
     return blocks
 
 
-# ---- EfficientNet-Lite0 from PyPI
+# ---- EfficientNet-Lite0 from PyPI, whose package names its parts with underscores only
 
+
+_LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+"""Layers of each stage; table 1 of Tan and Le 2019, which Lite0 keeps."""
 
 class _LiteFeatures(nn.Module):
     """EfficientNet-Lite up to its pooled features, without the package's printing pooling branch."""
@@ -318,19 +320,14 @@ def _lite_backbone(*, weights: str | None) -> Backbone:
     if weights is not None:
         network.load_state_dict(_packaged_weights(weights))
     width = _remove_head(network, "_fc")
-    firsts = [i for i, block in enumerate(network._blocks) if not block.id_skip or _changes_shape(block)]
-    ends = [*firsts[1:], len(network._blocks)]
     blocks: dict[str, tuple[str, ...]] = {"stem": ("network._conv_stem", "network._bn0")}
-    for number, (first, end) in enumerate(zip(firsts, ends, strict=True), start=1):
-        blocks[f"stage{number}"] = _numbered("network._blocks", range(first, end))
-    blocks[f"stage{len(firsts)}"] += ("network._conv_head", "network._bn1")
+    start = 0
+    for number, depth in enumerate(_LITE0_DEPTHS, start=1):
+        blocks[f"stage{number}"] = _numbered("network._blocks", range(start, start + depth))
+        start += depth
+    blocks[f"stage{len(_LITE0_DEPTHS)}"] += ("network._conv_head", "network._bn1")
     # Its weights were trained on (x - 127) / 128 for x in 0..255.
     return Backbone(_LiteFeatures(network), width, 3, blocks, (127 / 255,) * 3, (128 / 255,) * 3)
-
-
-def _changes_shape(block: Any) -> bool:
-    settings = block._block_args
-    return settings.stride not in (1, [1]) or settings.input_filters != settings.output_filters
 
 
 def _packaged_weights(weights: str) -> Mapping[str, Tensor]:

@@ -19,7 +19,7 @@ from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.loader import ResidentLoader
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
+from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
 from gen_invariance.run import Run
 
 Mix = Callable[..., tuple[Tensor, Tensor]]
@@ -104,7 +104,6 @@ class Batches:
             )
         self.data, self.settings, self.run, self.stage, self.augmentation = data, settings, run, stage, augmentation
         self.source = None if stage_source is None else stage_source.to(data.device)
-        self.counts_foreground = settings.mixing == "cmo"
         if mix is None and settings.mixing != "none":
             mix = build_mixing(settings.mixing, counts=data.counts, **settings.mixing_options)
         self.mix = mix
@@ -133,28 +132,22 @@ class Batches:
     def at(self, step: int, *, choose: Choose | None = None) -> Batch:
         """This process's augmented rows of `step`; `choose` picks an image where `settings.worst_of` draws several."""
         rows, generator = self.rows.indices(step), self.run.generator("train", step)
-        if self.mix is not None:
-            return self._mixed(rows, step, choose, generator)
         spare = len(rows) <= self.share.start
-        batch = self._augmented(rows, slice(0, 1) if spare else self.share, step, choose, generator)
-        return replace(batch, spare=spare)
-
-    def _mixed(self, rows: Tensor, step: int, choose: Choose | None, generator: torch.Generator) -> Batch:
-        """The whole batch mixed, and of it this process's rows."""
-        everyone = slice(0, None)
-        batch = self._augmented(rows, everyone, step, choose, generator)
+        share = slice(0, 1) if spare else self.share
+        if self.mix is None:
+            return replace(self._augment(rows, share, step, choose, generator), spare=spare)
+        whole = slice(None)
+        batch = self._augment(rows, whole, step, choose, generator)
         images, labels = batch.images, batch.labels
         if float(torch.rand((), generator=generator)) < self.settings.mixing_probability:
             others = ()
-            if self.counts_foreground:
-                front = self._augmented(self.foreground.indices(step), everyone, step, choose, generator)
+            if self.settings.mixing == "cmo":
+                front = self._augment(self.foreground.indices(step), whole, step, choose, generator)
                 others = (front.images, front.labels)
             images, labels = self.mix(images, labels, *others, generator=generator)
-        spare = len(rows) <= self.share.start
-        share = slice(0, 1) if spare else self.share
         return replace(batch, images=images[share], labels=labels[share], spare=spare)
 
-    def _augmented(
+    def _augment(
         self, rows: Tensor, share: slice, step: int, choose: Choose | None, generator: torch.Generator
     ) -> Batch:
         """The `share` of `rows` after the stage and plain augmentation.
@@ -163,60 +156,46 @@ class Batches:
         """
         images, labels = self._pick(self.data, rows[share])
         shape = (len(rows), *images.shape[1:])
-        draw = None if self.augmentation is None else self.augmentation.sample(shape, generator=generator)
-        plain = self._plain(draw, torch.arange(len(rows))[share])
-        batch = Batch(images, labels, whole=len(rows))
+        plain = self._draw_augmentation(shape, share, generator)
         if self.stage is None or not self.settings.stage_is_on(step // self.per_epoch):
-            return replace(batch, images=plain(images))
+            return Batch(plain(images), labels, whole=len(rows))
         self.stage.refresh_cache(step)
         balanced = self.settings.stage_source == "balanced"
         source_rows = self.balanced.indices(step) if balanced else rows
-        gates = self._gates(shape, self.labels[source_rows.cpu()], generator)
+        gates = self._draw_gates(shape, self.labels[source_rows.cpu()], generator)
         self.staged += int(gates[0].rows.sum())
         gates = [gate.share(share) for gate in gates]
         source = None
         if balanced or self.source is not None:
             source = self._pick(self.source or self.data, source_rows[share])
-        return self._staged(batch, gates, source, source_rows[share], choose, plain)
+        before = images if source is None else source[0]
+        candidates = []
+        for gate in gates:
+            moved, new_labels = self.stage.apply_gate(images, labels, gate, source=source, indices=source_rows[share])
+            candidates.append(plain(moved))
+        gated = gates[0].rows.nonzero().squeeze(1).to(images.device)
+        images = candidates[0]
+        if choose is not None and len(candidates) > 1:
+            images = choose(candidates, new_labels, gated)
+        if not self.settings.consistency:
+            return Batch(images, new_labels, whole=len(rows))
+        return Batch(images, new_labels, whole=len(rows), clean=plain(before)[gated], clean_rows=gated)
 
-    def _plain(self, draw: Draw | None, rows: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function that gives images the plain augmentation that was drawn for `rows` of the batch."""
+    def _draw_augmentation(
+        self, shape: tuple[int, ...], share: slice, generator: torch.Generator
+    ) -> Callable[[Tensor], Tensor]:
+        """Draw the plain augmentation of a batch; returns what gives it to the images of `share`."""
+        if self.augmentation is None:
+            return lambda images: images
+        draw = select_rows(self.augmentation.sample(shape, generator=generator), torch.arange(shape[0])[share])
+        return lambda images: self.augmentation.apply(images, draw_to(draw, images))
 
-        def augment(images: Tensor) -> Tensor:
-            return self.augmentation.apply(images, draw_to(select_rows(draw, rows), images))
-
-        return augment if draw is not None else lambda images: images
-
-    def _gates(self, shape: tuple[int, ...], labels: Tensor, generator: torch.Generator) -> list[Gate]:
+    def _draw_gates(self, shape: tuple[int, ...], labels: Tensor, generator: torch.Generator) -> list[Gate]:
         """`worst_of` gates that open for the same rows, each with a draw of its own."""
         first = self.stage.sample(shape, labels, generator=generator, indexed=True)
         nuisance = self.stage.cache or self.stage.nuisance
         size, more = (int(first.rows.sum()), *shape[1:]), range(self.settings.worst_of - 1)
         return [first, *(Gate(first.rows, nuisance.sample(size, generator=generator)) for _ in more)]
-
-    def _staged(
-        self,
-        batch: Batch,
-        gates: list[Gate],
-        source: tuple[Tensor, Tensor] | None,
-        indices: Tensor,
-        choose: Choose | None,
-        plain: Callable[[Tensor], Tensor],
-    ) -> Batch:
-        """`batch` after the stage and `plain`, with its gated rows without the former where consistency needs them."""
-        moved = [
-            self.stage.apply_gate(batch.images, batch.labels, gate, source=source, indices=indices) for gate in gates
-        ]
-        moved = [(plain(candidate), labels) for candidate, labels in moved]
-        images, labels = moved[0]
-        rows = gates[0].rows.nonzero().squeeze(1).to(images.device)
-        if len(moved) > 1 and choose is not None:
-            images = choose([candidate for candidate, _ in moved], labels, rows)
-        batch_now = replace(batch, images=images, labels=labels)
-        if not self.settings.consistency:
-            return batch_now
-        before = plain(batch.images if source is None else source[0])
-        return replace(batch_now, clean=before[rows], clean_rows=rows)
 
     def _pick(self, data: ImageData, rows: Tensor) -> tuple[Tensor, Tensor]:
         return data.float_images(rows), data.labels[rows]

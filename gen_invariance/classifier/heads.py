@@ -6,8 +6,8 @@ Labels may be any int64 numbers, with gaps ({2, 5, 7}): every head renumbers the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +25,6 @@ KNN_NEIGHBOURS = 20
 
 FEW_NEIGHBOURS = 5
 """Neighbours that vote among few samples: no more than a class of the usual five shots has, so none is outvoted."""
-
-
-class Head(Protocol):
-    """A fitted head: `classes`, int64 (K,) ascending, and `scores`, larger is likelier."""
-
-    classes: Tensor
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Scores (N, K) of `features` (N, D), columns as `classes`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -113,6 +103,10 @@ class LogisticHead:
         return ((features - self.mean) / self.std) @ self.weight.T + self.bias
 
 
+Head = MeanHead | NeighbourHead | LogisticHead
+"""A fitted head: `classes`, int64 (K,) ascending, and `scores`, larger is likelier, columns as `classes`."""
+
+
 def predict(head: Head, features: Tensor) -> Tensor:
     """The likeliest label of each row of `features` (N, D), int64 (N,), in the numbers the head was fitted with."""
     return head.classes[head.scores(features).argmax(1)]
@@ -126,8 +120,7 @@ def fit_nearest_mean(features: Tensor, labels: Tensor) -> MeanHead:
 
 def fit_cosine(features: Tensor, labels: Tensor) -> MeanHead:
     """Nearest class mean by cosine, on features scaled to length one; see `fit_head`."""
-    classes, numbers = _renumber(features, labels)
-    return MeanHead(classes, class_means(F.normalize(features, dim=1), numbers, len(classes)), cosine=True)
+    return replace(fit_nearest_mean(F.normalize(features, dim=1), labels), cosine=True)
 
 
 def fit_knn(

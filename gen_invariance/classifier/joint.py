@@ -119,6 +119,6 @@ class TaskLoss(CrossEntropy):
             raise SettingsError(f"task_of must name the task of {self.num_classes} classes, got {tuple(task_of.shape)}")
         self.register_buffer("task_of", task_of, persistent=False)
 
-    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def _rows(self, logits: Tensor, labels: Tensor) -> Tensor:
         other = self.task_of[labels][:, None] != self.task_of[None]
-        return super()._rows(logits.masked_fill(other, -torch.inf), labels, weights)
+        return super()._rows(logits.masked_fill(other, -torch.inf), labels)

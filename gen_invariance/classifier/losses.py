@@ -89,9 +89,7 @@ class CrossEntropy(nn.Module):
 
     Args:
         counts: training images of each class, (K,).
-        weights: see `class_weights`.
-        class_names: needed for weights by name.
-        beta: of the effective number.
+        weights, class_names, beta: see `class_weights`.
         label_smoothing: share of each label that is spread evenly over all classes.
     """
 
@@ -130,11 +128,10 @@ class CrossEntropy(nn.Module):
             )
         if reduction not in ("mean", "none"):
             raise SettingsError(f"no reduction {reduction!r}; choose mean or none")
-        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        rows = self._rows(logits, labels, weights)
+        rows = self._rows(logits, labels)
         if reduction == "none":
             return rows
-        return rows.mean() if weights is None else rows.sum() / self.row_weights(labels).sum()
+        return rows.mean() if self.class_weights is None else rows.sum() / self.row_weights(labels).sum()
 
     def row_weights(self, labels: Tensor) -> Tensor:
         """What each row of `labels` counts in the mean, float32 (B,); a batch split into parts divides by their sum."""
@@ -144,9 +141,10 @@ class CrossEntropy(nn.Module):
             return labels.to(self.class_weights) @ self.class_weights
         return self.class_weights[labels]
 
-    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def _rows(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted loss of each row, (B,)."""
         labels = labels if labels.ndim == 1 else labels.to(logits.dtype)
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         return F.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing, reduction="none")
 
 
@@ -162,12 +160,12 @@ class Focal(CrossEntropy):
             raise SettingsError("focal has no label_smoothing; smooth the labels yourself and pass them as soft labels")
         self.gamma = gamma
 
-    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def _rows(self, logits: Tensor, labels: Tensor) -> Tensor:
         log_p = logits.log_softmax(1)
         # 1 - p with full precision near p = 1; kept off zero, where its power has no gradient for gamma < 1.
         missing = (-torch.expm1(log_p)).clamp_min(torch.finfo(logits.dtype).tiny)
         terms = -(missing**self.gamma) * log_p
-        terms = terms if weights is None else terms * weights
+        terms = terms if self.class_weights is None else terms * self.class_weights.to(terms.dtype)
         return terms.gather(1, labels[:, None])[:, 0] if labels.ndim == 1 else (labels.to(terms.dtype) * terms).sum(1)
 
 
@@ -191,13 +189,13 @@ class Ldam(CrossEntropy):
         raw = check_counts(counts).double() ** -0.25
         self.register_buffer("margins", (raw * (max_margin * scale / raw.max())).float(), persistent=False)
 
-    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def _rows(self, logits: Tensor, labels: Tensor) -> Tensor:
         if labels.ndim == 1:
             shift = F.one_hot(labels, self.num_classes) * self.margins.to(logits.dtype)
-            return super()._rows(logits - shift, labels, weights)
+            return super()._rows(logits - shift, labels)
         # Each class with weight in a row's label is a label of its own; mixed labels have two, so this stays small.
         row, label = labels.nonzero(as_tuple=True)
-        terms = labels[row, label].to(logits.dtype) * self._rows(logits[row], label, weights)
+        terms = labels[row, label].to(logits.dtype) * self._rows(logits[row], label)
         return torch.zeros_like(logits[:, 0]).index_add(0, row, terms)
 
 
@@ -211,8 +209,8 @@ class LogitAdjustment(CrossEntropy):
         super().__init__(counts, **options)
         self.register_buffer("shift", tau * log_prior(counts), persistent=False)
 
-    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-        return super()._rows(logits + self.shift.to(logits.dtype), labels, weights)
+    def _rows(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super()._rows(logits + self.shift.to(logits.dtype), labels)
 
 
 class VectorScaling(CrossEntropy):
@@ -228,9 +226,9 @@ class VectorScaling(CrossEntropy):
         self.register_buffer("factor", ((counts / counts.max()) ** gamma).float(), persistent=False)
         self.register_buffer("shift", tau * log_prior(counts), persistent=False)
 
-    def _rows(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def _rows(self, logits: Tensor, labels: Tensor) -> Tensor:
         scaled = logits * self.factor.to(logits.dtype) + self.shift.to(logits.dtype)
-        return super()._rows(scaled, labels, weights)
+        return super()._rows(scaled, labels)
 
 
 def log_prior(counts: Tensor | Sequence[int]) -> Tensor:

@@ -52,7 +52,7 @@ def mixup(
     """
     labels = _checked(images, soft_labels(labels, num_classes=num_classes))
     share, partner = _shares(images, alpha, generator), _partners(images, generator)
-    return _blend(images, images[partner], share), _mix_labels(labels, labels[partner], share)
+    return _blend(images, images[partner], share), _blend(labels, labels[partner], share)
 
 
 def remix(
@@ -82,7 +82,7 @@ def remix(
     ratio = size / size[partner]
     label_share = torch.where((ratio >= kappa) & (share < tau), 0.0, share)
     label_share = torch.where((ratio <= 1 / kappa) & (1 - share < tau), 1.0, label_share)
-    return _blend(images, images[partner], share), _mix_labels(soft, soft[partner], label_share)
+    return _blend(images, images[partner], share), _blend(soft, soft[partner], label_share)
 
 
 def cutmix(
@@ -180,11 +180,8 @@ def _partners(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _blend(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    return torch.lerp(second, first, share.to(first.dtype)[:, None, None, None])
-
-
-def _mix_labels(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    return torch.lerp(second, first, share.to(first.dtype)[:, None])
+    """`share` (B,) of the rows of `first`, the rest of `second`."""
+    return torch.lerp(second, first, share.to(first.dtype).view(-1, *(1 for _ in first.shape[1:])))
 
 
 def _boxes(images: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
@@ -204,4 +201,4 @@ def _boxes(images: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
 
 def _paste(images: Tensor, labels: Tensor, foreground: Tensor, foreground_labels: Tensor, box: Tensor) -> Mixed:
     kept = 1 - box.float().mean((1, 2, 3))
-    return torch.where(box, foreground, images), _mix_labels(labels, foreground_labels, kept)
+    return torch.where(box, foreground, images), _blend(labels, foreground_labels, kept)

@@ -195,12 +195,14 @@ class Classifier(nn.Module):
         return any(name == path or name.startswith(f"{path}.") for path in self.block_paths[self._known(block)])
 
     def _check_blocks(self) -> None:
-        tensors = [name for name, _ in self.backbone.named_parameters()] + [n for n, _ in self.backbone.named_buffers()]
+        tensors = dict(self.backbone.named_parameters()) | dict(self.backbone.named_buffers())
         known = set(tensors) | {name for name, _ in self.backbone.named_modules()}
         for block, paths in self.block_paths.items():
-            for path in paths:
-                if path not in known:
-                    raise SettingsError(f"block {block!r} names {path!r}, which the backbone lacks; check its spelling")
+            unknown = [path for path in paths if path not in known]
+            if unknown:
+                raise SettingsError(
+                    f"block {block!r} names {unknown[0]!r}, which the backbone lacks; check its spelling"
+                )
         for name in tensors:
             owners = [block for block in self.blocks if self._in(name, block)]
             if len(owners) != 1:

@@ -20,8 +20,8 @@ from gen_invariance.data.images import check_images, to_float
 from gen_invariance.errors import SettingsError
 from gen_invariance.settings import settings_class
 
-# Thresholds of "auto": our own rule of thumb, set before any measurement and not tuned since. 500 images a class is the
-# size of CIFAR-100, whose networks are trained as a whole; a tenth of that is a small set.
+# Thresholds of "auto": a rule of thumb of ours, without a source. 500 images a class is the size of CIFAR-100, whose
+# networks are usually trained as a whole; a tenth of that counts as small.
 FEW_PER_CLASS, MANY_PER_CLASS = 50, 500
 DISTANT_BELOW = 0.5
 """`auto`: a target is distant when `heads.measure_similarity` is nearer to chance (0) than to perfect (1)."""
@@ -243,7 +243,7 @@ class L2SP(nn.Module):
     def __init__(self, model: Classifier, *, strength: float) -> None:
         super().__init__()
         self.strength = strength
-        self._parameters_now = tuple(model.backbone.parameters())  # a tuple, so they stay the model's own
+        self._parameters_now = tuple(model.backbone.parameters())  # in a tuple they stay parameters of the model only
         for number, parameter in enumerate(self._parameters_now):
             self.register_buffer(f"start{number}", parameter.detach().clone())
 

@@ -33,10 +33,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted((path / "checkpoints").glob("step-*.ckpt"))
-        if not found:
+        checkpoints = sorted((path / "checkpoints").glob("step-*.ckpt"))
+        if not checkpoints:
             raise DataNotFoundError(f"{path} holds no checkpoint; give the folder of a finished run or a weights file")
-        path = found[-1]
+        path = checkpoints[-1]
     if not path.is_file():
         raise DataNotFoundError(f"no weights file {path}; check the path")
     try:
@@ -78,23 +78,23 @@ def load_weights(model: Classifier, path: str | Path, *, keep_head: bool = False
     """
     state = read_weights(path)
     whole = any(key.startswith("backbone.") for key in state)
-    own = model.state_dict()
+    current = model.state_dict()
     if whole:
-        wanted = [key for key in own if keep_head or not key.startswith("head.")]
-        left_over = [key for key in state if key not in own and not key.startswith("head.")]
+        wanted = [key for key in current if keep_head or not key.startswith("head.")]
+        left_over = [key for key in state if key not in current and not key.startswith("head.")]
     else:
         if keep_head:
             raise CheckpointError(f"{path} holds a bare backbone without our head; use keep_head=False")
         # Without a prefix: a published file. Its head goes by another name in each library, so extra keys are allowed.
-        inner = "backbone.network." if any(key.startswith("backbone.network.") for key in own) else "backbone."
+        inner = "backbone.network." if any(key.startswith("backbone.network.") for key in current) else "backbone."
         state = {inner + key: value for key, value in state.items()}
-        wanted, left_over = [key for key in own if key.startswith("backbone.")], []
+        wanted, left_over = [key for key in current if key.startswith("backbone.")], []
     for key in wanted:
-        if key not in state or state[key].shape != own[key].shape:
+        if key not in state or state[key].shape != current[key].shape:
             got = f"has shape {tuple(state[key].shape)}" if key in state else "is missing"
             raise CheckpointError(
                 f"weights {path} are of another architecture than {name}: {key} {got}, "
-                f"expected {tuple(own[key].shape)}; build the model they were trained with"
+                f"expected {tuple(current[key].shape)}; build the model they were trained with"
             )
     if left_over:
         raise CheckpointError(

@@ -145,6 +145,42 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         train(tmp_path, resume=True, model=network(classes=5))
 
 
+# ---- where it is kept
+
+
+def test_a_folder_an_open_run_and_no_folder_train_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, common = digits(), {"progress": False, "seed": 3}
+    alone = fit_classifier(network(), data, settings(), **common)
+    assert os.listdir(tmp_path) == []
+    in_folder = fit_classifier(network(), data, settings(), out="run", **common)
+    assert same_weights(alone, in_folder)
+    assert same_weights(alone, train(tmp_path / "open", seed=3, loss=build_loss("cross_entropy", counts=data.counts)))
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (about["kind"], about["seed"]) == ("train", 3)
+    assert about["config"]["training"]["epochs"] == 4
+    state = Run(tmp_path / "run", kind="train", seed=3, config=about["config"], resume=True).load_latest()
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in state["model"].items())
+
+
+def test_a_folder_is_continued_on_demand_and_under_the_same_settings_only(tmp_path):
+    common = {"out": tmp_path / "run", "progress": False}
+    with pytest.raises(Interrupted):
+        fit_classifier(network(), digits(), settings(), evaluate=interrupt_at(2), **common)
+    with pytest.raises(SettingsError, match="already holds a run"):
+        fit_classifier(network(), digits(), settings(), **common)
+    with pytest.raises(SettingsError, match="settings differ"):
+        fit_classifier(network(), digits(), settings(batch_size=4), resume=True, **common)
+    resumed = fit_classifier(network(seed=9), digits(), settings(), resume=True, **common)
+    assert not same_weights(resumed, network(seed=9))
+
+
+def test_settings_that_do_not_fit_leave_no_folder(tmp_path):
+    with pytest.raises(SettingsError, match="no stage"):
+        fit_classifier(network(), digits(), settings(worst_of=2), out=tmp_path / "run", progress=False)
+    assert os.listdir(tmp_path) == []
+
+
 # ---- who sees what, and when
 
 
@@ -174,17 +210,17 @@ def rows_of(data, images):
 def test_delayed_sampling_and_stage_start_at_the_same_epoch(tmp_path):
     """The reference switched its sampler at `epoch >= m` and its generator at `epoch > m`."""
     data = digits((60, 6, 6))
-    base, given = Watch(), Watch()
+    plain, given = Watch(), Watch()
     how = settings(epochs=5, milestones=(3, 4), sampling="delayed", stage_from="second_phase")
     train(
         tmp_path,
         how,
         data=data,
-        augmentation=base,
+        augmentation=plain,
         stage=TailAugment(given, torch.ones(3)),
-        evaluate=lambda model: {**base.turn(), **given.turn()},
+        evaluate=lambda model: {**plain.turn(), **given.turn()},
     )
-    shares = [(data.labels[rows_of(data, epoch)] == 0).float().mean().item() for epoch in base.seen[:5]]
+    shares = [(data.labels[rows_of(data, epoch)] == 0).float().mean().item() for epoch in plain.seen[:5]]
     assert shares[:3] == pytest.approx([60 / 72] * 3), "an instance-sampled epoch is each image once"
     assert all(share < 0.6 for share in shares[3:])
     assert [bool(epoch) for epoch in given.seen[:5]] == [False, False, False, True, True]

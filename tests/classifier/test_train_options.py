@@ -325,8 +325,7 @@ def test_plain_augmentation_acts_on_the_source_too(tmp_path):
     how = settings(epochs=1, stage_source="balanced")
     common = {"stage": TailAugment(Identity(), torch.ones(3))}
     plainly = batches(tmp_path / "plain", how, **common).at(0)
-    base = Background(256)
-    moved = batches(tmp_path / "moved", how, augmentation=base, **common).at(0)
+    moved = batches(tmp_path / "moved", how, augmentation=Background(256), **common).at(0)
     assert torch.equal(plainly.labels, moved.labels)
     empty = plainly.images == 0
     assert float(moved.images[empty].mean()) > 0.2
@@ -365,7 +364,7 @@ def test_the_log_says_how_rows_were_drawn_and_how_many_the_stage_worked_on(tmp_p
     for step in range(4 * given.per_epoch):
         labels = given.labels[given.balanced.indices(step)]
         if step >= 2 * given.per_epoch:
-            gate = given._gates((len(labels), 1, 16, 16), labels, given.run.generator("train", step))[0]
+            gate = given._draw_gates((len(labels), 1, 16, 16), labels, given.run.generator("train", step))[0]
             expected[step // given.per_epoch] += int(gate.rows.sum())
     assert [rows for _, rows in shown] == expected
     assert min(expected[2:]) > 0

@@ -113,8 +113,8 @@ def test_rates_are_in_the_groups_and_survive_schedulers():
         step(model, optimiser)
         scheduler.step()
         assert [group["lr"] for group in optimiser.param_groups] == pytest.approx([rate / 2 for rate in expected])
-    held = {id(p) for group in optimiser.param_groups for p in group["params"]}
-    assert held == {id(p) for p in model.parameters()}
+    in_groups = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    assert in_groups == {id(p) for p in model.parameters()}
 
 
 def test_a_step_moves_each_block_by_its_own_rate():

@@ -1,4 +1,4 @@
-"""Training on rows that the stage knows by number: codes change nothing, a bank draws ahead, both resume exactly."""
+"""Training with the stage's indexed cache: codes change nothing, a bank draws ahead, both resume exactly."""
 
 import pytest
 import torch
@@ -47,10 +47,10 @@ class Counting(MunitTranslator):
         return super().encode(images)
 
 
-@pytest.mark.parametrize("base", [None, CropFlip(2)])
-def test_an_image_is_encoded_once_whatever_augments_it_afterwards(base, tmp_path):
+@pytest.mark.parametrize("augmentation", [None, CropFlip(2)])
+def test_an_image_is_encoded_once_whatever_augments_it_afterwards(augmentation, tmp_path):
     counting = Counting(width=4, residual_blocks=1, mlp_width=8)
-    train(tmp_path, settings(epochs=4), stage=stage(counting), augmentation=base)
+    train(tmp_path, settings(epochs=4), stage=stage(counting), augmentation=augmentation)
     tail = 12 + 4
     assert counting.seen == 1 + tail, "one to see the size of a code"
 
@@ -84,18 +84,18 @@ def test_gated_rows_come_from_the_bank(tmp_path):
     for step in range(4 * batches.per_epoch):
         batch, rows = batches.at(step), batches.rows.indices(step)
         for place, number in enumerate(rows.tolist()):
-            held = bank.counts[bank._slots[number]] if data.labels[number] > 0 else 0
+            count = bank.counts[bank._slots[number]] if data.labels[number] > 0 else 0
             versions = [
-                bank.translate(torch.tensor([number]), {"version": torch.tensor([(v + 0.5) / held])})[0]
-                for v in range(held)
+                bank.translate(torch.tensor([number]), {"version": torch.tensor([(v + 0.5) / count])})[0]
+                for v in range(count)
             ]
             if not torch.equal(batch.images[place], data.float_images(rows)[place]):
                 assert any(torch.equal(batch.images[place], version) for version in versions)
                 translated += 1
     assert translated > 20
-    held = int(bank.counts.sum())
-    assert abs(held - 2 * (12 + 4)) <= 8, "two for each image of the tail, give or take rounding"
-    assert held < bank.drawn <= held * (1 + 4 / 3 + 1), "filled once, and 4 of every 3 epochs replaced"
+    count = int(bank.counts.sum())
+    assert abs(count - 2 * (12 + 4)) <= 8, "two for each image of the tail, give or take rounding"
+    assert count < bank.drawn <= count * (1 + 4 / 3 + 1), "filled once, and 4 of every 3 epochs replaced"
 
 
 def test_the_bank_follows_the_rows_the_stage_meets(tmp_path):
