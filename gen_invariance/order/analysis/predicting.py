@@ -39,12 +39,12 @@ def score_predictors(
     for run_seed in measured.seeds:
         guesses.append([])
         for line, subset in enumerate(subsets):
-            features, labels, probabilities = _labelled(measured, subset, run_seed, shots)
-            after = predictors.after_training(features, labels, probabilities=probabilities)
+            sample, probabilities = _labelled(measured, subset, run_seed, shots)
+            after = predictors.after_training(sample, probabilities=probabilities)
             before = _before(measured, subset, run_seed, start_scores)
             prices |= dict.fromkeys(after, "after training") | dict.fromkeys(before, "before training")
             guesses[-1].append(before | after)
-            pair_guess[line] += predictors.lda_pair_scores(features, labels) / len(measured.seeds)
+            pair_guess[line] += predictors.lda_pair_scores(sample) / len(measured.seeds)
     truth = measured.on_target(measured.all_classes)[:, rows]
     relation = Preorder(order.estimated.leq[np.ix_(rows, rows)])
     sizes = np.array([len(subset) for subset in subsets])
@@ -59,13 +59,13 @@ def score_predictors(
 
 def _labelled(
     measured: Measurements, subset: Subset, seed: int, shots: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """The first `shots` labelled samples of each class: features (N, D), labels (N,), source probabilities."""
+) -> tuple[predictors.Labelled, np.ndarray | None]:
+    """The first `shots` labelled samples of each class, and the source's probabilities of them."""
     cell = measured.cached(subset, seed)
     labels = cell["train_labels"]
     keep = np.concatenate([np.flatnonzero(labels == label)[:shots] for label in measured.all_classes])
-    probabilities = cell["probabilities"][keep] if "probabilities" in cell else None
-    return cell["train_features"][keep].astype(np.float64), labels[keep], probabilities
+    sample = predictors.Labelled(cell["train_features"][keep], labels[keep])
+    return sample, cell["probabilities"][keep] if "probabilities" in cell else None
 
 
 def _before(measured: Measurements, subset: Subset, seed: int, start_scores: np.ndarray) -> dict[str, float]:

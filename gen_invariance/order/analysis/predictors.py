@@ -2,18 +2,18 @@
 
 Two prices are kept apart. *Before training* the subset: only what the start's features, sizes and counts tell
 (`before_training`). *After training* it, before transfer: scores of its features on a few labelled target samples
-(`after_training`). All feature scores take float64 features Z (N, D) and labels remapped here to 0..C-1, so gaps in
-the labels (subset {2, 5, 7}) cannot change a score.
+(`after_training`). Labels are renumbered in `Labelled`, so gaps in them (subset {2, 5, 7}) cannot change a score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import linalg, stats
+from scipy import linalg, special, stats
 from sklearn.covariance import ledoit_wolf
 
 from gen_invariance.classifier.heads import KNN_NEIGHBOURS, class_means, neighbour_votes, predict_left_out
@@ -23,156 +23,168 @@ from gen_invariance.order.sets import Subset, class_pairs, pair_mask
 _TINY = 1e-12
 
 
-def _check(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features as float64, labels 0..C-1, samples of each class (C,)."""
-    features = np.asarray(features, dtype=np.float64)
-    if features.ndim != 2 or len(features) != len(labels):
-        raise ShapeError(f"features are {features.shape} for {len(labels)} labels; give (N, D) and N labels")
-    if not np.isfinite(features).all():
-        raise DataError("features hold NaN or infinite values; leave diverged runs out")
-    labels = np.unique(labels, return_inverse=True)[1]
-    counts = np.bincount(labels)
-    if len(counts) < 2:
-        raise DataError("a score needs samples of at least two classes; this target is trivial")
-    return features, labels, counts
+class Labelled:
+    """Labelled features, checked: `features` float64 (N, D), `labels` 0..C-1 without gaps, `counts` (C,).
+
+    Raises:
+        ShapeError: not (N, D) and N labels.
+        DataError: NaN or infinite features, or fewer than two classes.
+    """
+
+    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+        self.features = np.asarray(features, dtype=np.float64)
+        if self.features.ndim != 2 or len(features) != len(labels):
+            raise ShapeError(f"features are {np.shape(features)} for {len(labels)} labels; give (N, D) and N labels")
+        if not np.isfinite(self.features).all():
+            raise DataError("features hold NaN or infinite values; leave diverged runs out")
+        self.labels = np.unique(labels, return_inverse=True)[1]
+        self.counts = np.bincount(self.labels)
+        if len(self.counts) < 2:
+            raise DataError("a score needs samples of at least two classes; this target is trivial")
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """Mean feature of each class, (C, D)."""
+        features, labels = torch.from_numpy(self.features), torch.from_numpy(self.labels)
+        return class_means(features, labels, len(self.counts)).numpy()
+
+    @cached_property
+    def residual(self) -> np.ndarray:
+        """Features less the mean of their class, (N, D)."""
+        return self.features - self.means[self.labels]
+
+    @cached_property
+    def within(self) -> np.ndarray:
+        """Ledoit-Wolf shrunk covariance within classes, (D, D)."""
+        return ledoit_wolf(self.residual, assume_centered=True)[0]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of each class among the samples, (C,)."""
+        return self.counts / len(self.labels)
 
 
-def _means(features: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return class_means(torch.from_numpy(features), torch.from_numpy(labels), len(counts)).numpy()
-
-
-def ncm_leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
+def ncm_leave_one_out(sample: Labelled) -> float:
     """Share of samples nearest to their own class's mean taken without them, in [0, 1].
 
     Raises:
         DataError: a class with a single sample has no mean without it.
     """
-    features, labels, counts = _check(features, labels)
-    if counts.min() < 2:
+    if sample.counts.min() < 2:
         raise DataError("nearest mean leave-one-out needs two samples of each class; draw more shots")
-    predicted, _ = predict_left_out(torch.from_numpy(features), torch.from_numpy(labels))
-    return float((predicted.numpy() == labels).mean())
+    predicted, _ = predict_left_out(torch.from_numpy(sample.features), torch.from_numpy(sample.labels))
+    return float((predicted.numpy() == sample.labels).mean())
 
 
-def knn_leave_one_out(features: np.ndarray, labels: np.ndarray) -> float:
+def knn_leave_one_out(sample: Labelled) -> float:
     """Share of samples that a cosine-weighted vote of the nearest others puts right."""
-    features, labels, counts = _check(features, labels)
-    unit = F.normalize(torch.from_numpy(features), dim=1)
+    unit, labels = F.normalize(torch.from_numpy(sample.features), dim=1), torch.from_numpy(sample.labels)
     cosine = (unit @ unit.T).fill_diagonal_(-torch.inf)
     neighbours = min(KNN_NEIGHBOURS, len(labels) - 1)
-    votes = neighbour_votes(cosine, torch.from_numpy(labels), num_classes=len(counts), neighbours=neighbours)
-    return float((votes.argmax(dim=1).numpy() == labels).mean())
+    votes = neighbour_votes(cosine, labels, num_classes=len(sample.counts), neighbours=neighbours)
+    return float((votes.argmax(dim=1) == labels).double().mean())
 
 
-def logme(features: np.ndarray, labels: np.ndarray, *, iterations: int = 200) -> float:
+def logme(sample: Labelled, *, iterations: int = 200) -> float:
     """Mean over classes of the log evidence of a Bayesian linear model, a sample; NaN when features are all zero.
 
-    The full determinant is used: when N < D the D - N directions without data each contribute log(alpha), which the
-    authors' released default drops. Comparable only between scores with the same number of classes.
+    The precisions alpha (of the weights) and beta (of the noise) maximise it, by MacKay's fixed point. Comparable only
+    between scores with the same number of classes.
 
     Reference: You et al., "LogME", ICML 2021, equations 2 and 3.
     """
-    features, labels, counts = _check(features, labels)
-    samples, width = features.shape
-    if not features.any():
+    if not sample.features.any():
         return float("nan")
-    left, singular, _ = np.linalg.svd(features, full_matrices=False)
-    eigen = singular**2
-    evidence = [
-        _class_evidence(eigen, left.T @ target, float(target @ target), (samples, width), iterations)
-        for target in (labels[:, None] == np.arange(len(counts))).astype(np.float64).T
-    ]
-    return float(np.mean(evidence))
-
-
-def _class_evidence(
-    eigen: np.ndarray, projected: np.ndarray, energy: float, shape: tuple[int, int], iterations: int
-) -> float:
-    """Largest log evidence a sample over the precisions alpha (weights) and beta (noise), by MacKay's fixed point."""
-    samples, width = shape
-    missed = max(energy - float(projected @ projected), 0.0)  # of the target, outside the span of the features
-    alpha, beta = 1.0, 1.0
+    spectrum = Spectrum(sample.features, np.eye(len(sample.counts))[sample.labels])
+    samples, eigen = len(sample.labels), spectrum.eigen
+    alpha, beta = np.ones(len(sample.counts)), np.ones(len(sample.counts))
     for _ in range(iterations):
-        effective = float((beta * eigen / (alpha + beta * eigen)).sum())
-        weight = float((beta**2 * eigen * projected**2 / (alpha + beta * eigen) ** 2).sum())
-        residual = missed + float((projected**2 * (alpha / (alpha + beta * eigen)) ** 2).sum())
-        new_alpha = effective / max(weight, _TINY)
-        new_beta = max(samples - effective, _TINY) / max(residual, _TINY)
-        done = abs(np.log(new_alpha / alpha)) + abs(np.log(new_beta / beta)) < 1e-9
-        alpha, beta = float(np.clip(new_alpha, 1e-10, 1e10)), float(np.clip(new_beta, 1e-10, 1e10))
-        if done:
+        kept = beta * eigen / (alpha + beta * eigen)
+        effective = kept.sum(axis=0)
+        weight = (kept**2 * spectrum.projected / eigen).sum(axis=0)
+        residual = spectrum.missed + ((1 - kept) ** 2 * spectrum.projected).sum(axis=0)
+        last = alpha, beta
+        alpha = np.clip(effective / np.maximum(weight, _TINY), 1e-10, 1e10)
+        beta = np.clip(np.maximum(samples - effective, _TINY) / np.maximum(residual, _TINY), 1e-10, 1e10)
+        if (np.abs(np.log(alpha / last[0])) + np.abs(np.log(beta / last[1]))).max() < 1e-9:
             break
-    return log_evidence(eigen, projected, energy, (samples, width), alpha=alpha, beta=beta)
+    return float(spectrum.log_evidence(alpha, beta).mean())
 
 
-def log_evidence(
-    eigen: np.ndarray, projected: np.ndarray, energy: float, shape: tuple[int, int], *, alpha: float, beta: float
-) -> float:
-    """Log of the integral of N(y; Z w, 1/beta) N(w; 0, 1/alpha) over w, divided by N.
+class Spectrum:
+    """Features Z (N, D) and targets Y (N, C) in the singular directions of Z, for the evidence of Y = Z W + noise.
 
-    Args:
-        eigen: non-zero part of the spectrum of Z'Z (and of ZZ').
-        projected: y in the matching left singular directions.
-        energy: |y|^2.
-        shape: N and D.
-        alpha: precision of the weights.
-        beta: precision of the noise.
+    Attributes:
+        eigen: the part of the spectrum of Z'Z (and of ZZ') that is not zero, (r, 1).
+        projected: squared parts of the targets in these directions, (r, C).
+        missed: squared part of each target outside the span of the features, (C,).
     """
-    samples, width = shape
-    missed = max(energy - float(projected @ projected), 0.0)
-    fit = missed + float((projected**2 * alpha / (alpha + beta * eigen)).sum())
-    determinant = float(np.log(alpha + beta * eigen).sum()) + (width - len(eigen)) * np.log(alpha)
-    total = samples * np.log(beta) + width * np.log(alpha) - samples * np.log(2 * np.pi) - determinant - beta * fit
-    return float(total / 2 / samples)
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
+        left, singular, _ = np.linalg.svd(features, full_matrices=False)
+        whole = singular > singular.max() * np.finfo(float).eps * max(features.shape)
+        self.shape = features.shape
+        self.eigen = singular[whole, None] ** 2
+        self.projected = (left[:, whole].T @ targets) ** 2
+        self.missed = np.maximum(np.square(targets).sum(axis=0) - self.projected.sum(axis=0), 0.0)
+
+    def log_evidence(self, alpha: np.ndarray | float, beta: np.ndarray | float) -> np.ndarray:
+        """Log of the integral of N(y; Z w, 1/beta) N(w; 0, 1/alpha) over w, divided by N; (C,).
+
+        The full determinant is used: when N < D the directions without data each contribute log(alpha), which the
+        default of the authors' code drops.
+        """
+        samples, width = self.shape
+        scale = alpha + beta * self.eigen
+        fit = self.missed + (self.projected * alpha / scale).sum(axis=0)
+        determinant = np.log(scale).sum(axis=0) + (width - len(self.eigen)) * np.log(alpha)
+        total = samples * np.log(beta / (2 * np.pi)) + width * np.log(alpha) - determinant - beta * fit
+        return total / 2 / samples
 
 
-def leep(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def leep(sample: Labelled) -> float:
     """Mean log of the expected empirical prediction, at most 0; source classes without mass are left out.
 
-    Args:
-        probabilities: (N, |A|), the source head's probabilities of the target samples, rows summing to 1.
-        labels: (N,).
+    Features are the source head's probabilities of the target samples, (N, |A|), rows summing to 1.
 
     Reference: Nguyen et al., "LEEP", ICML 2020, equations 1 and 2.
     """
-    probabilities, labels, counts = _check(probabilities, labels)
-    joint = np.zeros((len(counts), probabilities.shape[1]))
-    np.add.at(joint, labels, probabilities / len(labels))
+    joint = sample.means * sample.shares[:, None]
     mass = joint.sum(axis=0)
     conditional = np.divide(joint, mass, out=np.zeros_like(joint), where=mass > 0)
-    predicted = (conditional[labels] * probabilities).sum(axis=1)
+    predicted = (conditional[sample.labels] * sample.features).sum(axis=1)
     return float(np.log(np.maximum(predicted, _TINY)).mean())
 
 
-def nce(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Minus the conditional entropy H(target label | hard source label) in nats, at most 0 (Tran et al. 2019)."""
-    probabilities, labels, counts = _check(probabilities, labels)
-    joint = np.zeros((len(counts), probabilities.shape[1]))
-    np.add.at(joint, (labels, probabilities.argmax(axis=1)), 1 / len(labels))
-    source = joint.sum(axis=0)
-    present = joint > 0
-    return float((joint[present] * np.log(joint[present] / np.broadcast_to(source, joint.shape)[present])).sum())
+def nce(sample: Labelled) -> float:
+    """Minus the conditional entropy H(target label | hard source label) in nats, at most 0 (Tran et al. 2019).
+
+    Features are the source head's probabilities, as for `leep`.
+    """
+    joint = np.zeros((len(sample.counts), sample.features.shape[1]))
+    np.add.at(joint, (sample.labels, sample.features.argmax(axis=1)), 1 / len(sample.labels))
+    return float(special.xlogy(joint, joint).sum() - special.xlogy(joint.sum(axis=0), joint.sum(axis=0)).sum())
 
 
-def h_score(features: np.ndarray, labels: np.ndarray) -> float:
+def h_score(sample: Labelled) -> float:
     """(1 - a) tr(S_a^-1 cov(class means)) with the Ledoit-Wolf covariance S_a of shrinkage a, in [0, C - 1].
 
     Unshrunk it saturates at C - 1 when N <= D. Reference: Bao et al. 2019; Ibrahim et al. 2022, eq. 6, for shrinkage.
     """
-    features, labels, counts = _check(features, labels)
-    centred = features - features.mean(axis=0)
-    between = _means(centred, labels, counts) * np.sqrt(counts / len(labels))[:, None]
-    covariance, shrinkage = ledoit_wolf(centred)
-    return float((1 - shrinkage) * (between * _solve(covariance, between)).sum())
+    centre = sample.features.mean(axis=0)
+    covariance, shrinkage = ledoit_wolf(sample.features - centre)
+    return float((1 - shrinkage) * _between(sample, covariance))
 
 
-def lda(features: np.ndarray, labels: np.ndarray) -> float:
+def lda(sample: Labelled) -> float:
     """Fisher's tr(S_W^-1 S_B) with a Ledoit-Wolf shrunk within-class covariance, at least 0."""
-    features, labels, counts = _check(features, labels)
-    means = _means(features, labels, counts)
-    within = ledoit_wolf(features - means[labels], assume_centered=True)[0]
-    between = (means - features.mean(axis=0)) * np.sqrt(counts / len(labels))[:, None]
-    return float((between * _solve(within, between)).sum())
+    return float(_between(sample, sample.within))
+
+
+def _between(sample: Labelled, covariance: np.ndarray) -> np.ndarray:
+    """tr(covariance^-1 S_B) with the covariance S_B of the class means."""
+    between = (sample.means - sample.features.mean(axis=0)) * np.sqrt(sample.shares)[:, None]
+    return (between * _solve(covariance, between)).sum()
 
 
 def _solve(covariance: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -181,52 +193,46 @@ def _solve(covariance: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return linalg.solve(covariance + ridge * np.eye(len(covariance)), rows.T, assume_a="pos").T
 
 
-def lda_pair_scores(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def lda_pair_scores(sample: Labelled) -> np.ndarray:
     """Predicted balanced two-class accuracy of each pair of present classes, float64 (C (C - 1) / 2,) in [0.5, 1].
 
     Phi(d / 2) with the Mahalanobis distance d of the class means under the shared within-class covariance: exact for
     Gaussian classes of one covariance. What the noise of the two means adds to d^2 is taken off; without that a few
     samples in many dimensions make every pair look separated.
     """
-    features, labels, counts = _check(features, labels)
-    means = _means(features, labels, counts)
-    within = ledoit_wolf(features - means[labels], assume_centered=True)[0]
+    counts, residual = sample.counts, sample.residual
     first, second = class_pairs(len(counts)).T
-    gap = means[first] - means[second]
-    residual = features - means[labels]
-    dimensions = float((residual * _solve(within, residual)).sum()) / (len(labels) - len(counts))
+    gap = sample.means[first] - sample.means[second]
+    dimensions = float((residual * _solve(sample.within, residual)).sum()) / (len(residual) - len(counts))
     noise = dimensions * (1 / counts[first] + 1 / counts[second])
-    squared = (gap * _solve(within, gap)).sum(axis=1) - noise
+    squared = (gap * _solve(sample.within, gap)).sum(axis=1) - noise
     return stats.norm.cdf(np.sqrt(np.maximum(squared, 0)) / 2)
 
 
-def negative_cdnv(features: np.ndarray, labels: np.ndarray) -> float:
+def negative_cdnv(sample: Labelled) -> float:
     """Minus the class-distance normalised variance, mean over pairs, at most 0 (Galanti et al. 2022, eq. 5).
 
     Pairs of classes with the same mean count as -(mean variance) / tiny, a very bad but finite score.
     """
-    features, labels, counts = _check(features, labels)
-    means = _means(features, labels, counts)
-    variance = np.bincount(labels, np.square(features - means[labels]).sum(axis=1)) / counts
-    first, second = class_pairs(len(counts)).T
-    distance = np.square(means[first] - means[second]).sum(axis=1)
+    variance = np.bincount(sample.labels, np.square(sample.residual).sum(axis=1)) / sample.counts
+    first, second = class_pairs(len(sample.counts)).T
+    distance = np.square(sample.means[first] - sample.means[second]).sum(axis=1)
     return float(-((variance[first] + variance[second]) / (2 * np.maximum(distance, _TINY))).mean())
 
 
-def gbc(features: np.ndarray, labels: np.ndarray) -> float:
+def gbc(sample: Labelled) -> float:
     """Minus the summed Gaussian Bhattacharyya coefficients over ordered class pairs, at most 0 (Pandy et al. 2022)."""
-    features, labels, counts = _check(features, labels)
-    means = _means(features, labels, counts)
-    floor = 1e-6 * max(float(features.var()), _TINY)
-    variance = np.stack([features[labels == c].var(axis=0) for c in range(len(counts))]) + floor
-    first, second = class_pairs(len(counts)).T
+    floor = 1e-6 * max(float(sample.features.var()), _TINY)
+    squares = Labelled(np.square(sample.residual), sample.labels)
+    variance = squares.means + floor
+    first, second = class_pairs(len(sample.counts)).T
     shared = (variance[first] + variance[second]) / 2
-    distance = np.square(means[first] - means[second]) / shared / 8
+    distance = np.square(sample.means[first] - sample.means[second]) / shared / 8
     spread = 0.5 * (np.log(shared) - 0.5 * (np.log(variance[first]) + np.log(variance[second])))
     return float(-2 * np.exp(-(distance + spread).sum(axis=1)).sum())
 
 
-FEATURE_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+FEATURE_SCORES: dict[str, Callable[[Labelled], float]] = {
     "ncm_loo": ncm_leave_one_out,
     "knn_loo": knn_leave_one_out,
     "logme": logme,
@@ -235,16 +241,15 @@ FEATURE_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "cdnv": negative_cdnv,
     "gbc": gbc,
 }
-HEAD_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"leep": leep, "nce": nce}
+HEAD_SCORES: dict[str, Callable[[Labelled], float]] = {"leep": leep, "nce": nce}
 
 
-def after_training(
-    features: np.ndarray, labels: np.ndarray, *, probabilities: np.ndarray | None = None
-) -> dict[str, float]:
-    """All scores of a trained backbone's features (N, D); LEEP and NCE only with the source head's probabilities."""
-    scores = {name: score(features, labels) for name, score in FEATURE_SCORES.items()}
+def after_training(sample: Labelled, *, probabilities: np.ndarray | None = None) -> dict[str, float]:
+    """All scores of a trained backbone's features; LEEP and NCE only with the source head's probabilities (N, |A|)."""
+    scores = {name: score(sample) for name, score in FEATURE_SCORES.items()}
+    by_head = None if probabilities is None else Labelled(probabilities, sample.labels)
     for name, score in HEAD_SCORES.items():
-        scores[name] = float("nan") if probabilities is None else score(probabilities, labels)
+        scores[name] = float("nan") if by_head is None else score(by_head)
     return scores
 
 
