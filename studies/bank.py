@@ -18,13 +18,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gen_invariance.experiment.cell import CellInputs, MeasureSettings, Method, run_cell
+from gen_invariance.experiment.cell import CellInputs, Method, run_cell
 from gen_invariance.experiment.task import prepare
 from gen_invariance.files import write_text
 from gen_invariance.nuisance.protocol import Draw, Nuisance
+from gen_invariance.settings import settings_of
 from gen_invariance.stats import mean_interval, paired_difference
+from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.io import load_translator
-from studies.translators import DRAWS, TASKS, fitted, methods
+from studies.translators import MEASURE, TASKS, make_arm, methods
 
 BANKS = {"on the fly": (0, 10), "4 versions, 20 epochs": (4, 20), "2 versions, 40 epochs": (2, 40)}
 """Translations of each image in the bank, and epochs after which all have been replaced."""
@@ -58,12 +61,30 @@ def arms(kind: str) -> Iterator[tuple[str, Method]]:
         yield bank, replace(base, name=f"{base.name}, {bank}", training=training)
 
 
+def fitted(out: Path, task: str, kind: str, seed: int) -> Path:
+    """The folder of the translator of that kind on a task, fitted now if it is not there."""
+    folder = out / "fits" / f"{task}-{kind}-{seed}"
+    fit = make_arm(task, next(method for method in methods() if method.translator == kind)).fit
+    fit_translator(
+        kind,
+        prepare(TASKS[task], seed=seed).train,
+        settings_of(FitSettings, fit.loop, "fit"),
+        network=fit.network,
+        objective=fit.objective,
+        out=folder,
+        seed=seed,
+        resume=True,
+        progress=False,
+    )
+    return folder
+
+
 def main(out: Path, seeds: int) -> None:
     torch.set_num_threads(1)
     path = out / "cells.jsonl"
     for seed in range(seeds):
         for name, kind in PAIRS:
-            folder = fitted(out, name, kind, TASKS[name], seed)
+            folder = fitted(out, name, kind, seed)
             for bank, method in arms(kind):
                 cell = {"nuisance": name, "translator": kind, "bank": bank, "seed": seed}
                 if any(cell.items() <= row.items() for row in rows_of(path)):
@@ -71,9 +92,8 @@ def main(out: Path, seeds: int) -> None:
                 words = "".join(letter if letter.isalnum() else "-" for letter in f"{name}-{kind}-{bank}-{seed}")
                 translator = Counted(load_translator(folder))
                 inputs = CellInputs(prepare(TASKS[name], seed=seed), translator=translator)
-                measure = MeasureSettings(draws=DRAWS, invariance_images=None)
                 records = run_cell(
-                    TASKS[name], method, inputs, seed=seed, folder=out / "cells" / words, measure=measure
+                    TASKS[name], method, inputs, seed=seed, folder=out / "cells" / words, measure=MEASURE
                 )
                 found = {record.metric: record.value for record in records if record.class_index is None}
                 cell |= {"translated": translator.images, **{metric: found[metric] for metric in SHOWN}}
