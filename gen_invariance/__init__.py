@@ -48,6 +48,8 @@ _HOMES = {
     "OrderRun": "experiment.order",
     "OrderSettings": "experiment.order",
     "run_order": "experiment.order",
+    "BenchmarkRun": "benchmark.run",
+    "run_benchmark": "benchmark.run",
     "InspectSettings": "experiment.inspect",
     "inspect_translator": "experiment.inspect",
 }

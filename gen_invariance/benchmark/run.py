@@ -117,6 +117,15 @@ def run_benchmark(
         SettingsError: an unknown name or setting.
         DataNotFoundError: files of a benchmark are missing.
         RunError: cells failed; the others were measured.
+
+    Example:
+        >>> import tempfile
+        >>> frame = run_benchmark(
+        ...     methods="ce", orders=0, out=tempfile.mkdtemp(), training_options={"epochs": 1},
+        ...     data_options={"test_images": 5}, measure_options={"draws": 1}
+        ... )
+        >>> len(frame[frame["metric"] == "accuracy"])
+        10
     """
     asked = BenchmarkRun(
         benchmark=_as_names(benchmark),

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from gen_invariance.benchmark import grid as module
-from gen_invariance.benchmark.grid import load_grid, run_grid
+from gen_invariance.benchmark.arms import read_arm
+from gen_invariance.benchmark.grid import GridCell, load_grid, run_grid
 from gen_invariance.benchmark.jobs import run_jobs
-from gen_invariance.benchmark.run import BenchmarkRun, list_cells
+from gen_invariance.benchmark.registry import read_benchmark, read_translator_fit
+from gen_invariance.benchmark.run import BenchmarkRun, list_cells, run_benchmark
 from gen_invariance.cli.main import _compose, run
 from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.records import FAILED, finished_cells, load_records, measured
@@ -64,6 +67,21 @@ def whole(tmp_path_factory):
     return out
 
 
+OLD_CELLS = json.loads((Path(__file__).parent.parent / "fixtures" / "cells_58c00f3.json").read_text())
+"""Of commit 58c00f3, by benchmark and arm: digests of the cell alone and with a learned nuisance, folder of its fit."""
+
+
+@pytest.mark.parametrize("name", OLD_CELLS)
+def test_cells_that_an_earlier_version_measured_are_known_by_their_digests(name):
+    benchmark = read_benchmark(name)
+    learned = read_translator_fit("redraw", benchmark)
+    for arm_name, (digest, with_learned, fit_folder) in OLD_CELLS[name].items():
+        arm = read_arm(arm_name, benchmark)
+        cell = GridCell(benchmark, arm, order=1, seed=0)
+        assert (cell.digest, cell.fit_folder) == (digest, fit_folder), arm_name
+        assert GridCell(benchmark, arm, 1, 0, learned).digest == with_learned, arm_name
+
+
 def test_every_cell_is_there_once_and_what_is_shared_is_shared(whole):
     found = finished_cells(whole / "records")
     assert {(cell.method, cell.order, cell.seed) for cell in found} == {
@@ -97,6 +115,20 @@ def test_the_report_is_over_orders(whole):
     assert effects["method"].tolist() == ["ce_drs", "ce_drs+spatial"]
     assert effects["classes"].tolist() == [20, 20]
     assert effects["spearman"].between(effects["spearman_low"], effects["spearman_high"]).all()
+
+
+def test_the_same_from_python(whole):
+    said = []
+    options = _compose("benchmark", words()[1:])
+    options = {name: value for name, value in options.items() if name.endswith("_options")}
+    frame = run_benchmark(
+        "digits_rot_lt", ["ce_drs", "ce_drs+spatial"], out=whole, orders=range(2), seeds=[0, 1], say=said.append,
+        **options,
+    )  # fmt: skip
+    assert said == ["8 cells, 0 to measure and 0 translators to fit", f"report: {whole / 'report' / 'report.html'}"]
+    everything = load_records(whole / "records")
+    assert len(frame) == len(everything)
+    assert frame["value"].sum() == pytest.approx(everything["value"].sum())
 
 
 def test_a_benchmark_without_nuisance_has_accuracy_alone(tmp_path, capsys):
