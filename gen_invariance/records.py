@@ -20,17 +20,19 @@ import sys
 import time
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field
 
 from gen_invariance.errors import DataNotFoundError, SettingsError
 from gen_invariance.files import cannot_write, utf8_text, write_text
 from gen_invariance.run import package_versions, source_commit
+from gen_invariance.settings import settings_class
 
 FINISHED, FAILED = "finished", "failed"
 """Metrics of marker records: the last line of a cell, and a cell that ended with an error."""
@@ -40,16 +42,23 @@ def _escape_text(value: Any) -> Any:
     return utf8_text(value) if isinstance(value, str) else value
 
 
+def _require_text(value: str) -> str:
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
 def _decode_value(value: Any) -> Any:
     """The opposite of what `_encode` does to numbers that JSON lacks."""
     if value is None:
         return math.nan
-    return float(value) if isinstance(value, str) else value
+    return float(value) if value in ("inf", "-inf") else value
 
 
 _Text = Annotated[str, BeforeValidator(_escape_text)]
-_Whole = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
-_Value = Annotated[float, BeforeValidator(_decode_value)]
+_Name = Annotated[_Text, AfterValidator(_require_text)]
+_Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Value = Annotated[float, AllowInfNan(), BeforeValidator(_decode_value)]
 
 
 class Cell(NamedTuple):
@@ -62,7 +71,7 @@ class Cell(NamedTuple):
     order: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings_class("record")
 class Record:
     """One measured figure and where it comes from.
 
@@ -88,10 +97,10 @@ class Record:
         SettingsError: an empty benchmark, method or metric, or a value that is no number.
     """
 
-    benchmark: _Text
-    method: _Text
+    benchmark: _Name
+    method: _Name
     seed: _Whole
-    metric: _Text
+    metric: _Name
     value: _Value
     order: _Whole | None = None
     class_name: _Text | None = None
@@ -105,22 +114,6 @@ class Record:
     commit: str | None = None
     seconds: float | None = None
 
-    def __post_init__(self) -> None:
-        empty = [name for name in ("benchmark", "method", "metric") if not getattr(self, name)]
-        if empty:
-            raise SettingsError(f"a record needs a {empty[0]}, got an empty one; name it")
-        for name in ("benchmark", "method", "metric", "class_name", "group", "command"):
-            text = getattr(self, name)
-            if text is not None:
-                object.__setattr__(self, name, utf8_text(str(text)))
-        try:
-            object.__setattr__(self, "value", float(self.value))
-            object.__setattr__(self, "seed", int(self.seed))
-        except (TypeError, ValueError) as error:
-            raise SettingsError(
-                f"a record's value and seed must be numbers, got {self.value!r} and {self.seed!r} for {self.metric}"
-            ) from error
-
     @property
     def cell(self) -> Cell:
         """What this record is a part of."""
@@ -133,10 +126,7 @@ class Record:
 
 
 _COLUMNS = [entry.name for entry in fields(Record)]
-_CELL = list(Cell._fields)
-_KEY = [*_CELL, "metric", "class_index", "class_name", "group"]
-_NO_ORDER = -1
-_READ_RECORD = TypeAdapter(Record).validate_python
+_KEY = [*Cell._fields, "metric", "class_index", "class_name", "group"]
 
 
 def provenance() -> dict[str, Any]:
@@ -178,7 +168,7 @@ class RecordWriter:
             raise SettingsError("write_cell takes the records of exactly one cell (benchmark, config, method, seed)")
         if len({record.key for record in records}) != len(records):
             raise SettingsError(f"cell {records[0].cell} gives one figure twice; name each (metric, class, group) once")
-        self.write([*records, _marker(records[-1], FINISHED, value=len(records))])
+        self.write([*records, _make_marker(records[-1], FINISHED, value=len(records))])
 
     def write_failure(self, record: Record, error: BaseException) -> None:
         """Append that the cell of `record` ended with `error`; the cell stays unfinished.
@@ -186,7 +176,7 @@ class RecordWriter:
         Raises:
             OutputError: read-only or full disk.
         """
-        self.write(replace(_marker(record, FAILED, value=1), group=f"{type(error).__name__}: {error}"))
+        self.write(replace(_make_marker(record, FAILED, value=1), group=f"{type(error).__name__}: {error}"))
 
     def _append(self, content: bytes) -> None:
         if self.path is None or self._owner != os.getpid():
@@ -216,7 +206,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _marker(record: Record, metric: str, *, value: float) -> Record:
+def _make_marker(record: Record, metric: str, *, value: float) -> Record:
     return replace(record, metric=metric, value=value, class_name=None, class_index=None, class_count=None, group=None)
 
 
@@ -265,8 +255,7 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            known = {name: row[name] for name in _COLUMNS if name in row or name == "config_digest"}
-            record = _READ_RECORD(known)
+            record = Record(**{name: row[name] for name in _COLUMNS if name in row or name == "config_digest"})
             rows.append({**vars(record), "written": float(row.get("written") or 0)})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
@@ -293,6 +282,14 @@ def measured(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[~frame["metric"].isin([FINISHED, FAILED])]
 
 
+def row_cells(frame: pd.DataFrame) -> list[Cell]:
+    """The cell of each row of records."""
+    return [
+        Cell(benchmark, digest, method, int(seed), None if pd.isna(order) else int(order))
+        for benchmark, digest, method, seed, order in frame[list(Cell._fields)].itertuples(index=False)
+    ]
+
+
 def finished_cells(source: Path | str | pd.DataFrame) -> set[Cell]:
     """Cells of which every record is there, from a frame or from where `load_records` reads.
 
@@ -302,14 +299,9 @@ def finished_cells(source: Path | str | pd.DataFrame) -> set[Cell]:
         if not Path(source).exists():
             return set()
         source = load_records(source)
-    source = source.assign(order=source["order"].fillna(_NO_ORDER))  # missing values are not equal to each other
-    present = measured(source).groupby(_CELL).size()
-    ended = source[source["metric"] == FINISHED].set_index(_CELL)["value"]
-    complete = ended[present.reindex(ended.index, fill_value=0) >= ended]
-    return {
-        Cell(benchmark, digest, method, int(seed), None if order == _NO_ORDER else int(order))
-        for benchmark, digest, method, seed, order in complete.index
-    }
+    figures = Counter(row_cells(measured(source)))
+    ended = source[source["metric"] == FINISHED]
+    return {cell for cell, size in zip(row_cells(ended), ended["value"], strict=True) if figures[cell] >= size}
 
 
 def write_csv(frame: pd.DataFrame, path: Path | str) -> None:

@@ -240,9 +240,9 @@ def test_bad_places_and_bad_records_are_one_line_errors(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         RecordWriter(tmp_path / "file").write(record())
-    with pytest.raises(SettingsError, match="needs a method"):
+    with pytest.raises(SettingsError, match=r"record\.method must not be empty"):
         record(method="")
-    with pytest.raises(SettingsError, match="must be numbers, got 'high'"):
+    with pytest.raises(SettingsError, match=r"record\.value must be a finite number, got 'high'"):
         record(value="high")
 
 

@@ -28,7 +28,7 @@ from gen_invariance.experiment.cell import CellInputs, cell_digest, run_cell
 from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.files import write_json
 from gen_invariance.nuisance.build import build_nuisance
-from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
+from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance, row_cells
 from gen_invariance.report.metrics import progress_line
 from gen_invariance.run import Run, config_digest
 from gen_invariance.settings import settings_of
@@ -299,11 +299,7 @@ def load_grid(cells: Sequence[GridCell], out: Path | str) -> pd.DataFrame:
     """
     frame = load_records(Path(out) / "records")
     wanted = {cell.key for cell in cells}
+    frame = frame[[cell in wanted for cell in row_cells(frame)]]
     arms = list(dict.fromkeys((cell.benchmark.name, cell.arm.name) for cell in cells))
-    kept, ranks = [], []
-    for row, record in enumerate(frame.itertuples()):
-        order = None if pd.isna(record.order) else int(record.order)
-        if Cell(record.benchmark, record.config_digest, record.method, int(record.seed), order) in wanted:
-            kept.append(row)
-            ranks.append(arms.index((record.benchmark, record.method)))
-    return frame.iloc[[kept[index] for index in np.argsort(ranks, kind="stable")]].reset_index(drop=True)
+    ranks = [arms.index(arm) for arm in zip(frame["benchmark"], frame["method"], strict=True)]
+    return frame.iloc[np.argsort(ranks, kind="stable")].reset_index(drop=True)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from gen_invariance.errors import DataError
 from gen_invariance.files import remove_leftovers, write_text
-from gen_invariance.records import FAILED, Cell, finished_cells, measured, write_csv
+from gen_invariance.records import FAILED, Cell, finished_cells, measured, row_cells, write_csv
 from gen_invariance.report.class_figures import class_pictures
 from gen_invariance.report.drawing import save_png
 from gen_invariance.report.pages import Picture, write_page
@@ -175,11 +175,10 @@ def _distinct(column: pd.Series) -> list[str]:
 
 def _failures(frame: pd.DataFrame) -> list[str]:
     """Cells that ended with an error and were not finished since."""
-    done = finished_cells(frame)
+    done, failed = finished_cells(frame), frame[frame["metric"] == FAILED]
     lines = []
-    for row in frame[frame["metric"] == FAILED].itertuples(index=False):
-        order = None if pd.isna(row.order) else int(row.order)
-        if Cell(row.benchmark, row.config_digest, row.method, int(row.seed), order) not in done:
-            where = "" if order is None else f"order {order}, "
-            lines.append(f"{row.method} on {row.benchmark}, {where}seed {row.seed}: {row.group}")
+    for cell, error in zip(row_cells(failed), failed["group"], strict=True):
+        if cell not in done:
+            where = "" if cell.order is None else f"order {cell.order}, "
+            lines.append(f"{cell.method} on {cell.benchmark}, {where}seed {cell.seed}: {error}")
     return lines
