@@ -27,6 +27,7 @@ from gen_invariance.report.drawing import (
 )
 from gen_invariance.report.metrics import Metric, metric_info
 from gen_invariance.report.pages import Picture
+from gen_invariance.report.size_effect import pivot_classes
 from gen_invariance.report.summary import repetitions
 from gen_invariance.run import named_generator
 from gen_invariance.stats import MeanInterval, mean_interval, to_floats
@@ -221,21 +222,21 @@ def _points_and_line(
     axes: Axes, table: pd.DataFrame, *, name: str, style: MethodStyle, scale: float, settings: Mapping[str, Any]
 ) -> None:
     """One method's classes as points, their fitted line, and the band of lines fitted to resampled classes."""
-    sizes = table.pivot(index="seed", columns="class_index", values="class_count").fillna(0).to_numpy(float)
-    values = table.pivot(index="seed", columns="class_index", values="value").to_numpy(float) * scale
-    found = class_size_association(sizes, values, **settings)
-    known, slope = (sizes > 0) & np.isfinite(values), found.slope
+    sizes, values = pivot_classes(table)
+    values = values * scale
+    association = class_size_association(sizes, values, **settings)
+    known, slope = (sizes > 0) & np.isfinite(values), association.slope
     axes.plot(sizes[known], values[known], style.marker, color=style.colour, alpha=0.4, ms=4.5, mew=0)
     text = f"{name}: {slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]"
     axes.plot([], [], ls=style.line, marker=style.marker, color=style.colour, lw=2.2, label=text)
     if np.isnan(slope.low):  # one class, or all of one size: points alone
         return
     x = np.geomspace(sizes[known].min(), sizes[known].max(), 60)
-    lines = found.lines[np.isfinite(found.lines).all(axis=1)]
+    lines = association.lines[np.isfinite(association.lines).all(axis=1)]
     tail = (1 - settings["level"]) / 2
     low, high = np.quantile(lines[:, :1] + lines[:, 1:] * np.log10(x), [tail, 1 - tail], axis=0)
     axes.fill_between(x, low, high, color=style.colour, alpha=0.14, lw=0)
-    axes.plot(x, found.intercept + slope.value * np.log10(x), ls=style.line, color=style.colour, lw=2.2)
+    axes.plot(x, association.intercept + slope.value * np.log10(x), ls=style.line, color=style.colour, lw=2.2)
 
 
 def class_pictures(frame: pd.DataFrame, *, level: float = 0.95) -> list[Picture]:

@@ -21,7 +21,7 @@ from gen_invariance.report.tables import (
     TableCell,
     count_column,
     few_pairs_remark,
-    make_rows,
+    make_table,
     measured_cell,
     minus_signs,
 )
@@ -118,10 +118,11 @@ def _gain_table(
         shares = {method: _share_cell(values.loc[metric], method, scale, metric, level=level) for method in methods}
         columns.append((f"share, {info.label}", shares))
     marks = {scale.reference: "0 %", scale.oracle: "100 %"}
-    rows = make_rows({method: marks.get(method, "") for method in methods}, columns)
-    headings = tuple(heading for heading, _ in columns)
+    rows = {method: (method, marks.get(method, "")) for method in methods}
     remark = few_pairs_remark(summary, scale.reference)
-    return Table(_heading(benchmark, scale), "Arm", headings, rows, _footnotes(scale, level), remark)
+    return make_table(
+        _heading(benchmark, scale), "Arm", rows, columns, footnotes=_footnotes(scale, level), remark=remark
+    )
 
 
 def _share_cell(values: pd.DataFrame, method: str, scale: Scale, metric: str, *, level: float) -> TableCell:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from gen_invariance.measure.class_size import class_size_association
 from gen_invariance.report.summary import repetitions
 from gen_invariance.run import named_generator
+
+
+def pivot_classes(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Class sizes and figures of one method, float64 (seeds, classes) each; 0 and NaN where there is none."""
+    sizes = table.pivot(index="seed", columns="class_index", values="class_count").fillna(0)
+    values = table.pivot(index="seed", columns="class_index", values="value")
+    return sizes.to_numpy(float), values.to_numpy(float)
 
 
 def size_effects(frame: pd.DataFrame, *, metric: str = "ekld", resamples: int = 1000) -> pd.DataFrame:
@@ -19,8 +27,7 @@ def size_effects(frame: pd.DataFrame, *, metric: str = "ekld", resamples: int = 
     figures = figures[(figures["metric"] == metric) & figures["class_index"].notna()]
     rows = []
     for (benchmark, method), table in figures.groupby(["benchmark", "method"], sort=False):
-        sizes = table.pivot(index="seed", columns="class_index", values="class_count").fillna(0).to_numpy(float)
-        values = table.pivot(index="seed", columns="class_index", values="value").to_numpy(float)
+        sizes, values = pivot_classes(table)
         generator = named_generator(0, "size effect", benchmark, method)
         found = class_size_association(sizes, values, generator=generator, resamples=resamples)
         row = {"benchmark": benchmark, "method": method, "metric": metric, "classes": found.used}

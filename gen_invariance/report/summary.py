@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import pandas as pd
@@ -38,13 +37,7 @@ def prepare_results(frame: pd.DataFrame, *, baseline: str | None = None, level: 
     return Results(figures, _summarise(figures, baseline, level), baseline, level)
 
 
-def summarise(
-    frame: pd.DataFrame,
-    *,
-    baseline: str | None = None,
-    level: float = 0.95,
-    config_digest: str | Collection[str] | None = None,
-) -> pd.DataFrame:
+def summarise(frame: pd.DataFrame, *, baseline: str | None = None, level: float = 0.95) -> pd.DataFrame:
     """Mean and interval over seeds of every figure, and its paired difference to a baseline.
 
     Args:
@@ -53,7 +46,6 @@ def summarise(
         baseline: method that the others are compared with on the seeds both have, where they had the same data; no
             differences when left out.
         level: confidence of the intervals, in (0, 1).
-        config_digest: keep only records of this configuration, or of these.
 
     Returns:
         One row a figure, in order of appearance: benchmark, method, metric, class_index, class_name, group,
@@ -64,14 +56,7 @@ def summarise(
         SettingsError: the baseline is not among the methods.
         DataError: a method's records come from several configurations.
     """
-    return prepare_results(select_configuration(frame, config_digest), baseline=baseline, level=level).summary
-
-
-def select_configuration(frame: pd.DataFrame, config_digest: str | Collection[str] | None) -> pd.DataFrame:
-    """The records of one configuration, or of several; all for None."""
-    if config_digest is None:
-        return frame
-    return frame[frame["config_digest"].isin([config_digest] if isinstance(config_digest, str) else config_digest)]
+    return prepare_results(frame, baseline=baseline, level=level).summary
 
 
 def repetitions(frame: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +126,7 @@ def _require_one_configuration(figures: pd.DataFrame) -> None:
         if len(several) > 1:
             raise DataError(
                 f"records of {method!r} on {benchmark!r} come from {len(several)} configurations "
-                f"({', '.join(map(repr, several))}) and are not averaged; choose with config_digest="
+                f"({', '.join(map(repr, several))}) and are not averaged; choose one by its config_digest"
             )
 
 

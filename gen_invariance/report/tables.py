@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -34,8 +34,8 @@ class TableCell:
     words: bool = False
 
 
-Column = tuple[str, Mapping[str, TableCell]]
-"""Heading of a column, and its cells by the name of the row."""
+Column = tuple[str, Mapping[Hashable, TableCell]]
+"""Heading of a column, and its cells by the key of the row."""
 
 
 @dataclass(frozen=True)
@@ -59,53 +59,55 @@ class Table:
     remark: str = ""
 
 
-def make_rows(remarks: Mapping[str, str], columns: Sequence[Column]) -> tuple[TableRow, ...]:
-    """A row for each name in `remarks`; a cell that a column lacks is shown as a dash."""
-    return tuple(
-        TableRow(name, remark, tuple(cells.get(name, TableCell()) for _, cells in columns))
-        for name, remark in remarks.items()
-    )
-
-
-def method_tables(
-    results: Results,
+def make_table(
+    benchmark: object,
+    first_column: str,
+    rows: Mapping[Hashable, tuple[str, str]],
+    columns: Sequence[Column],
     *,
-    references: Collection[str] = (),
-    published: Mapping[tuple[str, str], Published] = PUBLISHED,
-) -> list[Table]:
+    footnotes: Iterable[str] = (),
+    remark: str = "",
+) -> Table:
+    """A table of `columns` with a row for each key in `rows`, which gives its name and remark; gaps become dashes."""
+    filled = tuple(
+        TableRow(*about, tuple(cells.get(key, TableCell()) for _, cells in columns)) for key, about in rows.items()
+    )
+    headings = tuple(heading for heading, _ in columns)
+    return Table(str(benchmark), first_column, headings, filled, tuple(footnotes), remark)
+
+
+def method_tables(results: Results, *, references: Collection[str] = ()) -> list[Table]:
     """One table for each benchmark: methods down, metrics across, mean ± half-width over seeds in the cells.
 
     A cell is marked best only if its method's paired difference to every other method has an interval on the
     better side of zero; with two methods alike, or on different data, nobody is best. With a baseline a column says
-    in which shot groups a change of the balanced accuracy was bought.
+    in which shot groups a change of the balanced accuracy was bought. A column shows the figures of `PUBLISHED` where
+    there are some.
 
     Args:
         results: from `prepare_results`.
         references: methods that are shown but do not compete, such as the oracle.
-        published: verified figures by (benchmark, method); a column appears where there is one.
     """
     totals, _ = split_totals(results.summary)
     figures, _ = split_totals(results.figures)
     tables = []
     for benchmark, part in totals.groupby("benchmark", sort=False):
         own = figures[figures["benchmark"] == benchmark]
-        known = {method: entry for (where, method), entry in published.items() if where == benchmark}
-        methods = list(dict.fromkeys(part["method"]))
-        columns = [
-            count_column("Seeds", part),
-            *_metric_columns(part, own, level=results.level, references=references),
-            *([_published_column(known, methods)] if known else []),
-        ]
-        remarks = {
-            name: "baseline" if name == results.baseline else "reference" if name in references else ""
-            for name in methods
-        }
-        footnotes = [*_footnotes(part, results), *_published_lines(known, methods), *_pairing_lines(part, own, results)]
+        known = {method: entry for (where, method), entry in PUBLISHED.items() if where == benchmark}
+        rows: dict[Hashable, tuple[str, str]] = {}
+        for method in part["method"].unique():
+            rows[method] = method, "reference" if method in references else ""
+            if method == results.baseline:
+                rows[method] = method, "baseline"
+        columns = [count_column("Seeds", part)]
+        columns += _metric_columns(part, own, level=results.level, references=references)
+        if known:
+            published = {method: TableCell("not available") for method in rows}
+            published |= {method: TableCell(entry.text, sort=entry.value) for method, entry in known.items()}
+            columns.append(("Published", published))
+        footnotes = [*_footnotes(part, results), *_published_lines(known, rows), *_pairing_lines(part, own, results)]
         remark = few_pairs_remark(part, results.baseline)
-        headings = tuple(heading for heading, _ in columns)
-        tables.append(
-            Table(str(benchmark), "Method", headings, make_rows(remarks, columns), tuple(footnotes), remark)
-        )
+        tables.append(make_table(benchmark, "Method", rows, columns, footnotes=footnotes, remark=remark))
     return tables
 
 
@@ -115,7 +117,10 @@ def class_tables(results: Results) -> list[Table]:
     tables = []
     for benchmark, part in figures[figures["metric"].isin(_CLASS_METRICS)].groupby("benchmark", sort=False):
         classes = part.groupby(["class_index", "class_name"], sort=True, dropna=False)
-        part = part.assign(row=classes.ngroup().astype(str))
+        part = part.assign(row=classes.ngroup())
+        rows: dict[Hashable, tuple[str, str]] = {}
+        for row, (index, name) in enumerate(classes.size().index):
+            rows[row] = (str(index) if pd.isna(name) else name), ""
         sizes = part.groupby("row")["class_count"].mean().astype(float)
         means = part.groupby(["metric", "method", "row"], sort=False)["value"].mean().unstack("row")
         columns: list[Column] = [("Training images (mean)", {row: _size_cell(size) for row, size in sizes.items()})]
@@ -123,10 +128,7 @@ def class_tables(results: Results) -> list[Table]:
             for method in part.loc[part["metric"] == metric, "method"].unique():
                 cells = {row: _plain_cell(metric, mean) for row, mean in means.loc[(metric, method)].items()}
                 columns.append((f"{metric_info(metric).title}: {method}", cells))
-        names = [str(index) if pd.isna(name) else name for index, name in classes.size().index]
-        rows = make_rows(dict.fromkeys(map(str, range(len(names))), ""), columns)
-        rows = tuple(replace(row, name=name) for row, name in zip(rows, names, strict=True))
-        tables.append(Table(str(benchmark), "Class", tuple(heading for heading, _ in columns), rows))
+        tables.append(make_table(benchmark, "Class", rows, columns))
     return tables
 
 
@@ -204,15 +206,7 @@ def _plain_cell(metric: str, value: float) -> TableCell:
     return TableCell(minus_signs(metric_info(metric).show(value)) if math.isfinite(value) else "–", sort=value)
 
 
-def _published_column(known: Mapping[str, Published], methods: Iterable[str]) -> Column:
-    cells = {
-        name: TableCell(known[name].text, sort=known[name].value) if name in known else TableCell("not available")
-        for name in methods
-    }
-    return "Published", cells
-
-
-def _published_lines(known: Mapping[str, Published], methods: Collection[str]) -> list[str]:
+def _published_lines(known: Mapping[str, Published], methods: Collection[Hashable]) -> list[str]:
     lines = []
     for method, entry in known.items():
         where = "" if method in methods else " (not run here)"
