@@ -29,9 +29,9 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import RunError
 from gen_invariance.experiment.train import resolve_plan
 from gen_invariance.measure.accuracy import AccuracyScores, measure_accuracy, score_predictions
-from gen_invariance.measure.transfer import best_baseline, transfer_effect
 from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
 from gen_invariance.run import Run, config_digest, named_generator
+from studies.transfer_effects import best_baseline, transfer_effect
 
 SCRATCH, UNTOUCHED = "scratch", "untouched start"
 """The two baselines: training from nothing, and nearest class means on the source's features as they are."""

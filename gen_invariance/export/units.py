@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gen_invariance.augment.reference import FrozenReference
+from gen_invariance.data.images import to_float, to_uint8
 from gen_invariance.data.readers.pictures import UnusablePictureError
 from gen_invariance.errors import GenInvarianceError, RunError, first_line, is_out_of_memory
 from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored
@@ -144,7 +145,7 @@ class Job:
     @torch.no_grad()
     def _translate_batch(self, unit: Unit, items: Sequence[Item], pixels: np.ndarray) -> list[Result]:
         """Translate uint8 (B, C, H, W) and judge each result."""
-        images = torch.from_numpy(pixels).to(torch.device(self.device)).float().div_(255)
+        images = to_float(torch.from_numpy(pixels).to(torch.device(self.device)))
         try:
             moved = self.nuisance.apply(images, self._draw(items, images.shape))
         except (MemoryError, RuntimeError, GenInvarianceError) as error:  # such as a picture smaller than a border
@@ -157,7 +158,7 @@ class Job:
         finite = torch.isfinite(moved).flatten(1).all(1).tolist()
         strength = (moved - images).abs().double().mean((1, 2, 3)).tolist()
         answers = [None] * len(items) if self.predict is None else self.predict(moved).argmax(1).tolist()
-        new = moved.nan_to_num().clamp(0, 1).mul(255).add_(0.5).byte().cpu().numpy()
+        new = to_uint8(moved.nan_to_num().clamp(0, 1)).cpu().numpy()
         results = []
         for index, item in enumerate(items):
             quality = outside(describe(new[index]), unit.ranges)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.measure.transfer import best_baseline, transfer_effect
+from studies.transfer_effects import best_baseline, transfer_effect
 
 WORDS = {1: "helps", -1: "harms", 0: "undecided"}
 
