@@ -6,12 +6,12 @@ Labels may be any int64 numbers, with gaps ({2, 5, 7}): every head renumbers the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
@@ -28,39 +28,16 @@ FEW_NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
-class MeanHead:
-    """Nearest class mean, by Euclidean distance or by cosine.
+class Head:
+    """A fitted head.
 
-    Reference: Mensink et al. 2013; with `cosine`, the means are those of features of length one.
+    Attributes:
+        classes: the labels it was fitted with, int64 (K,), ascending.
+        scores: features (N, D) to scores (N, K), larger is likelier, columns as `classes`.
     """
 
     classes: Tensor
-    means: Tensor
-    cosine: bool = False
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Negative squared distances, or cosines, (N, K)."""
-        if self.cosine:
-            return F.normalize(features, dim=1) @ F.normalize(self.means, dim=1).T
-        return -torch.cdist(features, self.means).square()
-
-
-@dataclass(frozen=True)
-class NeighbourHead:
-    """k nearest neighbours by cosine, see `neighbour_votes`."""
-
-    classes: Tensor
-    features: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-    neighbours: int = FEW_NEIGHBOURS
-    temperature: float = KNN_TEMPERATURE
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Share of the votes, (N, K)."""
-        cosine = F.normalize(features, dim=1) @ self.features.T
-        return neighbour_votes(
-            cosine, self.labels, num_classes=len(self.classes), neighbours=self.neighbours, temperature=self.temperature
-        )
+    scores: Callable[[Tensor], Tensor]
 
 
 def neighbour_votes(
@@ -88,57 +65,52 @@ def neighbour_votes(
     return total / total.sum(1, keepdim=True)
 
 
-@dataclass(frozen=True)
-class LogisticHead:
-    """Multinomial logistic regression on standardised features."""
-
-    classes: Tensor
-    mean: Tensor
-    std: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Logits, (N, K)."""
-        return ((features - self.mean) / self.std) @ self.weight.T + self.bias
-
-
-Head = MeanHead | NeighbourHead | LogisticHead
-"""A fitted head: `classes`, int64 (K,) ascending, and `scores`, larger is likelier, columns as `classes`."""
-
-
 def predict(head: Head, features: Tensor) -> Tensor:
     """The likeliest label of each row of `features` (N, D), int64 (N,), in the numbers the head was fitted with."""
     return head.classes[head.scores(features).argmax(1)]
 
 
-def fit_nearest_mean(features: Tensor, labels: Tensor) -> MeanHead:
-    """Nearest class mean on `features` (N, D), `labels` (N,); see `fit_head`."""
+def fit_nearest_mean(features: Tensor, labels: Tensor) -> Head:
+    """Nearest class mean on `features` (N, D), `labels` (N,) (Mensink et al. 2013); see `fit_head`.
+
+    Scores are negative squared distances.
+    """
     classes, numbers = _renumber(features, labels)
-    return MeanHead(classes, class_means(features, numbers, len(classes)))
+    means = class_means(features, numbers, len(classes))
+    return Head(classes, lambda asked: -torch.cdist(asked, means).square())
 
 
-def fit_cosine(features: Tensor, labels: Tensor) -> MeanHead:
-    """Nearest class mean by cosine, on features scaled to length one; see `fit_head`."""
-    return replace(fit_nearest_mean(F.normalize(features, dim=1), labels), cosine=True)
+def fit_cosine(features: Tensor, labels: Tensor) -> Head:
+    """Nearest class mean by cosine, the means taken of features scaled to length one; see `fit_head`."""
+    classes, numbers = _renumber(features, labels)
+    means = F.normalize(class_means(F.normalize(features, dim=1), numbers, len(classes)), dim=1)
+    return Head(classes, lambda asked: F.normalize(asked, dim=1) @ means.T)
 
 
 def fit_knn(
     features: Tensor,
     labels: Tensor,
     *,
-    neighbours: Annotated[int, Field(ge=1)] = FEW_NEIGHBOURS,
-    temperature: Annotated[float, Field(gt=0)] = KNN_TEMPERATURE,
-) -> NeighbourHead:
-    """K nearest neighbours; with fewer samples than `neighbours`, all of them vote. See `fit_head`."""
+    neighbours: PositiveInt = FEW_NEIGHBOURS,
+    temperature: PositiveFloat = KNN_TEMPERATURE,
+) -> Head:
+    """K nearest neighbours by cosine, see `neighbour_votes` and `fit_head`."""
     classes, numbers = _renumber(features, labels)
-    return NeighbourHead(classes, F.normalize(features, dim=1), numbers, neighbours, temperature)
+    unit = F.normalize(features, dim=1)
+
+    def score(asked: Tensor) -> Tensor:
+        cosine = F.normalize(asked, dim=1) @ unit.T
+        return neighbour_votes(
+            cosine, numbers, num_classes=len(classes), neighbours=neighbours, temperature=temperature
+        )
+
+    return Head(classes, score)
 
 
 def fit_logistic(
-    features: Tensor, labels: Tensor, *, strength: Annotated[float, Field(gt=0)] = 1.0, balanced: bool = True
-) -> LogisticHead:
-    """Logistic regression by scikit-learn on the CPU; see `fit_head`.
+    features: Tensor, labels: Tensor, *, strength: PositiveFloat = 1.0, balanced: bool = True
+) -> Head:
+    """Logistic regression on standardised features, by scikit-learn on the CPU; see `fit_head`.
 
     Args:
         features: float (N, D).
@@ -162,7 +134,8 @@ def fit_logistic(
     weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
     if len(classes) == 2:  # scikit-learn keeps one row then: the log odds of the second class
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    return LogisticHead(classes, mean, std, weight.to(features), bias.to(features))
+    weight, bias = weight.to(features), bias.to(features)
+    return Head(classes, lambda asked: ((asked - mean) / std) @ weight.T + bias)
 
 
 HEADS = {"nearest_mean": fit_nearest_mean, "cosine": fit_cosine, "knn": fit_knn, "logistic": fit_logistic}
