@@ -50,6 +50,9 @@ _HOMES = {
     "run_order": "experiment.order",
     "BenchmarkRun": "benchmark.run",
     "run_benchmark": "benchmark.run",
+    "load_records": "records",
+    "ReportSettings": "report.report_page",
+    "write_report": "report.report_page",
     "InspectSettings": "experiment.inspect",
     "inspect_translator": "experiment.inspect",
 }

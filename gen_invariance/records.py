@@ -11,7 +11,6 @@ record counts.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -230,6 +229,14 @@ def load_records(folder: Path | str) -> pd.DataFrame:
 
     Raises:
         DataNotFoundError: no such file or folder.
+
+    Example:
+        >>> import tempfile
+        >>> record = Record(benchmark="digits", method="ce", seed=0, metric="balanced_accuracy", value=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     RecordWriter(folder).write(record)
+        ...     load_records(folder)[["method", "value"]].values.tolist()
+        [['ce', 0.5]]
     """
     path = Path(folder)
     if not path.exists():
@@ -312,6 +319,4 @@ def write_csv(frame: pd.DataFrame, path: Path | str) -> None:
     """
     if "versions" in frame:
         frame = frame.assign(versions=[json.dumps(value, sort_keys=True, default=str) for value in frame["versions"]])
-    buffer = io.StringIO()
-    frame.to_csv(buffer, index=False, lineterminator="\n")
-    write_text(path, buffer.getvalue())
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))

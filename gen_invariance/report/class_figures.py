@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from gen_invariance.errors import DataError, ShapeError
-from gen_invariance.measure.class_size import class_size_association
+from gen_invariance.measure.class_size import ClassSizeAssociation, class_size_association
 from gen_invariance.records import measured
 from gen_invariance.report.drawing import (
     COLOURS,
@@ -19,7 +18,6 @@ from gen_invariance.report.drawing import (
     class_ticks,
     format_label,
     legend_above,
-    legend_names,
     make_canvas,
     method_styles,
     plain_log,
@@ -30,7 +28,7 @@ from gen_invariance.report.pages import Picture
 from gen_invariance.report.size_effect import pivot_classes
 from gen_invariance.report.summary import repetitions
 from gen_invariance.run import named_generator
-from gen_invariance.stats import MeanInterval, mean_interval, to_floats
+from gen_invariance.stats import mean_interval, to_floats
 
 _GROUP_COLOURS = {"many": "#0072B2", "medium": "#56B4E9", "few": "#D55E00"}
 _DODGE = 0.55  # share of a class's slot over which the methods' points are spread
@@ -112,36 +110,25 @@ def accuracy_by_class(
     rows["rank"] = rows.groupby(["method", "seed"])["class_count"].rank(method="first", ascending=False) - 1
     info = metric_info(metric)
     methods = list(dict.fromkeys(rows["method"]))
-    names = legend_names(methods)
     figure, (axes,) = make_canvas(4.6)
     for n, method in enumerate(methods):
         table = rows[rows["method"] == method].pivot(index="rank", columns="seed", values="value")
         interval = mean_interval(table.to_numpy() * info.scale, level)
+        style, ranks = styles[method], table.index.to_numpy()
+        look = {"color": style.colour, "ls": style.line, "label": style.label}
+        if len(ranks) > 20:  # bars could not be told apart
+            axes.plot(ranks, interval.mean, lw=1.8, **look)
+            axes.fill_between(ranks, interval.low, interval.high, color=style.colour, alpha=0.13, lw=0)
+            continue
         shift = (n - (len(methods) - 1) / 2) * _DODGE / len(methods)
-        _line_with_intervals(
-            axes, table.index.to_numpy(), interval, shift=shift, style=styles[method], name=names[method]
-        )
+        # A single seed has no interval: its points stand alone.
+        spread = None if np.isnan(interval.half_width).all() else np.nan_to_num(interval.half_width)
+        axes.errorbar(ranks + shift, interval.mean, yerr=spread, marker=style.marker, ms=5.5, lw=1.3, **look)
     _rank_ticks(axes, rows)
     axes.set_ylabel(info.title)
     _from_zero(axes, info)
     legend_above(figure, axes)
     return render_png(figure)
-
-
-def _line_with_intervals(
-    axes: Axes, places: np.ndarray, interval: MeanInterval, *, shift: float, style: MethodStyle, name: str
-) -> None:
-    """Points with bars side by side; where classes are too many for bars to be told apart, a line with a band.
-
-    A single seed has no interval: the point stands alone.
-    """
-    look = {"color": style.colour, "ls": style.line, "label": name}
-    if len(places) > 20:
-        axes.plot(places, interval.mean, lw=1.8, **look)
-        axes.fill_between(places, interval.low, interval.high, color=style.colour, alpha=0.13, lw=0)
-        return
-    spread = None if np.isnan(interval.half_width).all() else np.nan_to_num(interval.half_width)
-    axes.errorbar(places + shift, interval.mean, yerr=spread, marker=style.marker, ms=5.5, lw=1.3, **look)
 
 
 def _per_class(
@@ -162,7 +149,7 @@ def _rank_ticks(axes: Axes, rows: pd.DataFrame) -> None:
     """Ticks of classes lined up by size: training images, and the name where all seeds agree on it."""
     by_rank = rows.groupby("rank")
     sizes = by_rank["class_count"].median().round().astype(int)
-    names = by_rank["class_name"].agg(lambda found: found.iloc[0] if found.nunique(dropna=False) == 1 else None)
+    names = by_rank["class_name"].agg(lambda names: names.iloc[0] if names.nunique(dropna=False) == 1 else None)
     named = names.notna().all() and len(sizes) <= 30
     if named:
         class_ticks(axes, [f"{format_label(name, limit=14)} ({size})" for name, size in zip(names, sizes, strict=True)])
@@ -205,10 +192,13 @@ def ekld_against_class_size(
     rows, styles = _per_class(frame, metric, styles)
     info = metric_info(metric)
     figure, (axes,) = make_canvas(5.0)
-    names = legend_names(list(dict.fromkeys(rows["method"])))
     for method, table in rows.groupby("method", sort=False):
-        settings = {"generator": named_generator(0, "figure", metric, method), "resamples": resamples, "level": level}
-        _points_and_line(axes, table, name=names[method], style=styles[method], scale=info.scale, settings=settings)
+        sizes, values = pivot_classes(table)
+        association = class_size_association(
+            sizes, values * info.scale, generator=named_generator(0, "figure", metric, method), resamples=resamples,
+            level=level,
+        )  # fmt: skip
+        _draw_association(axes, association, sizes, values * info.scale, style=styles[method], level=level)
     axes.set_xscale("log")
     plain_log(axes.xaxis)
     axes.set_xlabel("Training images of the class (log)")
@@ -218,22 +208,25 @@ def ekld_against_class_size(
     return render_png(figure)
 
 
-def _points_and_line(
-    axes: Axes, table: pd.DataFrame, *, name: str, style: MethodStyle, scale: float, settings: Mapping[str, Any]
+def _draw_association(
+    axes: Axes,
+    association: ClassSizeAssociation,
+    sizes: np.ndarray,
+    values: np.ndarray,
+    *,
+    style: MethodStyle,
+    level: float,
 ) -> None:
     """One method's classes as points, their fitted line, and the band of lines fitted to resampled classes."""
-    sizes, values = pivot_classes(table)
-    values = values * scale
-    association = class_size_association(sizes, values, **settings)
     known, slope = (sizes > 0) & np.isfinite(values), association.slope
     axes.plot(sizes[known], values[known], style.marker, color=style.colour, alpha=0.4, ms=4.5, mew=0)
-    text = f"{name}: {slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]"
+    text = f"{style.label}: {slope.value:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]"
     axes.plot([], [], ls=style.line, marker=style.marker, color=style.colour, lw=2.2, label=text)
     if np.isnan(slope.low):  # one class, or all of one size: points alone
         return
     x = np.geomspace(sizes[known].min(), sizes[known].max(), 60)
     lines = association.lines[np.isfinite(association.lines).all(axis=1)]
-    tail = (1 - settings["level"]) / 2
+    tail = (1 - level) / 2
     low, high = np.quantile(lines[:, :1] + lines[:, 1:] * np.log10(x), [tail, 1 - tail], axis=0)
     axes.fill_between(x, low, high, color=style.colour, alpha=0.14, lw=0)
     axes.plot(x, association.intercept + slope.value * np.log10(x), ls=style.line, color=style.colour, lw=2.2)

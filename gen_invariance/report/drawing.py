@@ -39,11 +39,12 @@ _LINES = ("-", "--", "-.", ":")
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How one method is drawn in every figure."""
+    """How one method is drawn in every figure, and what it is called in legends."""
 
     colour: str
     marker: str
     line: str
+    label: str
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
@@ -53,10 +54,10 @@ def method_styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
         >>> method_styles(["DRS", "oracle"])["DRS"].colour
         '#0072B2'
     """
-    names = list(dict.fromkeys(methods))
+    labels = legend_names(list(dict.fromkeys(methods)))
     return {
-        name: MethodStyle(COLOURS[n % 8], _MARKERS[(n + n // 8) % 8], _LINES[(n + n // 8) % 4])
-        for n, name in enumerate(names)
+        name: MethodStyle(COLOURS[n % 8], _MARKERS[(n + n // 8) % 8], _LINES[(n + n // 8) % 4], label)
+        for n, (name, label) in enumerate(labels.items())
     }
 
 

@@ -80,6 +80,14 @@ def write_report(
         DataError: no record, or records that must not be averaged (see `summarise`).
         SettingsError: a baseline or reference that has no record.
         OutputError: read-only or full disk.
+
+    Example:
+        >>> import tempfile
+        >>> from gen_invariance.records import Record, as_frame
+        >>> record = Record(benchmark="digits", method="ce", seed=0, metric="balanced_accuracy", value=0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_report(as_frame([record]), folder, ReportSettings(title="Digits")).name
+        'report.html'
     """
     out, settings = Path(out), settings or ReportSettings()
     if not isinstance(records, pd.DataFrame):

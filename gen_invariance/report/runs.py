@@ -34,17 +34,10 @@ _LOCATION_KEYS = ("path", "skip_corrupt")
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A folder of records.
+    """A folder of records; of a training run also its settings and those of its data, by dotted key.
 
-    Attributes:
-        folder: as given.
-        frame: its records, under their labels once it has one.
-        settings: of a training run, by dotted key, without those of the data; None for other records.
-        data: settings of its data, by dotted key.
-        seed: of the run.
-        given_name: the name that was given when it was measured.
-        label: what its method is called on the page; None keeps the names of the records.
-        benchmark: what its data are called.
+    `given_name` is the name that was given when it was measured; `label` and `benchmark` are what its method and its
+    data are called on the page. Without a label the names of the records stay.
     """
 
     folder: Path

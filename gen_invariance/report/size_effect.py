@@ -29,9 +29,9 @@ def size_effects(frame: pd.DataFrame, *, metric: str = "ekld", resamples: int = 
     for (benchmark, method), table in figures.groupby(["benchmark", "method"], sort=False):
         sizes, values = pivot_classes(table)
         generator = named_generator(0, "size effect", benchmark, method)
-        found = class_size_association(sizes, values, generator=generator, resamples=resamples)
-        row = {"benchmark": benchmark, "method": method, "metric": metric, "classes": found.used}
-        for name, interval in (("spearman", found.spearman), ("slope", found.slope)):
+        association = class_size_association(sizes, values, generator=generator, resamples=resamples)
+        row = {"benchmark": benchmark, "method": method, "metric": metric, "classes": association.used}
+        for name, interval in (("spearman", association.spearman), ("slope", association.slope)):
             row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         rows.append(row)
     columns = ["spearman", "spearman_low", "spearman_high", "slope", "slope_low", "slope_high"]

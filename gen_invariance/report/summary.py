@@ -88,10 +88,10 @@ def pair_figures(figures: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
         their word.
     """
     keys = [*_SHARED, "seed"]
-    ours = figures[figures["method"] == baseline].drop_duplicates(keys, keep="last")
-    paired = figures.merge(ours[[*keys, "value", "data_digest"]], on=keys, how="left", suffixes=("", "_baseline"))
-    own, theirs = (paired[name].fillna("") for name in ("data_digest", "data_digest_baseline"))
-    unequal = (own != "") & (theirs != "") & (own != theirs)
+    partners = figures[figures["method"] == baseline].drop_duplicates(keys, keep="last")
+    paired = figures.merge(partners[[*keys, "value", "data_digest"]], on=keys, how="left", suffixes=("", "_baseline"))
+    ours, theirs = (paired[name].fillna("") for name in ("data_digest", "data_digest_baseline"))
+    unequal = (ours != "") & (theirs != "") & (ours != theirs)
     other = paired["value_baseline"].mask(unequal | (paired["method"] == baseline))
     return figures.assign(other=other.to_numpy(dtype=float), unequal=unequal.to_numpy())
 

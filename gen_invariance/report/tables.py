@@ -89,10 +89,10 @@ def method_tables(results: Results, *, references: Collection[str] = ()) -> list
         references: methods that are shown but do not compete, such as the oracle.
     """
     totals, _ = split_totals(results.summary)
-    figures, _ = split_totals(results.figures)
+    all_figures, _ = split_totals(results.figures)
     tables = []
     for benchmark, part in totals.groupby("benchmark", sort=False):
-        own = figures[figures["benchmark"] == benchmark]
+        figures = all_figures[all_figures["benchmark"] == benchmark]
         known = {method: entry for (where, method), entry in PUBLISHED.items() if where == benchmark}
         rows: dict[Hashable, tuple[str, str]] = {}
         for method in part["method"].unique():
@@ -100,12 +100,12 @@ def method_tables(results: Results, *, references: Collection[str] = ()) -> list
             if method == results.baseline:
                 rows[method] = method, "baseline"
         columns = [count_column("Seeds", part)]
-        columns += _metric_columns(part, own, level=results.level, references=references)
+        columns += _metric_columns(part, figures, level=results.level, references=references)
         if known:
             published = {method: TableCell("not available") for method in rows}
             published |= {method: TableCell(entry.text, sort=entry.value) for method, entry in known.items()}
             columns.append(("Published", published))
-        footnotes = [*_footnotes(part, results), *_published_lines(known, rows), *_pairing_lines(part, own, results)]
+        footnotes = _footnotes(part, results) + _published_lines(known, rows) + _pairing_lines(part, figures, results)
         remark = few_pairs_remark(part, results.baseline)
         tables.append(make_table(benchmark, "Method", rows, columns, footnotes=footnotes, remark=remark))
     return tables
@@ -145,13 +145,13 @@ def count_column(heading: str, part: pd.DataFrame) -> Column:
 
 
 def _metric_columns(
-    part: pd.DataFrame, own: pd.DataFrame, *, level: float, references: Collection[str]
+    part: pd.DataFrame, figures: pd.DataFrame, *, level: float, references: Collection[str]
 ) -> list[Column]:
     columns: list[Column] = []
     groups = [name for name in order_metrics(part["metric"]) if name in _SHOT_GROUPS.values()]
     differences = part.pivot(index="method", columns="metric", values="difference")
     for metric in order_metrics(part["metric"]):
-        best = _find_best_method(own[own["metric"] == metric], metric, level=level, references=references)
+        best = _find_best_method(figures[figures["metric"] == metric], metric, level=level, references=references)
         rows = part[part["metric"] == metric].set_index("method", drop=False)
         cells = {method: measured_cell(row, best=method == best) for method, row in rows.iterrows()}
         columns.append((metric_info(metric).title, cells))
@@ -227,7 +227,7 @@ def _footnotes(part: pd.DataFrame, results: Results) -> list[str]:
     return lines
 
 
-def _pairing_lines(part: pd.DataFrame, own: pd.DataFrame, results: Results) -> list[str]:
+def _pairing_lines(part: pd.DataFrame, figures: pd.DataFrame, results: Results) -> list[str]:
     """How to read the changes by group, and which differences are not shown since the data differ."""
     baseline = results.baseline
     if baseline is None:
@@ -237,7 +237,7 @@ def _pairing_lines(part: pd.DataFrame, own: pd.DataFrame, results: Results) -> l
     lines = []
     if part[part["metric"].isin(_SHOT_GROUPS.values())]["difference"].notna().any():
         lines.append(f"Bought where: change of the accuracy of each shot group against {baseline}, same pairs.")
-    for method, rows in own[own["unequal"]].groupby("method", sort=False):
+    for method, rows in figures[figures["unequal"]].groupby("method", sort=False):
         seeds = ", ".join(map(str, sorted(set(rows["seed"]))))
         lines.append(f"No paired difference is shown of {method} and {baseline} at seed {seeds}: their data differ.")
     return lines

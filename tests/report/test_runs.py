@@ -7,7 +7,7 @@ import pytest
 from gen_invariance.errors import SettingsError
 from gen_invariance.records import Record, RecordWriter
 from gen_invariance.report.report_page import ReportSettings, write_report
-from gen_invariance.report.runs import merge_sources, read_sources
+from gen_invariance.report.runs import find_method, merge_sources, read_sources
 
 CONFIG = {
     "data": {"source": "digits", "path": None, "nuisance": "identity", "largest": 110},
@@ -103,7 +103,6 @@ def test_other_data_make_another_benchmark_and_another_place_does_not(make, tmp_
         "digits [largest=110] against lighting", "digits [largest=50] against lighting"}  # fmt: skip
     moved = make("moved", data_path="elsewhere", training_epochs=9)
     assert set(frame_of(one, moved)["benchmark"]) == {"digits against lighting"}
-    page = write_page([one, small], tmp_path, baseline="one")
     changed = make("changed", digest="other images", training_epochs=9)
     page = write_page([one, changed], tmp_path, baseline="one").read_text()
     assert "No paired difference is shown of epochs=9 and epochs=3 at seed 0: their data differ." in page
@@ -139,9 +138,11 @@ def test_what_was_measured_twice_counts_once(make):
 
 def test_the_baseline_is_a_label_a_folder_or_a_place(make, tmp_path):
     folders = [make("plain"), make("other", 0.6, method="true", stage_nuisance="true", training_epochs=9)]
-    for baseline in ("epochs=3", "plain", str(folders[0]), 0, "0", "none"):
-        page = write_page(folders, tmp_path, baseline=baseline).read_text()
-        assert '<th scope="row">epochs=3<small>baseline</small>' in page
+    sources = read_sources(folders)
+    for baseline in ("epochs=3", "plain", str(folders[0]), "0", "none"):
+        assert find_method(baseline, sources, "baseline") == "epochs=3"
+    page = write_page(folders, tmp_path, baseline=0).read_text()
+    assert '<th scope="row">epochs=3<small>baseline</small>' in page
     with pytest.raises(SettingsError, match="baseline=x is no method here; choose 'epochs=3', 'stage=o"):
         write_page(folders, tmp_path, baseline="x")
 
