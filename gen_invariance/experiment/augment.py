@@ -65,8 +65,8 @@ class LearnSettings(FitSettings):
 
 
 @settings_class("augment")
-class AugmentSettings(ResultSettings, WorkerSettings):
-    """Settings of `run_augment`."""
+class AugmentInput:
+    """Which set is augmented, by what, and where to."""
 
     data: Task = field(default_factory=lambda: Task(source="folder", profile="none"))
     out: Text = Field(kw_only=True)
@@ -87,6 +87,12 @@ class AugmentSettings(ResultSettings, WorkerSettings):
     """of a table or a Hugging Face data set"""
     image_column: str | None = None
     """of a Hugging Face data set with several columns of images"""
+
+
+@settings_class("augment")
+class AugmentSettings(WorkerSettings, ResultSettings, AugmentInput):
+    """Settings of `run_augment`."""
+
     device: str = "auto"
     """auto, cpu or cuda"""
     resume: bool = False
@@ -123,7 +129,7 @@ def run_augment(settings: AugmentSettings, *, say: Say = say_nothing) -> ExportS
         say(line)
     device, image_size = choose_device(settings.device), settings.data.image_size
     if settings.fit:
-        translator = _fit_translator(settings, data, device)
+        translator = _fit_translator(settings, data, device, say)
     else:
         translator = load_translator(settings.translator)
         image_size = image_size or _read_fitted_size(Path(settings.translator))
@@ -181,8 +187,9 @@ def _choose_strength(settings: AugmentSettings, say: Say) -> float:
     return verdict.strength
 
 
-def _fit_translator(settings: AugmentSettings, data: Format, device: torch.device) -> Nuisance:
+def _fit_translator(settings: AugmentSettings, data: Format, device: torch.device, say: Say) -> Nuisance:
     """The translator that is fitted on the data first, or was before the command was stopped."""
+    from gen_invariance.experiment.fit import build_evaluator
     from gen_invariance.translator.fit import fit_translator
 
     learn, image_size = settings.learn, settings.data.image_size
@@ -196,6 +203,7 @@ def _fit_translator(settings: AugmentSettings, data: Format, device: torch.devic
     images = read_training_images(data, image_size=image_size).to(device)
     with Run.open(folder, **how) as run, _settings_named_as_here():
         find_class_members(images, learn)  # says best which setting lets a class take part
+        evaluate = build_evaluator(images, learn, seed=run.seed, say=say) if learn.watch_every else None
         fit_translator(
             choice["name"],
             images,
@@ -204,6 +212,8 @@ def _fit_translator(settings: AugmentSettings, data: Format, device: torch.devic
             network={**choice["network"], **learn.network_options},
             objective={**choice["objective"], **learn.objective_options},
             progress=settings.progress,
+            evaluate=evaluate,
+            say=say,
         )
     return load_translator(folder)
 

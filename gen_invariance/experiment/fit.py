@@ -93,13 +93,13 @@ def run_fit(settings: FitRun, *, say: Say = say_nothing) -> Fitted:
             objective=settings.translator.objective,
             out=run,
             progress=settings.progress,
-            evaluate=_build_evaluator(prepared.train, loop, seed=run.seed, say=say) if loop.watch_every else None,
+            evaluate=build_evaluator(prepared.train, loop, seed=run.seed, say=say) if loop.watch_every else None,
             say=say,
         )
     return Fitted(translator, run.path)
 
 
-def _build_evaluator(data: ImageData, settings: FitSettings, *, seed: int, say: Say) -> Evaluate:
+def build_evaluator(data: ImageData, settings: FitSettings, *, seed: int, say: Say) -> Evaluate:
     """Evaluation of a fit, with a judge that is trained here on the images that are fitted on."""
     seen, held_out = split_for_judge(data, settings, seed=seed)
     say(f"training a judge on {len(seen)} images of {seen.num_classes} classes, {len(held_out)} are held out ...")
