@@ -19,7 +19,8 @@ from PIL import Image
 from gen_invariance.cli.main import run
 from gen_invariance.cli.verbs import VERBS
 
-DATA = ["data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
+DATA = ["data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20", "data.test_images=10"]
+SHORT = ["training.epochs=2", "training.warmup=0"]
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +85,7 @@ def test_a_folder_where_other_verbs_have_a_group(capsys):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "plain"
-    assert run(["train", "data=digits_rotation", *DATA, "training.epochs=8", f"out={out}"]) == 0
+    assert run(["train", "data=digits_rotation", *DATA, *SHORT, f"out={out}"]) == 0
     return out
 
 
@@ -113,7 +114,7 @@ def records_in(folder):
 
 def test_what_invariance_is_measured_against(trained, tmp_path, capsys):
     """What acted on the images; else the translator that the stage used; else, or where it is gone, lighting."""
-    few = ["data=digits", *DATA, "training.epochs=2", "training.warmup=0"]
+    few = ["data=digits", *DATA, *SHORT]
     fit, plain, staged, idle = (tmp_path / name for name in ("fit", "plain", "staged", "idle"))
     printed(["fit", "data=digits", *DATA, "fit.steps=1", "fit.batch_size=8", f"out={fit}"], capsys)
     assert "nothing is translated" not in printed(["train", *few, f"out={plain}"], capsys)
@@ -162,7 +163,7 @@ def test_from_fit_to_report(trained, tmp_path, capsys):
 
     stage = ["stage=translator", f"stage.translator={fit}", "stage.policy=everywhere"]
     assert f"measure run={learned}" in printed(
-        ["train", *small, *stage, "training.epochs=2", "training.warmup=0", f"out={learned}"], capsys
+        ["train", *small, *stage, *SHORT, f"out={learned}"], capsys
     )
     for folder in (trained, learned):
         table = printed(["measure", f"run={folder}", "draws=2"], capsys)

@@ -8,7 +8,8 @@ import torch
 
 from gen_invariance.cli.main import run
 
-TINY = ["data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few_below=8", "data.many_above=16"]
+TINY = ["data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few_below=8", "data.many_above=16",
+        "data.test_images=5"]  # fmt: skip
 FIT = ["fit", *TINY, "fit.steps=2", "fit.batch_size=8"]
 TRAIN = ["train", *TINY, "training.epochs=2", "training.warmup=0"]
 

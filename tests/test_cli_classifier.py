@@ -17,7 +17,7 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.run import Run
 
 TRAIN = ["train", "data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few_below=8", "progress=false",
-         "data.many_above=16", "training.epochs=2", "training.warmup=0"]  # fmt: skip
+         "data.many_above=16", "data.test_images=5", "training.epochs=2", "training.warmup=0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

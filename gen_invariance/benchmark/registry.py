@@ -142,8 +142,8 @@ def read_translator_fit(choice: str, benchmark: Benchmark) -> TranslatorFit:
     unknown = sorted(set(changes) - {"network", "objective"})
     if unknown:
         raise SettingsError(f"translator_options.{choice} has no {unknown[0]!r}; choose network or objective")
-    network = {**(values["network"] or {}), **changes.get("network", {})}
-    objective = {**(values["objective"] or {}), **changes.get("objective", {})}
+    network = {**(values.get("network") or {}), **changes.get("network", {})}
+    objective = {**(values.get("objective") or {}), **changes.get("objective", {})}
     loop = {**benchmark.fit, **benchmark.fits.get(choice, {})}
     return TranslatorFit(choice, values["name"], network, objective, loop)
 

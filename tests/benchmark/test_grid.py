@@ -304,7 +304,7 @@ def written(out):
     )
 
 
-@pytest.mark.parametrize(("kills", "processes"), [(2, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "processes"), [(1, 1), pytest.param(20, 2, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(kills, processes, tmp_path, whole):
     grid = [ARMS, "seeds=0-1", "orders=0-1" if kills > 2 else "orders=0"]
     given = words(*grid, f"out={tmp_path / 'out'}", f"processes={processes}")
@@ -315,8 +315,7 @@ def test_killed_at_random_moments(kills, processes, tmp_path, whole):
             shutil.rmtree(out / "records")
         in_time += kill_after_news(start(given), out, moments)
     assert in_time == kills
-    process = start(given)
-    assert process.wait(timeout=600) == 0, process.stderr.read()
+    assert run(given) == 0
     left, right = totals(out), totals(whole)
     assert not left.index.duplicated().any()
     pd.testing.assert_series_equal(left, right[right.index.isin(left.index)], check_exact=True)
