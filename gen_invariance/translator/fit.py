@@ -327,10 +327,10 @@ def _moving_average(objective: Objective, settings: FitSettings) -> AveragedMode
         return None
     decay = objective.average_decay or (lambda updates: min(settings.average, (1 + updates) / (10 + updates)))
 
-    def step(kept: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        torch._foreach_lerp_(kept, current, 1 - decay(int(count)))
+    def step(kept: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        return torch.lerp(kept, current, 1 - decay(int(count)))
 
-    return AveragedModel(objective.translator, multi_avg_fn=step)
+    return AveragedModel(objective.translator, avg_fn=step)
 
 
 def update_weights(

@@ -29,12 +29,13 @@ import torch.nn.functional as F
 # diffusers reloads a model only if its module holds these very names.
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
-from gen_invariance.settings import options_of
+from gen_invariance.settings import Fraction, options_of
 from gen_invariance.translator.flow.view import check_removes, content_view
 from gen_invariance.translator.objective import check_side
 
@@ -86,14 +87,14 @@ class FlowTranslator(ModelMixin, ConfigMixin):
         self,
         channels: int = 1,
         removes: tuple[str, ...] = ("tone", "sign"),
-        style_dim: int = 6,
-        width: int = 32,
-        levels: int = 2,
-        patch: int = 2,
-        view_noise: float = 0.3,
-        bank_size: int = 1024,
-        steps: int = 2,
-        strength: float = 1.0,
+        style_dim: PositiveInt = 6,
+        width: PositiveInt = 32,
+        levels: PositiveInt = 2,
+        patch: PositiveInt = 2,
+        view_noise: NonNegativeFloat = 0.3,
+        bank_size: PositiveInt = 1024,
+        steps: PositiveInt = 2,
+        strength: Fraction = 1.0,
     ) -> None:
         super().__init__()
         check_removes(removes)

@@ -30,7 +30,7 @@ from pydantic import PositiveInt
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
-from gen_invariance.settings import options_of
+from gen_invariance.settings import Fraction, options_of
 from gen_invariance.translator.redraw.congeal import move_by
 from gen_invariance.translator.redraw.parts import find_shown_parts, pick_rows
 from gen_invariance.translator.redraw.pose import PoseTranslator, describe_quantiles
@@ -65,7 +65,7 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         width: PositiveInt = 32,
         bank_size: PositiveInt = 1024,
         scale: bool = True,
-        strength: float = 1.0,
+        strength: Fraction = 1.0,
     ) -> None:
         super().__init__()
         if not parts or set(parts) - set(PARTS) or len(set(parts)) < len(parts):
