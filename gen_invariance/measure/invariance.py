@@ -92,15 +92,8 @@ def measure_invariance(
     if stratified is None:
         stratified = standard_error is not None
     with as_predict(model, fuse=True) as predict:
-        rounds = Rounds(
-            [predict],
-            images,
-            labels,
-            nuisance,
-            originals=originals,
-            num_classes=num_classes,
-            batch_size=batch_size,
-        )
+        how: dict[str, Any] = {"originals": originals, "num_classes": num_classes, "batch_size": batch_size}
+        rounds = Rounds([predict], images, labels, nuisance, **how)
         rounds.run(draws, standard_error=standard_error, stratified=stratified, generator=generator)
     return InvarianceScores(
         ekld=rounds.mean(rounds.divergence[0]),
@@ -153,15 +146,8 @@ def compare_invariance(
     Args, Raises: as `measure_invariance`.
     """
     with as_predict(first, fuse=True) as one, as_predict(second, fuse=True) as two:
-        rounds = Rounds(
-            [one, two],
-            images,
-            labels,
-            nuisance,
-            originals=originals,
-            num_classes=num_classes,
-            batch_size=batch_size,
-        )
+        how: dict[str, Any] = {"originals": originals, "num_classes": num_classes, "batch_size": batch_size}
+        rounds = Rounds([one, two], images, labels, nuisance, **how)
         rounds.run(draws, stratified=stratified, generator=generator)
     a, b = rounds.divergence
     return InvarianceDifference(

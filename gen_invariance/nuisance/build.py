@@ -8,47 +8,26 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance.compose import Compose, Identity
-from gen_invariance.nuisance.geometry import CropFlip, Rotation, Shear, Translation
-from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.nuisance.thickness import Thickness
 from gen_invariance.settings import options_of
-
-
-def _mix(*, degrees: float = 45.0) -> Compose:
-    """Stroke width, rotation, lighting and background together."""
-    return Compose([Thickness(), Rotation(degrees), Lighting(), Background()])
-
-
-def _randaugment(*, num_ops: int = 2, magnitude: int = 9) -> Nuisance:
-    from gen_invariance.nuisance.generic import RandAugment  # kornia is slow to import
-
-    return RandAugment(num_ops, magnitude)
-
-
-def _trivialaugment() -> Nuisance:
-    from gen_invariance.nuisance.generic import TrivialAugment
-
-    return TrivialAugment()
-
 
 ENTRY_POINTS = "gen_invariance.nuisances"
 """Group of entry points under which an installed package offers nuisances by name."""
 
-NUISANCES: Mapping[str, Callable[..., Nuisance]] = {
-    "identity": Identity,
-    "rotation": Rotation,
-    "background": Background,
-    "thickness": Thickness,
-    "lighting": Lighting,
-    "translation": Translation,
-    "shear": Shear,
-    "crop_flip": CropFlip,
-    "mix": _mix,
-    "randaugment": _randaugment,
-    "trivialaugment": _trivialaugment,
+NUISANCES: Mapping[str, str] = {
+    "identity": "gen_invariance.nuisance.compose:Identity",
+    "rotation": "gen_invariance.nuisance.geometry:Rotation",
+    "translation": "gen_invariance.nuisance.geometry:Translation",
+    "shear": "gen_invariance.nuisance.geometry:Shear",
+    "crop_flip": "gen_invariance.nuisance.geometry:CropFlip",
+    "background": "gen_invariance.nuisance.intensity:Background",
+    "lighting": "gen_invariance.nuisance.intensity:Lighting",
+    "thickness": "gen_invariance.nuisance.thickness:Thickness",
+    "mix": "gen_invariance.nuisance.generic:mix",
+    "randaugment": "gen_invariance.nuisance.generic:RandAugment",
+    "trivialaugment": "gen_invariance.nuisance.generic:TrivialAugment",
 }
+"""Module and class, or function, of each nuisance that has a name; imported when it is built."""
 
 
 def build_nuisance(name: str, **options: Any) -> Nuisance:
@@ -62,8 +41,13 @@ def build_nuisance(name: str, **options: Any) -> Nuisance:
     Raises:
         SettingsError: an unknown name, a class that cannot be imported or is no nuisance, or an option it lacks.
     """
-    maker = NUISANCES.get(name) or _installed(name) or (_imported(name) if ":" in name else None)
-    if maker is None:
+    if name in NUISANCES:
+        maker = _import(NUISANCES[name])
+    elif ":" in name:
+        maker = _import(name)
+    elif installed := tuple(entry_points(group=ENTRY_POINTS, name=name)):
+        maker = installed[0].load()
+    else:
         raise SettingsError(
             f"unknown nuisance {name!r}; choose one of {', '.join(sorted(NUISANCES))}, or give package.module:Class"
         )
@@ -74,13 +58,7 @@ def build_nuisance(name: str, **options: Any) -> Nuisance:
     return nuisance
 
 
-def _installed(name: str) -> Callable[..., Nuisance] | None:
-    """What an installed package offers as `name`."""
-    found = entry_points(group=ENTRY_POINTS, name=name)
-    return next(iter(found)).load() if found else None
-
-
-def _imported(name: str) -> Callable[..., Nuisance]:
+def _import(name: str) -> Callable[..., Nuisance]:
     """The class or function of "package.module:Class"."""
     module, _, attribute = name.partition(":")
     try:

@@ -1,8 +1,8 @@
-"""Generic augmentation as nuisances: RandAugment and TrivialAugment, the plain baselines every method is held against.
+"""Several operations as one nuisance: RandAugment and TrivialAugment, the plain baselines, and a mix of our own.
 
-Both take operations from one list, with the ranges of their papers' public versions. Equalising follows PIL, which
-leaves images of fewer than 256 pixels as they are. Each image draws its own
-operations and strengths, so a row does not depend on its batch; rows that drew the same operation run together.
+RandAugment and TrivialAugment take operations from one list, with the ranges of their papers' public versions.
+Equalising follows PIL, which leaves images of fewer than 256 pixels as they are. Each image draws its own operations
+and strengths, so a row does not depend on its batch; rows that drew the same operation run together.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from gen_invariance.data.images import check_images
+from gen_invariance.nuisance.compose import Compose
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.nuisance.thickness import Thickness
 from gen_invariance.settings import settings_class
 
 OPERATIONS = (
@@ -180,3 +184,8 @@ def _autocontrast(images: Tensor) -> Tensor:
     """Stretch each channel of each image to [0, 1]; constant channels stay as they are."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-12), images)
+
+
+def mix(*, degrees: float = 45.0) -> Compose:
+    """Stroke width, rotation, lighting and background together."""
+    return Compose([Thickness(), Rotation(degrees), Lighting(), Background()])

@@ -9,6 +9,7 @@ import string
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +157,7 @@ class Devanagari(PublishedReader):
 
     def parts(self, options: ReadOptions) -> tuple[ImageData, ImageData]:
         """Two image folders of the same classes."""
-        how = {
+        how: dict[str, Any] = {
             "image_size": options.image_size,
             "channels": 1,
             "skip_corrupt": options.skip_corrupt,
