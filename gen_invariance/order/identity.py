@@ -18,7 +18,7 @@ def describe_value(value: Any) -> Any:
 
     >>> from gen_invariance.nuisance import Rotation
     >>> describe_value(Rotation(30))
-    {'class': 'Rotation', 'degrees': 30, 'mode': 'bicubic'}
+    {'class': 'Rotation', 'degrees': 30.0, 'mode': 'bicubic'}
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
