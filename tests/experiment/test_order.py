@@ -52,6 +52,9 @@ def test_everything_is_written_and_says_the_same(tmp_path):
     names = {path.name for path in folder.iterdir()}
     assert {"order.json", "order.svg", "order.png", "order.dot", "order.txt", "order.html", "subsets.csv"} <= names
     assert len(list((folder / "cells").iterdir())) == 8 * 3
+    about = json.loads((folder / "run.json").read_text())
+    assert about["kind"] == "order"
+    assert about["config"]["train"] == TRAIN.digest
     again = SubsetOrder.load(folder / "order.json")
     assert again.to_json() == found.order.to_json()
     assert found.order.subsets[0] == ()
@@ -311,10 +314,3 @@ def test_odd_class_names_are_escaped(tmp_path):
     page = (tmp_path / "run" / "order.html").read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;" in page
-
-
-def test_run_file_names_the_settings(tmp_path):
-    study(tmp_path / "run", choose="list", subsets=((0, 1),), seeds=(0,))
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert about["kind"] == "order"
-    assert about["config"]["train"] == TRAIN.digest
