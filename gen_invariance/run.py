@@ -109,8 +109,8 @@ class Run:
         seed: root of every generator.
         config: resolved settings, JSON-able. Settings that do not change the result (`resume`, `progress`,
             output paths, how often to save) do not belong in it.
-        resume: continue the run that is in the folder, or start one where there is none. Off refuses a folder that
-            holds a run.
+        resume: continue the run that is in the folder, or start one where there is none (None does the same). False
+            refuses a folder that holds a run.
         allow_changed_settings: continue under other settings too; `run.json` then keeps the former ones under
             "earlier". None does not, and the error does not offer it either.
 

@@ -42,6 +42,9 @@ MISSING = "???"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]."""
 
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+"""A number in [0, 1)."""
+
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 """Text that may look like a number, such as a folder called 2024."""
 

@@ -8,24 +8,20 @@ with reduction="none", one value a row. None needs a trainer. With class weights
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
+from gen_invariance.classifier.model import COSINE_SCALE
 from gen_invariance.data.images import names_or_numbers
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.settings import options_of
+from gen_invariance.settings import BelowOne, options_of
 
 ClassWeights = str | Mapping[str, float] | None
 """None, "inverse", "effective_number", or a weight for each named class (classes left out get 1)."""
-
-LDAM_SCALE = 30.0
-"""s of LDAM (Cao et al. 2019), as in the heads that `model.CosineHead` makes."""
-
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 def class_weights(
@@ -182,7 +178,7 @@ class Ldam(CrossEntropy):
         counts: Tensor,
         *,
         max_margin: NonNegativeFloat = 0.5,
-        scale: PositiveFloat = LDAM_SCALE,
+        scale: PositiveFloat = COSINE_SCALE,
         **options: Any,
     ) -> None:
         super().__init__(counts, **options)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from gen_invariance.data.sampling import DelayedRule, second_phase
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import Fraction, settings_class
+from gen_invariance.settings import BelowOne, Fraction, settings_class
 
 
 def _check_point(value: float) -> float:
@@ -22,8 +22,6 @@ def _check_point(value: float) -> float:
 
 Point = Annotated[float, AfterValidator(_check_point)]
 """A point in training: a share of it in [0, 1), or a whole number of epochs."""
-
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 @settings_class("training")
