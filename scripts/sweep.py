@@ -15,7 +15,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from gen_invariance.cli.help import config_folder
+from gen_invariance.configs import config_folder
 
 
 @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="sweep")

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gen_invariance import SpatialTranslator, load_source
-from gen_invariance.cli.main import _compose, run
+from gen_invariance.cli.main import compose, run
 from gen_invariance.data.split import load_split_indices
 from gen_invariance.experiment.evaluate import open_run
 
@@ -103,15 +103,15 @@ def test_a_folder_is_cut_by_its_file_names(tmp_path, capsys):
     ],
 )
 def test_an_expression_needs_no_quotes_but_those_of_the_shell(group):
-    assert _compose("train", [f"data.group={group}"])["data"]["group"] == group
-    assert _compose("benchmark", [f"data_options.group={group}"])["data_options"]["group"] == group
+    assert compose("train", [f"data.group={group}"])["data"]["group"] == group
+    assert compose("benchmark", [f"data_options.group={group}"])["data_options"]["group"] == group
 
 
 @pytest.mark.parametrize(
     ("given", "group"), [("null", None), ("'a b'", "a b"), ('"(.)"', "(.)"), (r"'^(\d+)_'", r"^(\d+)_"), ("", "")]
 )
 def test_groups_in_quotes_and_none_are_read_as_ever(given, group):
-    assert _compose("train", [f"data.group={given}"])["data"]["group"] == group
+    assert compose("train", [f"data.group={given}"])["data"]["group"] == group
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from gen_invariance.cli.main import _compose, run
+from gen_invariance.cli.main import compose, run
 from gen_invariance.experiment.order import OrderRun
 from gen_invariance.order.relation import SubsetOrder
 from gen_invariance.records import finished_cells, load_records, measured
@@ -188,7 +188,7 @@ def test_foreign_folder_and_other_runs_are_left_alone(toy, tmp_path, capsys):
 
 
 def test_the_file_of_settings_has_all_of_the_library_and_its_defaults():
-    values = _compose("order", [])
+    values = compose("order", [])
     assert values["order"] == defaults_of(OrderRun)["order"]
     assert set(values) == set(defaults_of(OrderRun))
     settings = settings_of(OrderRun, values, "")

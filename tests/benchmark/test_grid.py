@@ -21,7 +21,7 @@ from gen_invariance.benchmark.grid import GridCell, load_grid, run_grid
 from gen_invariance.benchmark.jobs import run_jobs
 from gen_invariance.benchmark.registry import read_benchmark, read_translator_fit
 from gen_invariance.benchmark.run import BenchmarkRun, list_cells, run_benchmark
-from gen_invariance.cli.main import _compose, run
+from gen_invariance.cli.main import compose, run
 from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.records import FAILED, finished_cells, load_records, measured
 from gen_invariance.report.summary import summarise
@@ -49,7 +49,7 @@ def words(*more):
 
 
 def cells(*more):
-    return list_cells(settings_of(BenchmarkRun, _compose("benchmark", words(*more)[1:]), ""))
+    return list_cells(settings_of(BenchmarkRun, compose("benchmark", words(*more)[1:]), ""))
 
 
 def totals(out):
@@ -119,7 +119,7 @@ def test_the_report_is_over_orders(whole):
 
 def test_the_same_from_python(whole):
     said = []
-    options = _compose("benchmark", words()[1:])
+    options = compose("benchmark", words()[1:])
     options = {name: value for name, value in options.items() if name.endswith("_options")}
     frame = run_benchmark(
         "digits_rot_lt", ["ce_drs", "ce_drs+spatial"], out=whole, orders=range(2), seeds=[0, 1], say=said.append,

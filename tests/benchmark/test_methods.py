@@ -6,7 +6,7 @@ import torch
 from gen_invariance import configs
 from gen_invariance.benchmark.arms import build_method
 from gen_invariance.classifier.train import TrainSettings
-from gen_invariance.cli.main import _compose
+from gen_invariance.cli.main import compose
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.build import ClassifierSettings, build_losses, build_model
 from gen_invariance.experiment.task import Task, prepare
@@ -34,8 +34,8 @@ def test_the_names_people_use_are_there():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_is_what_the_command_line_composes(name):
-    composed = _compose("train", [f"method={name}"])
+def test_a_method_is_what_the_command_linecomposes(name):
+    composed = compose("train", [f"method={name}"])
     method = build_method(name, training=TRAINING, classifier=CLASSIFIER)
     changes = configs.read_choice("method", name)
     assert changes["training"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gen_invariance.cli.help import config_folder
+from gen_invariance.configs import config_folder
 from gen_invariance.records import finished_cells
 
 ROOT = Path(__file__).parent.parent.parent

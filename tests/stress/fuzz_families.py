@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from gen_invariance.cli import main as cli
-from gen_invariance.cli.help import config_folder
+from gen_invariance.configs import config_folder
 from gen_invariance.contrib.pipeline import TranslationPipeline
 from gen_invariance.data.readers.arrays import read_idx, read_npz
 from gen_invariance.data.readers.folder import read_image_folder
@@ -75,7 +75,7 @@ KEYS: dict[str, list[str]] = {}
 
 def keys_of(verb: str) -> list[str]:
     if verb not in KEYS:
-        found = cli._compose(verb, [], missing_is_error=False)
+        found = cli.compose(verb, [], missing_is_error=False)
         groups = [path.name for path in config_folder().iterdir() if path.is_dir()]
         KEYS[verb] = [*cli._keys(found), *groups, "data.nuisance_options.degrees", "classifier.loss_options.gamma"]
     return KEYS[verb]
