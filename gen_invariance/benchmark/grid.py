@@ -25,6 +25,7 @@ from gen_invariance.benchmark.registry import Benchmark, TranslatorFit
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
 from gen_invariance.experiment.cell import CellInputs, cell_digest, run_cell
+from gen_invariance.experiment.launch import Say, say_nothing
 from gen_invariance.experiment.task import Prepared, Task, prepare
 from gen_invariance.files import write_json
 from gen_invariance.nuisance.build import build_nuisance
@@ -116,7 +117,7 @@ def run_grid(
     processes: int = 1,
     shard: tuple[int, int] = (0, 1),
     device: torch.device | str = "cpu",
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
 ) -> list[str]:
     """Measure the cells that `out` lacks; a line for each that failed.
 

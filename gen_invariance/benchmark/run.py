@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from gen_invariance.benchmark.grid import GridCell, load_grid, make_cells, run_g
 from gen_invariance.benchmark.listing import format_list
 from gen_invariance.benchmark.registry import Benchmark, read_benchmark, read_translator_fit
 from gen_invariance.errors import RunError, SettingsError
-from gen_invariance.experiment.launch import choose_device
+from gen_invariance.experiment.launch import Say, choose_device, say_nothing
 from gen_invariance.files import write_text
 from gen_invariance.records import finished_cells, measured
 from gen_invariance.report.gains import gain_tables
@@ -96,7 +96,7 @@ def run_benchmark(
     out: Path | str,
     orders: int | str | Sequence[int] = "0-2",
     seeds: int | str | Sequence[int] = 0,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = say_nothing,
     **settings: Any,
 ) -> pd.DataFrame:
     """Measure what `out` lacks of a grid, write its report to `out`/report, and return the records.
@@ -147,7 +147,7 @@ def _as_numbers(numbers: int | str | Sequence[int]) -> int | str | tuple[int, ..
     return numbers if isinstance(numbers, int | str) else tuple(numbers)
 
 
-def carry_out(settings: BenchmarkRun, *, say: Callable[[str], None] = lambda line: None) -> None:
+def carry_out(settings: BenchmarkRun, *, say: Say = say_nothing) -> None:
     """Carry out the action of the settings: list benchmarks, run a grid of them and report it, or report alone.
 
     Raises:
