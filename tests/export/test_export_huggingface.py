@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from export_inputs import tree
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -109,10 +110,6 @@ def read_again(out, kind):
     else:
         found = datasets.load_dataset(str(out))
     return {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
-
-
-def tree(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("kind", INPUTS)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from export_inputs import tree
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -29,10 +30,6 @@ def photos(tmp_path):
         for row in np.flatnonzero(bunch.target == label)[:count]:
             Image.fromarray(bunch.images[row].astype(np.uint8) * 15).save(tmp_path / "photos" / f"{label}/{row}.png")
     return open_format("folder", tmp_path / "photos")
-
-
-def tree(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 class DeadlyOnce(Rotation):
