@@ -8,7 +8,7 @@ and strengths, so a row does not depend on its batch; rows that drew the same op
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class _Policy:
             float32 (B, num_ops), -1 or 1, the direction of operations that have two.
         """
         size = (shape[0], self.num_ops)
-        where = {"generator": generator, "device": generator.device}
+        where: dict[str, Any] = {"generator": generator, "device": generator.device}
         return {
             "operation": torch.randint(len(OPERATIONS), size, **where),
             "step": self._steps(size, generator),

@@ -73,7 +73,7 @@ class Shear:
         return apply_in_float32(self._shear, images, draw)
 
     def _shear(self, images: Tensor, draw: Draw) -> Tensor:
-        slope, size = draw["slope"], tuple(images.shape[-2:])
+        slope, size = draw["slope"], (images.shape[-2], images.shape[-1])
         one, zero = torch.ones_like(slope), torch.zeros_like(slope)
         rows = [one, -slope, slope * (size[0] - 1) / 2, zero, one, zero]
         matrix = torch.stack(rows, dim=1).unflatten(1, (2, 3))

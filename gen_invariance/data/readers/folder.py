@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -264,7 +264,9 @@ def _image_files(folder: Path) -> list[Path]:
     return files
 
 
-def _decode_all(files: list[Path], *, image_size: int | None, progress: bool) -> Iterator[np.ndarray | str]:
+def _decode_all(
+    files: list[Path], *, image_size: int | None, progress: bool
+) -> Generator[np.ndarray | str, None, None]:
     """Each file's picture, or the reason why it has none, in order; decoding runs in a few threads."""
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     with warnings.catch_warnings():
