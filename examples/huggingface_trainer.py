@@ -8,8 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from digits import long_tailed_digits, quick_translator
 from torch import Tensor
 
-from gen_invariance import ImageData, TailAugment
-from gen_invariance.torchvision_guard import declare_missing_operators
+from gen_invariance import ImageData, TailAugment, declare_missing_operators
 
 declare_missing_operators()  # only needed where torch is a CPU build and torchvision is not
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image  # noqa: E402

@@ -7,8 +7,7 @@ from digits import long_tailed_digits, quick_translator
 from imblearn.pipeline import make_pipeline
 from sklearn.linear_model import LogisticRegression
 
-from gen_invariance import load_translator
-from gen_invariance.augment.sampler import NuisanceSampler
+from gen_invariance import NuisanceSampler, load_translator
 
 
 def main(folder: Path) -> float:

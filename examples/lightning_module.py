@@ -9,8 +9,7 @@ from digits import long_tailed_digits, quick_translator, small_classifier
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from gen_invariance import Rotation, TailAugment
-from gen_invariance.measure.metric import ExpectedKL
+from gen_invariance import ExpectedKL, Rotation, TailAugment
 
 import lightning  # isort: skip  (after the package's guard for torchvision)
 

@@ -7,8 +7,7 @@ import torch
 from digits import long_tailed_digits, quick_translator
 from torch.utils.data import Dataset
 
-from gen_invariance import ImageData, TailAugment
-from gen_invariance.torchvision_guard import declare_missing_operators
+from gen_invariance import ImageData, TailAugment, declare_missing_operators
 
 declare_missing_operators()  # only needed where torch is a CPU build and torchvision is not
 import timm  # noqa: E402

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from gen_invariance import TailAugment
-from gen_invariance.torchvision_guard import declare_missing_operators
+from gen_invariance import TailAugment, declare_missing_operators
 
 declare_missing_operators()  # only needed where torch is a CPU build and torchvision is not
 from torchvision.transforms import v2  # noqa: E402

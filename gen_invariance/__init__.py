@@ -1,50 +1,61 @@
 """Long-tailed images: learn the nuisance where data is plenty, give it to the tail, measure whether invariance arrived.
 
-The public names below are imported when they are first used, so `import gen_invariance` is cheap.
+The public names below are imported when they are first used, so `import gen_invariance` is cheap. `__init__.pyi` says
+the same to type checkers. Everything else in the package is private.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 _HOMES = {
     "GenInvarianceError": "errors",
     "ImageData": "data.images",
-    "load_source": "data.readers.registry",
-    "make_long_tailed": "data.split",
     "LongTailSampler": "data.loader",
     "ResidentLoader": "data.loader",
-    "Nuisance": "nuisance.protocol",
-    "Background": "nuisance",
-    "Compose": "nuisance",
-    "Identity": "nuisance",
-    "Lighting": "nuisance",
-    "Rotation": "nuisance",
-    "Shear": "nuisance",
-    "Thickness": "nuisance",
-    "Translation": "nuisance",
+    "class_groups": "data.longtail",
+    "load_source": "data.readers.registry",
+    "make_long_tailed": "data.split",
+    "Compose": "nuisance.compose",
+    "Identity": "nuisance.compose",
     "RandAugment": "nuisance.generic",
     "TrivialAugment": "nuisance.generic",
+    "Rotation": "nuisance.geometry",
+    "Shear": "nuisance.geometry",
+    "Translation": "nuisance.geometry",
+    "Background": "nuisance.intensity",
+    "Lighting": "nuisance.intensity",
+    "Nuisance": "nuisance.protocol",
+    "Thickness": "nuisance.thickness",
+    "fit_translator": "translator.fit",
+    "FitSettings": "translator.fit_settings",
+    "load_translator": "translator.io",
     "MunitTranslator": "translator.munit.model",
     "SpatialTranslator": "translator.spatial",
-    "FitSettings": "translator.fit_settings",
-    "fit_translator": "translator.fit",
-    "load_translator": "translator.io",
     "KorniaNuisance": "augment.kornia",
-    "TailAugment": "augment.stage",
     "policy": "augment.policy",
+    "NuisanceSampler": "augment.sampler",
+    "TailAugment": "augment.stage",
+    "open_format": "export.formats.base",
+    "export_dataset": "export.runner",
     "ExportSettings": "export.settings",
     "WorkerSettings": "export.settings",
-    "export_dataset": "export.runner",
-    "open_format": "export.formats.base",
-    "TrainSettings": "classifier.settings",
-    "TransferPlan": "classifier.transfer",
     "build_classifier": "classifier.backbones",
     "build_loss": "classifier.losses",
+    "TrainSettings": "classifier.settings",
     "fit_classifier": "classifier.train",
+    "TransferPlan": "classifier.transfer",
     "measure_accuracy": "measure.accuracy",
+    "class_size_association": "measure.class_size",
+    "compare_invariance": "measure.invariance",
     "measure_invariance": "measure.invariance",
+    "ExpectedKL": "measure.metric",
+    "load_records": "records",
+    "ReportSettings": "report.report_page",
+    "write_report": "report.report_page",
+    "summarise": "report.summary",
+    "InspectSettings": "experiment.inspect",
+    "inspect_translator": "experiment.inspect",
     "OrderRun": "experiment.order",
     "OrderSettings": "experiment.order",
     "run_order": "experiment.order",
@@ -60,7 +71,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'gen_invariance' has no attribute {name!r}")
     return getattr(import_module(f"gen_invariance.{_HOMES[name]}"), name)

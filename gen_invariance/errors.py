@@ -9,7 +9,16 @@ import re
 
 
 class GenInvarianceError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what the command line leaves with."""
+    """Base of all errors raised on purpose; `exit_code` is what the command line leaves with.
+
+    Example:
+        >>> from gen_invariance import GenInvarianceError, Rotation
+        >>> try:
+        ...     Rotation(degrees=270)
+        ... except GenInvarianceError as error:
+        ...     print(error)
+        rotation.degrees must be in [0, 180], got 270
+    """
 
     exit_code = 2
 

@@ -36,7 +36,13 @@ def _compiled_operators_load() -> bool:
 
 
 def declare_missing_operators() -> bool:
-    """Declare `torchvision::nms` and `torchvision::qnms` where nothing else did or can; True if this call did."""
+    """Declare `torchvision::nms` and `torchvision::qnms` where nothing else did or can; True if this call did.
+
+    Example:
+        >>> from gen_invariance import declare_missing_operators
+        >>> declare_missing_operators()  # importing `gen_invariance.torchvision_guard` did it, where it was needed
+        False
+    """
     if _declared or "torchvision" in sys.modules or _compiled_operators_load():
         return False
     missing = [name for name in _OPERATORS if not hasattr(torch.ops.torchvision, name)]

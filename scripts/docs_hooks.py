@@ -6,6 +6,7 @@ A room's page in docs/reference lists its modules in reading order; those it doe
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,41 @@ def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
     place = Path(page.file.src_uri)
     if place.parts[0] in _BOOST:
         page.meta.setdefault("search", {"boost": _BOOST[place.parts[0]]})
-    room = Path("gen_invariance", place.stem)
-    if place.parent.name != "reference" or not room.is_dir():
+    if place.parent.name != "reference":
         return markdown
-    return markdown + "".join(f"\n::: {module}\n" for module in modules_of(room) if f"::: {module}\n" not in markdown)
+    if place.stem == "index":
+        return markdown.replace("<!-- public names -->", table_of_public_names())
+    room = Path("gen_invariance", place.stem)
+    if room.is_dir():
+        markdown += "".join(f"\n::: {module}\n" for module in modules_of(room) if f"::: {module}\n" not in markdown)
+    return note_what_is_public(markdown)
+
+
+def public_names() -> dict[str, str]:
+    """Module of each public name."""
+    tree = ast.parse(Path("gen_invariance/__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+def table_of_public_names() -> str:
+    """Each public name with the first line of its docstring."""
+    lines = ["| name | what it is |", "|---|---|"]
+    for name, module in public_names().items():
+        tree = ast.parse(Path(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
+        found = next(node for node in tree.body if getattr(node, "name", None) == name)
+        about = (ast.get_docstring(found) or "").partition("\n")[0]
+        lines.append(f"| [`{name}`][{module}.{name}] | {about} |")
+    return "\n".join(lines)
+
+
+def note_what_is_public(markdown: str) -> str:
+    """`markdown` with a line, before its first module, on what of it is public."""
+    modules = re.findall(r"^::: (\S+)", markdown, flags=re.MULTILINE)
+    public = [f"[`{name}`][{module}.{name}]" for name, module in public_names().items() if module in modules]
+    rest = "all else is private and may change in any version."
+    note = f"Public on this page: {', '.join(public)}; {rest}" if public else f"Nothing on this page is public: {rest}"
+    return markdown.replace("\n::: ", f"\n{note}\n\n::: ", 1)
 
 
 def modules_of(room: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Long-tail methods on EMNIST letters, each with and without the stage: table, summary and records.
 
-    python -m studies.methods emnist_letters.npz --out docs/results/methods --work runs/methods
-    python -m studies.methods emnist_letters.npz --set all --methods ce ce_drs ldam_drw --out ...
+    python -m studies.methods data=emnist_letters.npz out=docs/results/methods work=runs/methods
+    python -m studies.methods data=emnist_letters.npz set=all methods=ce,ce_drs,ldam_drw out=...
 
 The set "ten": ten letters at 14x14, cut to 110 ... 5 images a class, turned by any angle; 60 epochs. The set "all": 26
 letters, 200 ... 4 images, turned by up to 90 degrees; 20 epochs. Five seeds each. Every row of every method is cropped
@@ -9,7 +9,6 @@ out of the image padded by two pixels, before what the method does to it.
 Stopped and started again, it goes on with what is missing.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.program import read_settings
 from gen_invariance.benchmark.arms import Arm, read_arm
 from gen_invariance.benchmark.grid import load_grid, make_cells, run_grid
 from gen_invariance.benchmark.registry import Benchmark
@@ -145,15 +145,10 @@ def stage_table(frame: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="emnist_letters.npz")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods/results"))
-    parser.add_argument("--work", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--set", choices=SETS, default="ten")
-    parser.add_argument("--epochs", type=int, help="instead of the set's")
-    given = parser.parse_args()
+    given = read_settings(
+        __doc__, data=Path, out=Path("runs/methods/results"), work=Path("runs/methods"), methods=tuple(METHODS),
+        seeds=5, set="ten", epochs=0,
+    )  # fmt: skip
     torch.set_num_threads(1)
 
     epochs = given.epochs or SETS[given.set]["epochs"]

@@ -1,14 +1,13 @@
 """The two studies of docs/subset_order.md: which class subsets of CIFAR-10, or of digits, generalise to which?
 
-    python -m studies.order digits --out runs/order-digits
-    python -m studies.order cifar10 cifar10.npz --out runs/order-cifar10
+    python -m studies.order study=digits out=runs/order-digits
+    python -m studies.order study=cifar10 data=cifar10.npz out=runs/order-cifar10
 
 The .npz holds train_images, train_labels, test_images, test_labels and class_names of CIFAR-10; 500 training and
 400 test images of each class are used. Stopped and started again, a study goes on with what is missing. The figures
 are printed, and stand in OUT with the picture and the page.
 """
 
-import argparse
 import resource
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from benchmarks.program import read_settings
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError
@@ -74,14 +74,9 @@ def shrunk(data: ImageData, count: int) -> ImageData:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("cifar10", "digits"))
-    parser.add_argument("data", type=Path, nargs="?", help="cifar10.npz; digits need no file")
-    parser.add_argument("--out", type=Path, required=True, help="run folder")
-    parser.add_argument("--seeds", type=int, default=3, help="of cifar10; digits take five")
-    given = parser.parse_args()
-    if given.study == "cifar10" and given.data is None:
-        parser.error("cifar10 needs the path of cifar10.npz")
+    given = read_settings(__doc__, study=str, data=Path(), out=Path, seeds=3)
+    if given.study not in ("cifar10", "digits") or (given.study == "cifar10" and not given.data.is_file()):
+        raise SystemExit("give study=digits, or study=cifar10 data=cifar10.npz")
     torch.set_num_threads(1)
     began = time.perf_counter()
     try:

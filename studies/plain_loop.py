@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -22,13 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.program import append_line, read_settings
 from gen_invariance.benchmark.registry import read_benchmark
 from gen_invariance.benchmark.run import parse_numbers
 from gen_invariance.experiment.task import prepare
 from gen_invariance.records import load_records
 from gen_invariance.stats import mean_interval, paired_difference
-
-KNOWN = ("benchmark", "orders", "data_root", "steps", "records", "method", "out", "shift", "decay")
 
 
 def train(
@@ -66,33 +64,33 @@ def balanced_accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float(torch.stack([right[labels == label].double().mean() for label in labels.unique()]).mean())
 
 
-def main(given: dict[str, str]) -> None:
+def main() -> None:
     """Train on each order, print, and compare with records."""
-    unknown = set(given) - set(KNOWN)
-    if unknown:
-        sys.exit(f"unknown: {', '.join(sorted(unknown))}; choose {', '.join(f'{name}=' for name in KNOWN)}")
+    given = read_settings(
+        __doc__, benchmark=str, orders="0-4", data_root=None, steps=1500, records=None, method="ce_drs", out=None,
+        shift=2, decay=5e-4,
+    )  # fmt: skip
     torch.set_num_threads(1)
-    benchmark = read_benchmark(given["benchmark"], data_root=given.get("data_root"))
-    steps, found = int(given.get("steps", 1500)), {}
-    for order in parse_numbers(given.get("orders", "0-4"), "orders"):
+    benchmark = read_benchmark(given.benchmark, data_root=given.data_root)
+    found = {}
+    for order in parse_numbers(given.orders, "orders"):
         started, prepared = time.perf_counter(), prepare(benchmark.task, seed=order)
         net = train(
-            prepared.train.images, prepared.train.labels, prepared.train.num_classes, steps=steps, seed=order,
-            shift=int(given.get("shift", 2)), decay=float(given.get("decay", 5e-4)),
+            prepared.train.images, prepared.train.labels, prepared.train.num_classes, steps=given.steps, seed=order,
+            shift=given.shift, decay=given.decay,
         )  # fmt: skip
         found[order] = balanced_accuracy(net, prepared.test.images, prepared.test.labels)
-        line = {"benchmark": benchmark.name, "method": "plain loop", "order": order, "steps": steps,
+        line = {"benchmark": benchmark.name, "method": "plain loop", "order": order, "steps": given.steps,
                 "balanced_accuracy": found[order], "seconds": time.perf_counter() - started}  # fmt: skip
         print(json.dumps(line), flush=True)
-        if "out" in given:
-            with open(given["out"], "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if given.out is not None:
+            append_line(Path(given.out), line)
     values = 100 * np.array(list(found.values()))
     interval = mean_interval(values)
     print(f"plain loop: balanced accuracy {interval.mean:.1f} ± {interval.half_width:.1f} over {len(found)} orders")
-    if "records" not in given:
+    if given.records is None:
         return
-    frame, method = load_records(Path(given["records"]) / "records"), given.get("method", "ce_drs")
+    frame, method = load_records(Path(given.records) / "records"), given.method
     chosen = frame[(frame["benchmark"] == benchmark.name) & (frame["method"] == method)]
     ours = chosen[chosen["metric"] == "balanced_accuracy"].groupby("order")["value"].mean()
     both = [order for order in found if order in ours.index]
@@ -101,4 +99,4 @@ def main(given: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(dict(word.split("=", 1) for word in sys.argv[1:]))
+    main()

@@ -1,6 +1,6 @@
 """Check the subset order where the truth is known: wrong certain edges, and how much is decided, by seeds.
 
-    python -m studies.simulate_order [--runs 1000] [--hits 20]
+    python -m studies.simulate_order [runs=1000] [hits=20]
 
 Part 1: 12 subsets, 20 pairs, true separability within 0.1 of the threshold, seed deviation 0.02, 95 % level.
 Part 2: the whole way from single answers of a shared test set (7 classes, 21 pairs, 400 test samples a class), with
@@ -8,11 +8,11 @@ the crossed bootstrap. A run is wrong when any certain edge is false or any refu
 figures are for a table that was drawn in another, unpublished way.
 """
 
-import argparse
 
 import numpy as np
 import torch
 
+from benchmarks.program import read_settings
 from gen_invariance.order.bootstrap import CellBounds, Resamples, cell_bounds, crossed_bootstrap
 from gen_invariance.order.relation import inclusion, subset_order
 
@@ -67,11 +67,7 @@ def from_hits(seeds: int, simultaneous: str, rng: np.random.Generator) -> tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=1000, help="simulated tables of part 1 for each number of seeds")
-    parser.add_argument("--hits", type=int, default=20, help="simulated test sets of part 2")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = read_settings(__doc__, runs=1000, hits=20, seed=0)
     print("part   seeds  adjustment  runs  wrong at all  decided  (reference, Bonferroni)")
     for name, simulate, runs, kinds in (
         ("scores", from_scores, options.runs, ("none", "bonferroni")),

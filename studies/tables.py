@@ -10,11 +10,11 @@ table of the page. Without `out` it prints the table of the records that are in 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.program import markdown, read_settings
 from gen_invariance.files import write_text
 from gen_invariance.records import Record, as_frame, load_records, measured, write_csv
 from gen_invariance.report.class_figures import ekld_against_class_size
@@ -32,7 +32,7 @@ HEAD = ["set", "arm", "orders", "balanced (%)", "many-shot (%)", "few-shot (%)",
 
 def short_table(frame: pd.DataFrame) -> str:
     """A row an arm, Markdown: accuracies, the paired difference to generic augmentation of every row, share, eKLD."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    rows = []
     for table in gain_tables(frame, metrics=METRICS):
         name = table.benchmark.split(":")[0]
         for row in table.rows:
@@ -41,8 +41,8 @@ def short_table(frame: pd.DataFrame) -> str:
             arm = f"{row.name} ({row.remark})" if row.remark else row.name
             cells = [name, f"`{arm}`", draws.text, balanced.text, many.text, few.text, gain or "–"]
             cells += [p.split(" (")[0] or "–", share.text, ekld.text]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            rows.append(cells)
+    return markdown(HEAD, rows)
 
 
 def side_by_side(frame: pd.DataFrame, arms: list[str]) -> str:
@@ -80,16 +80,14 @@ def keep(frame: pd.DataFrame, results: Path) -> None:
         save_png(results / f"invariance-{benchmark}.png", ekld_against_class_size(rows, styles=styles))
 
 
-def main(given: dict[str, str]) -> None:
+def main() -> None:
     """Keep, then print."""
-    if set(given) - {"out", "results", "arms"} or "results" not in given:
-        sys.exit("give results=FOLDER, and out=GRID to keep what it holds, or arms=... to see these side by side")
-    results = Path(given["results"])
-    if "out" in given:
-        keep(measured(load_records(Path(given["out"]) / "records")), results)
-    frame = from_csv(results / "records.csv")
-    print(side_by_side(frame, given["arms"].split(",")) if "arms" in given else short_table(frame), end="")
+    given = read_settings(__doc__, results=Path, out=None, arms=())
+    if given.out is not None:
+        keep(measured(load_records(Path(given.out) / "records")), given.results)
+    frame = from_csv(given.results / "records.csv")
+    print(side_by_side(frame, given.arms) if given.arms else short_table(frame), end="")
 
 
 if __name__ == "__main__":
-    main(dict(word.split("=", 1) for word in sys.argv[1:]))
+    main()

@@ -1,18 +1,18 @@
 """Transfer modes: letters to letters never seen, and ImageNet features to a few hundred colour images.
 
-    python -m studies.transfer emnist_letters.npz cifar10_lt10.npz --out docs/results/transfer
+    python -m studies.transfer letters=emnist_letters.npz colour=cifar10_lt10.npz out=docs/results/transfer
 
 A small network is trained on 16 classes of letters and moved to the other 10 in every mode; three target sizes,
 three seeds, each with its own classes. Then heads on the packaged EfficientNet-Lite0. About 10 minutes on one core;
 stopped and started again, it goes on with what is missing.
 """
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from benchmarks.program import read_settings
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.files import write_text
 from gen_invariance.records import measured, write_csv
@@ -43,13 +43,9 @@ def effect_table(table: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("letters", type=Path)
-    parser.add_argument("colour", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs/transfer/results"))
-    parser.add_argument("--work", type=Path, default=Path("runs/transfer"))
-    parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
+    given = read_settings(
+        __doc__, letters=Path, colour=Path, out=Path("runs/transfer/results"), work=Path("runs/transfer"), seeds=3
+    )
     torch.set_num_threads(1)
 
     def say(line: str) -> None:

@@ -1,6 +1,6 @@
 """Does invariance pass from the classes whose training images meet the nuisance to those whose do not?
 
-    python -m studies.transformed --benchmark digits_rot_lt --orders 0-2 --out runs/transformed
+    python -m studies.transformed benchmark=digits_rot_lt orders=0-2 out=runs/transformed
 
 Two experiments of one grid. "number": of K classes, k drawn at random (each set within the next) meet the nuisance in
 training; eKLD of those k classes and of the others, against k. "single": only the class of one rank in size meets it;
@@ -8,13 +8,13 @@ its eKLD, and that of the same class where all classes meet it (Zhou et al. 2022
 would be far lower for small classes. Test images always meet it. Stopped and started again, it goes on.
 """
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from benchmarks.program import read_settings
 from gen_invariance.benchmark.arms import read_arm
 from gen_invariance.benchmark.grid import load_grid, make_cells, run_grid
 from gen_invariance.benchmark.registry import Benchmark, read_benchmark
@@ -102,15 +102,10 @@ def picture(figures: pd.DataFrame) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", default="digits_rot_lt")
-    parser.add_argument("--method", default="ce_drs")
-    parser.add_argument("--orders", default="0-2")
-    parser.add_argument("--numbers", default="1,2,4,6,8", help="of transformed classes; all of them are added")
-    parser.add_argument("--ranks", default="0,2,4,6,9", help="of single transformed classes")
-    parser.add_argument("--data-root")
-    parser.add_argument("--out", type=Path, default=Path("runs/transformed"))
-    given = parser.parse_args()
+    given = read_settings(
+        __doc__, benchmark="digits_rot_lt", method="ce_drs", orders="0-2", numbers="1,2,4,6,8", ranks="0,2,4,6,9",
+        data_root=None, out=Path("runs/transformed"),
+    )  # fmt: skip
     torch.set_num_threads(1)
     benchmark = read_benchmark(given.benchmark, data_root=given.data_root)
     sets = sets_of(benchmark.classes, parse_numbers(given.numbers, "numbers"), parse_numbers(given.ranks, "ranks"))

@@ -13,7 +13,10 @@ import pytest
 import gen_invariance
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("data", "nuisance", "translator", "augment", "classifier", "measure", "order", "benchmark")
+ROOMS = (
+    *("data", "nuisance", "translator", "augment", "export", "classifier", "measure", "order", "report", "experiment"),
+    *("benchmark", "contrib"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,12 @@ def test_every_public_name_has_its_place_in_the_reference(site):
     assert len(gen_invariance.__all__) > 20
     for name in gen_invariance.__all__:
         assert re.search(rf"<a [^>]*href=\"?[\w.#]*{name}\"?[^>]*><code>{name}</code>", page), name
+
+
+def test_what_is_not_public_is_said_to_be_private(site):
+    page = (site / "reference" / "augment.html").read_text(encoding="utf-8")
+    assert "Public on this page" in page
+    assert "private" in (site / "reference" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -30,6 +30,13 @@ class NuisanceSampler(BaseOverSampler):
         sampling_strategy: as everywhere in imblearn.
         pixel_range: values that mean 0 and 1; None takes the smallest and largest value of the training rows.
         random_state: as everywhere in scikit-learn.
+
+    Example:
+        >>> import numpy as np
+        >>> from gen_invariance import NuisanceSampler, Rotation
+        >>> rows, labels = np.random.default_rng(0).random((12, 64)), np.arange(12) // 9
+        >>> np.bincount(NuisanceSampler(Rotation(20), image_shape=(1, 8, 8)).fit_resample(rows, labels)[1])
+        array([9, 9])
     """
 
     _parameter_constraints: ClassVar[dict[str, Any]] = {

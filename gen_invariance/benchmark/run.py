@@ -29,7 +29,13 @@ Options = Mapping[str, Any]
 
 @settings_class("benchmark")
 class BenchmarkRun:
-    """Settings of the verb `benchmark`."""
+    """Settings of the verb `benchmark`.
+
+    Example:
+        >>> from gen_invariance import BenchmarkRun
+        >>> BenchmarkRun(methods="ce_drs+redraw", orders="0-4").orders
+        '0-4'
+    """
 
     action: Literal["run", "list", "report"] = "run"
     """run, list or report: the first word"""

@@ -37,6 +37,11 @@ class TrainSettings:
 
     Raises:
         SettingsError: a value out of its range, or settings that exclude each other.
+
+    Example:
+        >>> from gen_invariance import TrainSettings
+        >>> TrainSettings(epochs=20, sampling="class_balanced").epochs
+        20
     """
 
     epochs: PositiveInt = 200

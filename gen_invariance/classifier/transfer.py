@@ -38,6 +38,11 @@ class TransferPlan:
 
     Raises:
         SettingsError: a value out of its range, or `last_stages` without mode "partial".
+
+    Example:
+        >>> from gen_invariance import TransferPlan
+        >>> TransferPlan("frozen").mode
+        'frozen'
     """
 
     mode: Literal["none", "frozen", "partial", "full", "joint", "lora", "auto"] = "full"

@@ -31,6 +31,13 @@ class ImageData:
     Raises:
         ShapeError: axes, channel count or lengths do not fit.
         RangeError: a label lies outside [0, K).
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import ImageData
+        >>> data = ImageData(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1]), ("cat", "lynx"))
+        >>> data.counts.tolist(), data.float_images().shape
+        ([2, 1], torch.Size([3, 1, 8, 8]))
     """
 
     images: Tensor

@@ -74,6 +74,14 @@ class LongTailSampler(Sampler[int]):
 
     Raises:
         SettingsError: labels that cannot be found, an unknown rule, or a rank outside the world.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import LongTailSampler
+        >>> sampler = LongTailSampler(torch.tensor([0] * 8 + [1] * 2), rule="class_balanced")
+        >>> sampler.set_epoch(0)
+        >>> len(list(sampler))
+        10
     """
 
     def __init__(
@@ -140,6 +148,13 @@ class ResidentLoader:
     Raises:
         SettingsError: unknown rule, a batch size that gives no batch, or a rank outside the world.
         DataError: no image.
+
+    Example:
+        >>> from gen_invariance import ResidentLoader, load_source
+        >>> loader = ResidentLoader(load_source("digits").train, batch_size=32, rule="class_balanced")
+        >>> images, labels = loader.batch(0)
+        >>> images.shape, images.dtype, len(loader)
+        (torch.Size([32, 1, 16, 16]), torch.float32, 57)
     """
 
     def __init__(

@@ -166,6 +166,12 @@ def make_long_tailed(
 
     Reference:
         Zhou et al., "Do Deep Networks Transfer Invariances Across Classes?", ICLR 2022, section 2 and its code.
+
+    Example:
+        >>> from gen_invariance import load_source, make_long_tailed
+        >>> split = make_long_tailed(load_source("digits"), largest=60, imbalance=20, rest_is_test=True)
+        >>> sorted(split.train.counts.tolist())
+        [3, 4, 5, 8, 11, 15, 22, 30, 43, 60]
     """
     if settings is None or changes:
         settings = replace(settings or LongTailSettings(), **changes)

@@ -36,7 +36,13 @@ AUTO_MAXIMUM = 0.5  # of `augment.policy.auto`, unless told otherwise
 
 @settings_class("inspect")
 class InspectSettings(AssessSettings):
-    """How a translator is inspected."""
+    """How a translator is inspected.
+
+    Example:
+        >>> from gen_invariance import InspectSettings
+        >>> InspectSettings(draws=3).draws
+        3
+    """
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the head-class images that the judge does not see and that are translated."""

@@ -42,7 +42,13 @@ _OF_EACH_CELL = {"head", "choose", "subsets", "size", "count", "smallest", "larg
 
 @settings_class("order")
 class OrderSettings:
-    """What is measured and how it is read."""
+    """What is measured and how it is read.
+
+    Example:
+        >>> from gen_invariance import OrderSettings
+        >>> OrderSettings(choose="pairs", seeds=(0, 1)).seeds
+        (0, 1)
+    """
 
     choose: Literal["list", "pairs", "size", "random", "head", "tail", "all"] = "random"
     """list (subsets alone), pairs, size, random, head or tail (prefixes of the class sizes), all (up to 12 classes)"""
@@ -88,7 +94,13 @@ class OrderSettings:
 
 @settings_class("order")
 class OrderRun:
-    """Settings of `run_order`."""
+    """Settings of `run_order`.
+
+    Example:
+        >>> from gen_invariance import OrderRun, OrderSettings
+        >>> OrderRun(order=OrderSettings(choose="pairs"), out=None).out is None
+        True
+    """
 
     data: Task = field(default_factory=Task)
     order: OrderSettings = field(default_factory=OrderSettings)
@@ -136,6 +148,15 @@ def run_order(
 
     Raises:
         SettingsError, DataError, ShapeError: what does not fit, in one line.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import OrderRun, OrderSettings, load_source, run_order
+        >>> digits = load_source("digits").train
+        >>> images = digits.subset(torch.arange(900)), digits.subset(torch.arange(900, 1797))
+        >>> order = OrderSettings(choose="list", subsets=((0, 1), (2, 3, 4)), seeds=(0,), pool=10, draws=1)
+        >>> len(run_order(OrderRun(order=order, out=None, progress=False), images=images).order)
+        3
     """
     settings = OrderRun() if settings is None else settings
     order, device = settings.order, choose_device(settings.device)

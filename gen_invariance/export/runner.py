@@ -85,6 +85,15 @@ def export_dataset(
         SettingsError: `out` holds an export and `resume` is off, or one of other data or settings.
         DataError: no image can be used.
         RunError: a worker died.
+
+    Example:
+        >>> import numpy as np
+        >>> images = np.random.default_rng(0).integers(0, 256, (12, 16, 16), dtype=np.uint8)
+        >>> np.savez("few.npz", train_images=images, train_labels=np.arange(12) // 9)
+        >>> from gen_invariance import ExportSettings, Rotation, export_dataset, open_format
+        >>> settings = ExportSettings(target="max", off_distribution=None)
+        >>> export_dataset(open_format("npz", "few.npz"), Rotation(20), "balanced", settings).after
+        (9, 9)
     """
     settings, workers = settings or ExportSettings(), workers or WorkerSettings()
     out = Path(out).expanduser()

@@ -44,7 +44,13 @@ class ResultSettings:
 
 @settings_class("export")
 class ExportSettings(ResultSettings):
-    """What an export writes; none of these settings is about speed, all of them decide the result."""
+    """What an export writes; none of these settings is about speed, all of them decide the result.
+
+    Example:
+        >>> from gen_invariance import ExportSettings
+        >>> ExportSettings(target="max").target
+        'max'
+    """
 
     strength: Annotated[float, Field(gt=0, le=1)] = 1.0
     """share of the images lacking to the target that is made"""
@@ -58,7 +64,13 @@ class ExportSettings(ResultSettings):
 
 @settings_class("export")
 class WorkerSettings:
-    """Who does the work; the result does not depend on these settings, except on the kind of device."""
+    """Who does the work; the result does not depend on these settings, except on the kind of device.
+
+    Example:
+        >>> from gen_invariance import WorkerSettings
+        >>> WorkerSettings(processes=2).processes
+        2
+    """
 
     device: str = "cpu"
     """where to translate"""

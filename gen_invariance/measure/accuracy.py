@@ -58,6 +58,16 @@ def measure_accuracy(
     Raises:
         ShapeError: no images, or labels that do not fit them.
         RangeError: a label that is no class, or a model that answers NaN.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import measure_accuracy
+        >>> def model(images):  # dark images are of class 0
+        ...     light = images.mean(dim=(1, 2, 3))
+        ...     return torch.stack([1 - light, light], dim=1)
+        >>> images, labels = torch.linspace(0, 1, 10).view(-1, 1, 1, 1).expand(-1, 1, 8, 8), torch.arange(10) // 5
+        >>> measure_accuracy(model, images, labels).balanced
+        1.0
     """
     if labels.shape != images.shape[:1]:
         raise ShapeError(f"measure: {len(images)} images but labels of shape {tuple(labels.shape)}")

@@ -64,6 +64,14 @@ def class_size_association(
         ShapeError: shapes do not fit.
         RangeError: a negative class size.
         SettingsError: `level` outside (0, 1) or fewer than one resample.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import class_size_association
+        >>> counts, ekld = [200, 60, 20, 5], [0.1, 0.2, 0.4, 0.9]
+        >>> found = class_size_association(counts, ekld, generator=torch.Generator().manual_seed(0))
+        >>> bool(found.slope.value < 0)
+        True
     """
     check_level(level)
     sizes, measured = _stacked(counts, values)

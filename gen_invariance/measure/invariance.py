@@ -86,6 +86,17 @@ def measure_invariance(
         SettingsError: fewer than one draw, or a negative standard error.
         ShapeError: no images, or labels or originals that do not fit them.
         RangeError: a label that is no class, or a model that answers NaN.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Lighting, Rotation, measure_invariance
+        >>> def model(images):  # dark images are of class 0
+        ...     light = images.mean(dim=(1, 2, 3))
+        ...     return torch.stack([1 - light, light], dim=1)
+        >>> images, labels = torch.full((8, 1, 8, 8), 0.4), torch.zeros(8, dtype=torch.int64)
+        >>> moved = measure_invariance(model, images, labels, Lighting(brightness=0.3), num_classes=2, draws=4)
+        >>> bool(moved.ekld[0] > 0), moved.ekld[1].isnan().item()  # no image of class 1
+        (True, True)
     """
     if standard_error is not None and not standard_error >= 0:
         raise SettingsError(f"measure: standard_error must be 0 or more nats, got {standard_error}")
@@ -144,6 +155,17 @@ def compare_invariance(
     so the difference has a smaller standard error than two separate measurements of the same cost.
 
     Args, Raises: as `measure_invariance`.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Lighting, compare_invariance
+        >>> def model(images):  # dark images are of class 0
+        ...     light = images.mean(dim=(1, 2, 3))
+        ...     return torch.stack([1 - light, light], dim=1)
+        >>> images, labels = torch.full((8, 1, 8, 8), 0.4), torch.zeros(8, dtype=torch.int64)
+        >>> found = compare_invariance(model, lambda images: 9 * model(images), images, labels, Lighting(), draws=4)
+        >>> bool(found.difference[0] < 0)  # sharper answers move further
+        True
     """
     with as_predict(first, fuse=True) as one, as_predict(second, fuse=True) as two:
         how: dict[str, Any] = {"originals": originals, "num_classes": num_classes, "batch_size": batch_size}

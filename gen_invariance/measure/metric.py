@@ -36,6 +36,14 @@ class ExpectedKL(Metric):
 
     Raises:
         SettingsError: `num_classes` below 1 or an unknown `average`.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import ExpectedKL
+        >>> metric, logits = ExpectedKL(num_classes=2), torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> metric.update(logits, logits, torch.tensor([0, 1]))
+        >>> metric.compute().item()
+        0.0
     """
 
     is_differentiable = False

@@ -14,7 +14,16 @@ from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
 
 
 class Identity:
-    """The nuisance that changes nothing; its eKLD is exactly 0."""
+    """The nuisance that changes nothing; its eKLD is exactly 0.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Identity
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), Identity()
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """An empty draw; `generator` is not advanced."""
@@ -44,6 +53,13 @@ class Compose:
 
     Raises:
         SettingsError: the list is empty.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Compose, Lighting, Rotation
+        >>> images, both = torch.rand(2, 1, 8, 8), Compose([Rotation(30), Lighting()])
+        >>> both.apply(images, both.sample(images.shape, generator=torch.Generator().manual_seed(0))).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(self, nuisances: Sequence[Nuisance]) -> None:

@@ -149,6 +149,14 @@ class TrivialAugment(_Policy):
 
     Translations reach the whole side at strength 1, as 32 pixels do on the paper's 32-pixel images.
     Reference: Müller, Hutter, "TrivialAugment: tuning-free yet state-of-the-art data augmentation", 2021, section 3.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import TrivialAugment
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), TrivialAugment()
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     num_ops = 1

@@ -16,7 +16,16 @@ from gen_invariance.settings import Fraction, settings_class
 
 @settings_class("rotation")
 class Rotation:
-    """Rotation about the image centre, corners filled with 0 (K49-ROT-LT, Zhou et al. 2022)."""
+    """Rotation about the image centre, corners filled with 0 (K49-ROT-LT, Zhou et al. 2022).
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Rotation
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), Rotation(degrees=30)
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     degrees: Annotated[float, Field(ge=0, le=180)] = 180.0
     """angles are uniform in [-degrees, degrees); positive turns counter-clockwise, 180 is every angle"""
@@ -37,7 +46,16 @@ class Rotation:
 
 @settings_class("translation")
 class Translation:
-    """Shift by a random part of the side, bilinear, filled with 0."""
+    """Shift by a random part of the side, bilinear, filled with 0.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Translation
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), Translation(share=0.1)
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     share: Fraction = 0.15
     """shifts are uniform in [-share, share) of the side, across and down"""
@@ -59,7 +77,16 @@ class Translation:
 
 @settings_class("shear")
 class Shear:
-    """Lean about the image centre, bicubic, filled with 0."""
+    """Lean about the image centre, bicubic, filled with 0.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Shear
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), Shear(slope=0.2)
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     slope: Annotated[float, Field(ge=0, le=5)] = 0.5
     """slopes are uniform in [-slope, slope), pixels a pixel; positive leans to the right"""

@@ -15,7 +15,16 @@ from gen_invariance.settings import settings_class
 
 @settings_class("background")
 class Background:
-    """Every pixel that is exactly 0 becomes one level, drawn for the image (K49-BG-LT, Zhou et al. 2022)."""
+    """Every pixel that is exactly 0 becomes one level, drawn for the image (K49-BG-LT, Zhou et al. 2022).
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Background
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), Background(levels=10)
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     levels: Annotated[int, Field(ge=1, le=256)] = 100
     """the level is uniform over the integers 0 .. levels - 1, of 255"""
@@ -37,7 +46,16 @@ class Background:
 
 @settings_class("lighting")
 class Lighting:
-    """Brightness, contrast and gamma, in that order: y = (contrast * (x + brightness)) ** gamma, clamped to [0, 1]."""
+    """Brightness, contrast and gamma, in that order: y = (contrast * (x + brightness)) ** gamma, clamped to [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Lighting
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), Lighting(brightness=0.1)
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     brightness: NonNegativeFloat = 0.2
     """added, uniform in [-brightness, brightness); pixel units of [0, 1]"""

@@ -18,6 +18,11 @@ class Nuisance(Protocol):
 
     `apply` keeps shape, dtype, device and the range [0, 1], leaves its input unchanged, touches no global random
     state, and treats each row on its own.
+
+    Example:
+        >>> from gen_invariance import Nuisance, Rotation
+        >>> isinstance(Rotation(30), Nuisance)
+        True
     """
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:

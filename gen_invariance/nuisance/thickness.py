@@ -46,7 +46,16 @@ def erode(images: Tensor, side: int) -> Tensor:
 
 @settings_class("thickness")
 class Thickness:
-    """Dilate or erode each image by a square of random side (K49-DIL-LT, Zhou et al. 2022)."""
+    """Dilate or erode each image by a square of random side (K49-DIL-LT, Zhou et al. 2022).
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import Thickness
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), Thickness(dilate_probability=0.5)
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     dilate_probability: Fraction = 0.6
     """share of images that are dilated; the others are eroded"""

@@ -25,7 +25,13 @@ from gen_invariance.settings import Text, settings_class
 
 @settings_class("report")
 class ReportSettings:
-    """What a report says beside its records."""
+    """What a report says beside its records.
+
+    Example:
+        >>> from gen_invariance import ReportSettings
+        >>> ReportSettings(title="Signs", baseline="ce_drs").title
+        'Signs'
+    """
 
     title: Text = "Long-tailed recognition and invariance by class"
     """of the page"""

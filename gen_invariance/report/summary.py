@@ -55,6 +55,14 @@ def summarise(frame: pd.DataFrame, *, baseline: str | None = None, level: float 
     Raises:
         SettingsError: the baseline is not among the methods.
         DataError: a method's records come from several configurations.
+
+    Example:
+        >>> from gen_invariance.records import Record, RecordWriter
+        >>> cell = [Record(benchmark="signs", method="ce", seed=0, metric="balanced_accuracy", value=0.8)]
+        >>> RecordWriter("measured/records").write_cell(cell)
+        >>> from gen_invariance import load_records, summarise
+        >>> summarise(load_records("measured"))["mean"].tolist()
+        [0.8]
     """
     return prepare_results(frame, baseline=baseline, level=level).summary
 

@@ -22,7 +22,13 @@ _LATER = {"average": 0.0, "watch_every": 0, "patience": 0}  # added later; off t
 
 @settings_class("fit")
 class FitSettings:
-    """How long a translator is fitted, on what, and how often results are written."""
+    """How long a translator is fitted, on what, and how often results are written.
+
+    Example:
+        >>> from gen_invariance import FitSettings
+        >>> FitSettings(steps=100, batch_size=16).steps
+        100
+    """
 
     steps: PositiveInt = 300
     """Updates of the translator, and as many of its adversary."""

@@ -33,6 +33,12 @@ def load_translator(path: Path | str) -> nn.Module:
     Raises:
         CheckpointError: no translator there, of an unknown kind, one that may not be read, truncated, or its weights do
             not fit its config.
+
+    Example:
+        >>> from gen_invariance import SpatialTranslator, load_translator
+        >>> SpatialTranslator(1, start=0.3).save_pretrained("spatial")
+        >>> type(load_translator("spatial")).__name__
+        'SpatialTranslator'
     """
     folder, config = _read_config(Path(path))
     name = config.get("_class_name") if isinstance(config, dict) else None

@@ -52,6 +52,14 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
 
     Raises:
         SettingsError: an unknown operation, or an empty family.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import SpatialTranslator
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), SpatialTranslator(1, start=0.3)
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     @register_to_config

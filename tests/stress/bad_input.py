@@ -1,13 +1,12 @@
 """What `gen-invariance augment` says to bad settings, inputs, output folders and files, as a table.
 
-    python -m tests.stress.bad_input [--out DIR]
+    python -m tests.stress.bad_input [out=DIR]
 
 The cases are those of tests/export/test_export_bad_input.py, which checks that the command ends with that exit code in
 one line, leaves the data alone, and writes what can be written. Each runs here through the command's entry point, in a
 folder of its own; the table has the words that differ from case to case, and the line that the command prints.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import io
@@ -17,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.program import read_settings
 from gen_invariance.cli.main import run
 from gen_invariance.files import write_text
 
@@ -72,14 +72,12 @@ def rows(cases: object) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder for bad-input.md; none writes nothing")
-    options = parser.parse_args()
-    out = options.out and options.out.resolve()
+    given = read_settings(__doc__, out=None)
+    out = None if given.out is None else Path(given.out).resolve()
     show, warnings.showwarning = warnings.showwarning, warnings.showwarning  # the command line sets its own
     found = list(rows(load_cases()))
     warnings.showwarning = show
-    head = ["    python -m tests.stress.bad_input --out docs/results/augment", ""]
+    head = ["    python -m tests.stress.bad_input out=docs/results/augment", ""]
     head += [f"{len(found)} kinds of bad input to `gen-invariance augment`.", ""]
     text = "\n".join([*head, "| what | kind | exit code | line |", "|---|---|---|---|", *found, ""])
     print(text)

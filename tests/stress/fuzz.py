@@ -22,13 +22,13 @@ import json
 import os
 import random
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.stress.resume import import_all, make_folder  # first: it sets the environment
 
 # isort: split
+from benchmarks.program import append_line, markdown, read_lines, read_settings
 from gen_invariance.cli import main as cli
 from gen_invariance.files import write_text
 from tests.stress.fuzz_case import run_case
@@ -48,13 +48,14 @@ def fixtures(base: Path) -> None:
             raise SystemExit(f"fixture failed: {line}")
 
 
+HEAD = ["input", "cases", "accepted", "refused in one line", "failed in one line", "tracebacks or crashes", "hangs",
+        "over 2 GB", "written elsewhere, unpickled or started", "other faults", "longest, CPU s",
+        "most memory, GB"]  # fmt: skip
+
+
 def table(rows: list[dict]) -> str:
     """Counts by family as Markdown."""
-    lines = [
-        "| input | cases | accepted | refused in one line | failed in one line | tracebacks or crashes | hangs | over "
-        "2 GB | written elsewhere, unpickled or started | other faults | longest, CPU s | most memory, GB |",
-        "|" + "---|" * 12,
-    ]
+    lines = []
     for name in [*dict.fromkeys(row["family"] for row in rows), "all"]:
         own = [row for row in rows if name in ("all", row["family"])]
         fine = [row for row in own if not row["faults"]]
@@ -65,13 +66,14 @@ def table(rows: list[dict]) -> str:
             *(kinds.count(kind) for kind in listed), sum(kind not in listed for kind in kinds),
             f"{max(row['cpu'] for row in own):.1f}", f"{max(row['gigabytes'] for row in own):.2f}",
         ]  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(map(str, figures)) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([name, *figures])
+    return markdown(HEAD, lines)
 
 
-def main(given: dict[str, str]) -> int:
-    out = Path(given.get("out", "runs/fuzz")).resolve()
-    seed, cases = int(given.get("seed", 0)), int(given.get("cases", 10_000))
+def main() -> int:
+    names = tuple(family.__name__ for family in FAMILIES)
+    given = read_settings(__doc__, out=Path("runs/fuzz"), seed=0, cases=10_000, only=names, case=-1, again=False)
+    out, seed, cases = given.out.resolve(), given.seed, given.cases
     base, file = out / "fixtures", out / "cases.jsonl"
     import_all()
     if not (base / "done").exists():
@@ -83,16 +85,16 @@ def main(given: dict[str, str]) -> int:
             (base / "done").touch()
             os._exit(0)
         os.waitpid(child, 0)
-    chosen = [family for family in FAMILIES if family.__name__ in given.get("only", family.__name__).split(",")]
+    chosen = [family for family in FAMILIES if family.__name__ in given.only]
     for verb in ("fit", "train", "measure", "augment", "order", "report", "inspect", "demo"):
         keys_of(verb)
-    if "case" in given:
-        number = int(given["case"])
+    if given.case >= 0:
+        number = given.case
         print(json.dumps(run_case(number, seed, family_of(number, seed, chosen), out, base), indent=1))
         print((out / f"case-{number}" / "log").read_text(errors="replace"))
         return 0
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    if given.get("again") == "true":
+    rows = read_lines(file)
+    if given.again:
         for row in [row for row in rows if row["faults"]]:
             number = row["case"]
             rows[number] = run_case(number, seed, family_of(number, seed, chosen), out, base) | {
@@ -104,8 +106,7 @@ def main(given: dict[str, str]) -> int:
     for number in range(len(rows), cases):
         row = run_case(number, seed, family_of(number, seed, chosen), out, base)
         rows.append(row)
-        with open(file, "a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        append_line(file, row)
         if row["faults"]:
             print(number, row["family"], row["faults"][0][:300], flush=True)
             (out / "findings").mkdir(exist_ok=True)
@@ -125,4 +126,4 @@ def family_of(number: int, seed: int, chosen: list[Callable]) -> Callable:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(dict(word.split("=", 1) for word in sys.argv[1:])))
+    raise SystemExit(main())

@@ -15,7 +15,6 @@ import json
 import os
 import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch
 
+from benchmarks.program import read_settings
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.losses import build_loss
@@ -145,15 +145,16 @@ def row_of(name: str, seen: list[dict]) -> str:
     return f"| {name} | " + " | ".join(figures) + " |"
 
 
-def main(given: dict[str, str]) -> int:
-    out, steps = Path(given.get("out", "runs/long")), int(given.get("steps", 100_000))
+def main() -> int:
+    given = read_settings(__doc__, out=Path("runs/long"), only=tuple(LOOPS), steps=100_000)
+    out, steps = given.out, given.steps
     out.mkdir(parents=True, exist_ok=True)
     lines = [
         "| loop | steps | MB at 5 % | MB at 25 % | MB at the end | growth since 25 %, MB | files since 25 % | "
         "open files | flat | CPU s |",
         "|" + "---|" * 10,
     ]
-    for name in given.get("only", ",".join(LOOPS)).split(","):
+    for name in given.only:
         report = out / f"{name}.json"
         if not report.exists() or len(json.loads(report.read_text())) < LOOKS:
             shutil.rmtree(out / name, ignore_errors=True)
@@ -170,4 +171,4 @@ def main(given: dict[str, str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(dict(word.split("=", 1) for word in sys.argv[1:])))
+    raise SystemExit(main())

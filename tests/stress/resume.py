@@ -32,7 +32,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
@@ -44,6 +44,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load as load_safetensors
 
+from benchmarks.program import append_line, markdown, read_lines, read_settings
 from gen_invariance.cli import main as cli
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.files import load_checkpoint, write_text
@@ -81,7 +82,7 @@ MOST_A_FOLDER = 12
 
 def import_all() -> None:
     """Import what the commands import on their way, so that forks have it."""
-    from gen_invariance.benchmark import grid, methods, ordering  # noqa: F401
+    from gen_invariance.benchmark import demo, grid  # noqa: F401
     from gen_invariance.export.formats import table  # noqa: F401
     from gen_invariance.nuisance import generic  # noqa: F401
     from gen_invariance.translator import spatial  # noqa: F401
@@ -327,13 +328,13 @@ def one_folder(name: str, line: list[str], work: Path, number: int, budget: int,
     return row
 
 
+HEAD = ["command", "SIGKILLs", "during start-up", "while a file was written", "SIGTERMs", "folders brought to an end",
+        "all bytes equal", "temporary files left", "faults"]  # fmt: skip
+
+
 def table(rows: list[dict]) -> str:
     """The summary as Markdown."""
-    lines = [
-        "| command | SIGKILLs | during start-up | while a file was written | SIGTERMs | folders brought to an end | "
-        "all bytes equal | temporary files left | faults |",
-        "|" + "---|" * 9,
-    ]
+    lines = []
     for name in dict.fromkeys(row["command"] for row in rows):
         own = [row for row in rows if row["command"] == name]
         kills = [stage for row in own for _, stage in row["kills"]]
@@ -344,8 +345,8 @@ def table(rows: list[dict]) -> str:
             f"{len(ended)} of {len(own)}", f"{equal} of {len(ended)}", sum(len(row["left"]) for row in ended),
             sum(len(row["faults"]) for row in own),
         ]  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(map(str, figures)) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([name, *figures])
+    return markdown(HEAD, lines)
 
 
 def make_folder(path: Path) -> None:
@@ -358,7 +359,7 @@ def make_folder(path: Path) -> None:
             Image.fromarray(data.images[row, 0].numpy()).save(folder / f"{number:02d}.png")
 
 
-def main(out: Path, kills: int, only: list[str], seed: int) -> int:
+def main(out: Path, kills: int, only: Sequence[str], seed: int) -> int:
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     import_all()
@@ -376,25 +377,22 @@ def main(out: Path, kills: int, only: list[str], seed: int) -> int:
         work = out / name.replace(" ", "-")
         work.mkdir(exist_ok=True)
         whole = undisturbed(line, out / f"whole-{name.replace(' ', '-')}")
-        rows = [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+        rows = read_lines(file)
         own = [row for row in rows if row["command"] == name]
         spent = sum(len(row["kills"]) for row in own)
         number = len(own)
         while spent < kills:
             row = one_folder(name, line, work, number, kills - spent, whole, seed)
-            with open(file, "a") as stream:
-                stream.write(json.dumps(row) + "\n")
+            append_line(file, row)
             rows.append(row)
             spent, number = spent + len(row["kills"]), number + 1
             print(f"{name}: {spent} of {kills} kills, folder {number}", row.get("differ"), row["faults"], flush=True)
             write_text(out / "table.md", table(rows))
-    rows = [json.loads(text) for text in file.read_text().splitlines()]
+    rows = read_lines(file)
     print(table(rows))
     return int(any(row["faults"] or row.get("differ", True) for row in rows))
 
 
 if __name__ == "__main__":
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
-    chosen = given.get("only", ",".join(COMMANDS)).split(",")
-    folder = Path(given.get("out", "runs/stress"))
-    raise SystemExit(main(folder, int(given.get("kills", 50)), chosen, int(given.get("seed", 0))))
+    given = read_settings(__doc__, out=Path("runs/stress"), kills=50, only=tuple(COMMANDS), seed=0)
+    raise SystemExit(main(given.out, given.kills, given.only, given.seed))

@@ -81,6 +81,11 @@ def load_source(
         SettingsError: an unknown name, a missing path, `image_size` out of range, or a data set without such groups.
         DataNotFoundError: no such file or folder.
         DataError, ShapeError, RangeError: the data is damaged or not what it should be.
+
+    Example:
+        >>> from gen_invariance import load_source
+        >>> load_source("digits").train.images.shape
+        torch.Size([1797, 1, 16, 16])
     """
     reader = _find_reader(name, path)
     if image_size is not None and image_size < 1:

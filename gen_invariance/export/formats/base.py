@@ -185,6 +185,14 @@ def open_format(name: str, path: Path | str, **options: Any) -> Format:
         SettingsError: unknown name or option.
         DataNotFoundError: nothing there.
         DataError: the set cannot be read.
+
+    Example:
+        >>> import numpy as np
+        >>> images = np.random.default_rng(0).integers(0, 256, (12, 16, 16), dtype=np.uint8)
+        >>> np.savez("few.npz", train_images=images, train_labels=np.arange(12) // 9)
+        >>> from gen_invariance import open_format
+        >>> open_format("npz", "few.npz").class_names
+        ('0', '1')
     """
     if name not in FORMATS:
         raise SettingsError(f"export knows no format {name!r}; choose one of {', '.join(FORMATS)}")

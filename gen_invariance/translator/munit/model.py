@@ -172,6 +172,14 @@ class MunitTranslator(ModelMixin, ConfigMixin):
 
     Raises:
         SettingsError: an unknown source of styles, or a bank of none to draw from.
+
+    Example:
+        >>> import torch
+        >>> from gen_invariance import MunitTranslator
+        >>> images, nuisance = torch.rand(2, 1, 8, 8), MunitTranslator(1, width=4, residual_blocks=1, mlp_width=8)
+        >>> draw = nuisance.sample(images.shape, generator=torch.Generator().manual_seed(0))
+        >>> nuisance.apply(images, draw).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     @register_to_config
