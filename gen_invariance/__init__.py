@@ -61,11 +61,7 @@ _HOMES = {
     "run_order": "experiment.order",
     "BenchmarkRun": "benchmark.run",
     "run_benchmark": "benchmark.run",
-    "load_records": "records",
-    "ReportSettings": "report.report_page",
-    "write_report": "report.report_page",
-    "InspectSettings": "experiment.inspect",
-    "inspect_translator": "experiment.inspect",
+    "declare_missing_operators": "torchvision_guard",
 }
 
 __all__ = sorted(_HOMES)
