@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -73,11 +73,19 @@ def settings(dice: random.Random, case: Path, base: Path) -> Door:
 KEYS: dict[str, list[str]] = {}
 
 
+def dotted(settings: dict, before: str = "") -> Iterator[str]:
+    """Names of all settings, those in groups with dots."""
+    for name, value in settings.items():
+        yield before + name
+        if isinstance(value, dict):
+            yield from dotted(value, f"{before}{name}.")
+
+
 def keys_of(verb: str) -> list[str]:
     if verb not in KEYS:
         found = cli.compose(verb, [], missing_is_error=False)
         groups = [path.name for path in config_folder().iterdir() if path.is_dir()]
-        KEYS[verb] = [*cli._keys(found), *groups, "data.nuisance_options.degrees", "classifier.loss_options.gamma"]
+        KEYS[verb] = [*dotted(found), *groups, "data.nuisance_options.degrees", "classifier.loss_options.gamma"]
     return KEYS[verb]
 
 
