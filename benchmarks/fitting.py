@@ -36,10 +36,11 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.data.split import split_indices
 from gen_invariance.experiment.cell import CellInputs, run_cell
-from gen_invariance.experiment.inspect import InspectSettings, select_head_classes, train_judge
-from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.experiment.inspect import select_head_classes, train_judge
+from gen_invariance.experiment.settings import InspectSettings, Task
+from gen_invariance.experiment.task import prepare
 from gen_invariance.files import write_text
-from gen_invariance.nuisance import Background
+from gen_invariance.nuisance.intensity import Background
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
 from gen_invariance.translator.munit.model import MunitTranslator

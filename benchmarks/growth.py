@@ -28,7 +28,8 @@ from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.data.loader import ResidentLoader
 from gen_invariance.files import write_text
 from gen_invariance.measure.invariance import measure_invariance
-from gen_invariance.nuisance import Background, Rotation
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Background
 from gen_invariance.run import named_generator
 
 Work = Callable[[], object]

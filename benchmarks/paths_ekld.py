@@ -14,7 +14,8 @@ from benchmarks import plain_recipe as recipe
 from benchmarks.timing import CLASSES, Variant, stored
 from gen_invariance.benchmark.demo import ROTATED
 from gen_invariance.classifier.backbones import build_classifier
-from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.experiment.task import Prepared, prepare
 from gen_invariance.measure.invariance import (
@@ -25,7 +26,8 @@ from gen_invariance.measure.invariance import (
 )
 from gen_invariance.measure.predict import as_predict
 from gen_invariance.measure.rounds import Rounds
-from gen_invariance.nuisance import Background, Rotation
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Background
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, named_generator
 

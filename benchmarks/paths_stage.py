@@ -15,11 +15,12 @@ from benchmarks.timing import BATCH, CLASSES, SMALL, Variant, stored
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.losses import LOSSES, build_loss
-from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.readers.registry import load_source
-from gen_invariance.nuisance import CropFlip, Rotation
 from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
+from gen_invariance.nuisance.geometry import CropFlip, Rotation
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.translator.flow.model import FlowTranslator
 from gen_invariance.translator.munit.model import MunitTranslator

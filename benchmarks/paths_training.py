@@ -19,8 +19,10 @@ from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.loader import ResidentLoader
-from gen_invariance.nuisance import Background, CropFlip, Rotation, Thickness
+from gen_invariance.nuisance.geometry import CropFlip, Rotation
+from gen_invariance.nuisance.intensity import Background
 from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.nuisance.thickness import Thickness
 from gen_invariance.run import named_generator
 from gen_invariance.translator.redraw.pose import PoseTranslator
 from gen_invariance.translator.spatial import SpatialTranslator

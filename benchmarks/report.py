@@ -51,7 +51,8 @@ def main() -> None:
     """Time each part of making a report."""
     from gen_invariance.records import RecordWriter, finished_cells, load_records
     from gen_invariance.report.class_figures import class_pictures
-    from gen_invariance.report.report_page import ReportSettings, write_report
+    from gen_invariance.report.report_page import write_report
+    from gen_invariance.report.settings import ReportSettings
     from gen_invariance.report.size_effect import size_effects
     from gen_invariance.report.summary import summarise
 

@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from gen_invariance.benchmark.demo import UPRIGHT
-from gen_invariance.experiment.task import Prepared, Task, prepare
-from gen_invariance.nuisance import Background, Lighting, Nuisance, Rotation, Thickness
+from gen_invariance.experiment.settings import Task
+from gen_invariance.experiment.task import Prepared, prepare
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Background, Lighting
+from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.nuisance.thickness import Thickness
 from gen_invariance.report.class_figures import class_size_bars
 from gen_invariance.report.drawing import save_png
 from gen_invariance.report.figures import image_grid
 from gen_invariance.run import named_generator
 from gen_invariance.translator.fit import fit_translator
-from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.settings import FitSettings
 
 DRAWS = 9
 TASK = Task(

@@ -21,9 +21,7 @@ from gen_invariance.benchmark.arms import Arm, read_arm
 from gen_invariance.benchmark.grid import load_grid, make_cells, run_grid
 from gen_invariance.benchmark.registry import Benchmark
 from gen_invariance.classifier.settings import TrainSettings
-from gen_invariance.experiment.build import ClassifierSettings, StageSettings
-from gen_invariance.experiment.cell import MeasureSettings
-from gen_invariance.experiment.task import Task
+from gen_invariance.experiment.settings import ClassifierSettings, MeasureSettings, StageSettings, Task
 from gen_invariance.files import write_text
 from gen_invariance.records import measured, write_csv
 from gen_invariance.report.metrics import metric_info

@@ -19,11 +19,11 @@ from benchmarks.program import read_settings
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError
-from gen_invariance.experiment.order import OrderRun, OrderSettings, run_order
-from gen_invariance.nuisance import Rotation
-from gen_invariance.order.analysis.study import AnalysisSettings
+from gen_invariance.experiment.order import run_order
+from gen_invariance.experiment.settings import OrderRun
+from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.order.sets import random_subsets
-from gen_invariance.order.source import SourceSettings
+from gen_invariance.order.settings import AnalysisSettings, OrderSettings, SourceSettings
 from gen_invariance.report.order_page import findings
 from gen_invariance.run import named_generator
 

@@ -22,9 +22,10 @@ from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.heads import HEADS, fit_head
 from gen_invariance.classifier.joint import TaskLoss
 from gen_invariance.classifier.losses import build_loss
-from gen_invariance.classifier.model import Classifier
-from gen_invariance.classifier.train import TrainSettings, fit_classifier
-from gen_invariance.classifier.transfer import TransferPlan, cache_features
+from gen_invariance.classifier.model import Classifier, cache_features
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.train import fit_classifier
+from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import RunError
 from gen_invariance.experiment.train import resolve_plan

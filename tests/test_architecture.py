@@ -188,8 +188,35 @@ def test_public_names_live_where_the_front_door_says():
         _ = gen_invariance.Nonsense
 
 
-def test_importing_the_package_imports_nothing_heavy():
-    heavy = ("torch", "numpy", "diffusers", "kornia", "torchvision", "matplotlib", "pandas", "sklearn", "hydra")
-    program = f"import sys, gen_invariance, gen_invariance.cli.main; print([n for n in {heavy} if n in sys.modules])"
+HEAVY = [
+    "torch",
+    "torchvision",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "diffusers",
+    "kornia",
+    "accelerate",
+    "scipy",
+    "sklearn",
+]
+SCHEMA = """
+import sys
+from gen_invariance.cli import main
+from gen_invariance.cli.verbs import VERBS
+assert all(verb.settings for verb in VERBS.values())
+"""
+BEFORE_WORK = {
+    "import of the package": "import sys, gen_invariance, gen_invariance.cli.main; assert 'hydra' not in sys.modules",
+    "settings classes": SCHEMA,
+    "a misspelt key": SCHEMA + "assert main.run(['train', 'trainning.epochs=3']) == 2",
+    "--cfg job": SCHEMA + "assert main.run(['train', '--cfg', 'job']) == 0",
+    "--help": SCHEMA + "assert [main.run([verb, '--help']) for verb in VERBS] == [0] * len(VERBS)",
+}
+
+
+@pytest.mark.parametrize("program", BEFORE_WORK.values(), ids=BEFORE_WORK)
+def test_nothing_heavy_is_imported_before_work_begins(program):
+    program += f"\nprint([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gen_invariance.classifier.model import Backbone, Classifier
-from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.cli.main import run
 from gen_invariance.data.images import ImageData

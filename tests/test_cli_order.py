@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gen_invariance.cli.main import compose, run
-from gen_invariance.experiment.order import OrderRun
+from gen_invariance.experiment.settings import OrderRun
 from gen_invariance.order.relation import SubsetOrder
 from gen_invariance.records import finished_cells, load_records, measured
 from gen_invariance.settings import defaults_of, settings_of

@@ -19,9 +19,11 @@ from gen_invariance.cli.main import run
 from gen_invariance.data.readers.arrays import read_npz
 from gen_invariance.data.readers.folder import read_image_folder
 from gen_invariance.errors import CheckpointError, DataError, first_line
-from gen_invariance.export import ExportSettings, export_dataset, open_format
+from gen_invariance.export.formats.base import open_format
+from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings
 from gen_invariance.files import load_checkpoint, save_checkpoint
-from gen_invariance.nuisance import Rotation
+from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.records import Record, RecordWriter, as_frame, finished_cells, load_records
 from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.io import load_translator

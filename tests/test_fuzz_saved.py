@@ -8,8 +8,10 @@ from PIL import Image
 
 from gen_invariance.cli.main import run
 from gen_invariance.errors import CheckpointError, DataError, OutputError
-from gen_invariance.export import ExportSettings, export_dataset, open_format
-from gen_invariance.nuisance import Rotation
+from gen_invariance.export.formats.base import open_format
+from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings
+from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.translator.flow.model import FlowTranslator
 from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.munit import model as munit

@@ -18,7 +18,8 @@ from sklearn.datasets import load_digits
 from gen_invariance import run as running
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.losses import build_loss
-from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.cli.main import run as command
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, SettingsError
@@ -26,8 +27,8 @@ from gen_invariance.files import load_checkpoint, save_checkpoint
 from gen_invariance.run import Run, named_generator
 from gen_invariance.stopping import Terminated, signals_noted, sigterm_raises
 from gen_invariance.translator.fit import fit_objective
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.registry import build_objective
+from gen_invariance.translator.settings import FitSettings
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,10 @@ from gen_invariance import errors
 from gen_invariance.cli.main import run
 from gen_invariance.errors import RunError, SettingsError, is_out_of_memory
 from gen_invariance.experiment import evaluate as measuring
-from gen_invariance.export import ExportSettings, export_dataset, open_format
-from gen_invariance.nuisance import Rotation
+from gen_invariance.export.formats.base import open_format
+from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings
+from gen_invariance.nuisance.geometry import Rotation
 
 SLOW = pytest.mark.slow
 DATA = ["data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few_below=8", "data.many_above=16"]

@@ -15,8 +15,8 @@ from gen_invariance import configs
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit, read_translator_fit
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.errors import CheckpointError, SettingsError
-from gen_invariance.experiment.build import ClassifierSettings, StageSettings
 from gen_invariance.experiment.cell import Method
+from gen_invariance.experiment.settings import ClassifierSettings, StageSettings
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.settings import settings_of
 

@@ -8,28 +8,28 @@ A control without any rotation shows what a fit reports when there is nothing to
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-from pydantic import Field, PositiveInt
 
 from gen_invariance.benchmark.arms import Arm
 from gen_invariance.benchmark.grid import GridCell, load_grid, run_grid
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit
-from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.benchmark.settings import DemoSettings
+from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.errors import RunError
-from gen_invariance.experiment.build import ClassifierSettings, StageSettings
-from gen_invariance.experiment.cell import MeasureSettings, Method
-from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.experiment.cell import Method
+from gen_invariance.experiment.settings import ClassifierSettings, MeasureSettings, StageSettings, Task
+from gen_invariance.experiment.task import prepare
 from gen_invariance.report.class_figures import class_pictures
 from gen_invariance.report.demo_page import DemoFits, draw_fits
-from gen_invariance.report.report_page import ReportSettings, write_report
+from gen_invariance.report.report_page import write_report
+from gen_invariance.report.settings import ReportSettings
 from gen_invariance.report.size_effect import size_effects
 from gen_invariance.run import Run
-from gen_invariance.settings import Text, settings_class
 from gen_invariance.translator.io import load_translator
 
 BASELINE, LEARNED, ORACLE = "DRS", "DRS + learned, spatial", "DRS + true nuisance"
@@ -52,35 +52,6 @@ TRANSLATORS: dict[str, dict[str, Any]] = {
     },
 }
 """Network and objective of what the demonstration fits."""
-
-
-@settings_class("demo")
-class DemoSettings:
-    """What the demonstration runs."""
-
-    seeds: PositiveInt = 5
-    """each draws its own class order, images, angles and initial weights"""
-    epochs: Annotated[int, Field(ge=2)] = 67
-    """of each classifier; 67 are about 800 steps, where longer training brings nothing more"""
-    spatial_steps: PositiveInt = 300
-    """of fitting the spatial translator"""
-    munit_steps: PositiveInt = 400
-    """of fitting MUNIT"""
-    draws: PositiveInt = 5
-    """transformations of each test image for eKLD"""
-    processes: PositiveInt = 2
-    """worker processes of one torch thread each"""
-    control: bool = True
-    """also run without any rotation in the data"""
-
-
-@settings_class("demo")
-class DemoRun:
-    """Settings of the verb `demo`."""
-
-    out: Text = "demo-report"
-    """folder; a demonstration that was stopped there goes on"""
-    demo: DemoSettings = field(default_factory=DemoSettings)
 
 
 def run_demo(
@@ -150,9 +121,7 @@ def make_demo_arms(settings: DemoSettings) -> list[Arm]:
         # The tail: classes below 45 images, half of the rows.
         stage = StageSettings(nuisance, "hard_cutoff", {"cutoff": 44, "probability": 0.5})
         augmentation, options = f"crop_flip{every_row}", {"crop_flip": {"padding": 2}}
-        method = Method(
-            name, stage, training, ClassifierSettings("small_conv"), translator, augmentation, options
-        )
+        method = Method(name, stage, training, ClassifierSettings("small_conv"), translator, augmentation, options)
         if translator is None:
             return Arm(name, method)
         loop = {**loops[translator], "sample_every": 10**9, "log_every": 25}

@@ -26,7 +26,8 @@ from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
 from gen_invariance.experiment.cell import CellInputs, cell_digest, run_cell
 from gen_invariance.experiment.launch import Say, say_nothing
-from gen_invariance.experiment.task import Prepared, Task, prepare
+from gen_invariance.experiment.settings import Task
+from gen_invariance.experiment.task import Prepared, prepare
 from gen_invariance.files import write_json
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance, row_cells
@@ -277,7 +278,7 @@ def _load_fitted(folder: Path, device: str) -> tuple[Any, float]:
 
 def _fit(folder: Path, job: _Job, prepared: Prepared) -> str:
     from gen_invariance.translator.fit import fit_translator
-    from gen_invariance.translator.fit_settings import FitSettings
+    from gen_invariance.translator.settings import FitSettings
 
     fit = job.fit
     loop = settings_of(FitSettings, {"flip": prepared.flip_safe, **fit.loop}, "fit")

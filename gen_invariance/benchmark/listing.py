@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gen_invariance.benchmark.registry import Benchmark, benchmark_names, read_every_benchmark
+from gen_invariance.data.split import compute_class_sizes
 from gen_invariance.errors import SettingsError
 
 _PIXELS_A_SECOND = {"small_conv": 7e5, "resnet20": 2.5e5, "resnet32": 1.5e5}
@@ -61,7 +62,7 @@ def count_training_images(benchmark: Benchmark) -> int | None:
     if task.profile == "none" or task.largest is None or benchmark.classes is None:
         return None
     try:
-        sizes = task.class_sizes(benchmark.classes, largest=task.largest)
+        sizes = compute_class_sizes(task, benchmark.classes, largest=task.largest)
     except SettingsError:
         return None
     return int(sizes.sum())

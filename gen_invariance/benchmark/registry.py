@@ -15,9 +15,7 @@ from gen_invariance import configs
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.readers.registry import missing_files, source_names
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.build import ClassifierSettings, StageSettings
-from gen_invariance.experiment.cell import MeasureSettings
-from gen_invariance.experiment.task import Task
+from gen_invariance.experiment.settings import ClassifierSettings, MeasureSettings, StageSettings, Task
 from gen_invariance.settings import settings_of
 
 _SECTIONS = ("data", "classifier", "training", "stage", "fit", "measure")
@@ -35,7 +33,7 @@ class Benchmark:
         classifier, training: what the methods start from.
         augmentation: of every row, before what a method adds.
         stage: to whom the stage gives; what it gives is said by the arm.
-        fit: loop of fitting a translator (`translator.fit_settings.FitSettings`).
+        fit: loop of fitting a translator (`translator.settings.FitSettings`).
         fits: what single translators change about it, by name.
         translators: what to change about single translators' files, by name: {"munit": {"network": {"width": 16}}}.
         nuisances: options of what arms give by name: {"rotation": {"degrees": 30}}.
@@ -75,7 +73,7 @@ class TranslatorFit:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result; how often to look is left out."""
-        from gen_invariance.translator.fit_settings import FitSettings
+        from gen_invariance.translator.settings import FitSettings
 
         return {**asdict(self), "loop": settings_of(FitSettings, self.loop, "fit").identity()}
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.losses import CrossEntropy, log_prior
-from gen_invariance.classifier.model import Classifier, build_head
-from gen_invariance.classifier.transfer import TransferPlan, cache_features
+from gen_invariance.classifier.model import Classifier, build_head, cache_features
+from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.errors import SettingsError

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gen_invariance.data.images import check_images
+from gen_invariance.data.images import check_images, to_float
 from gen_invariance.errors import SettingsError, ShapeError
 
 Blocks = Mapping[str, Sequence[str]]
@@ -159,6 +159,11 @@ class Classifier(nn.Module):
         """Modules of `block`, outermost first."""
         return (module for name, module in self.backbone.named_modules() if name and self._in(name, block))
 
+    def has_batch_norm(self, block: str) -> bool:
+        """Whether `block`, or "head", normalises by statistics of the batch."""
+        modules = self.head.modules() if block == "head" else self.block_modules(block)
+        return any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm) for module in modules)
+
     def keep_in_eval(self, blocks: Sequence[str]) -> None:
         """Keep `blocks` in eval mode from now on, whatever `train()` says: their batch-norm statistics stay fixed."""
         self._eval_blocks = frozenset(self._known(block) for block in blocks)
@@ -210,6 +215,31 @@ class Classifier(nn.Module):
                     f"backbone tensor {name!r} belongs to {len(owners)} blocks ({', '.join(owners) or 'none'}); "
                     "declare blocks so that each tensor is in exactly one"
                 )
+
+
+def cache_features(model: Classifier, images: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Features (N, D) of all `images` at once, for heads on a frozen backbone: each image passes it only once.
+
+    Args:
+        model: its backbone frozen, as mode "frozen" leaves it.
+        images: uint8 (N, C, H, W), or float in [0, 1].
+        batch_size: images at a time.
+
+    Raises:
+        SettingsError: part of the backbone still trains, so that stored features would go stale.
+        ShapeError: images of another form.
+    """
+    trains = any(parameter.requires_grad for parameter in model.backbone.parameters())
+    if trains or any(module.training for module in model.backbone.modules()):
+        raise SettingsError("features can be stored for a frozen backbone only; apply TransferPlan('frozen') first")
+    device = model.mean.device
+    features = [torch.zeros(0, model.num_features, device=device)]
+    with torch.no_grad():
+        for part in images.split(batch_size):
+            part = to_float(part.to(device))
+            check_images(part, where="cache_features")
+            features.append(model.features(part))
+    return torch.cat(features)
 
 
 def build_head(kind: str, width: int, num_classes: int, *, generator: torch.Generator) -> nn.Linear | CosineHead:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gen_invariance.classifier.batches import Batch
 from gen_invariance.classifier.losses import CrossEntropy
+from gen_invariance.classifier.model import Classifier
 
 
 def row_losses(loss: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
@@ -115,3 +116,25 @@ def _share(model: nn.Module, piece: Batch, loss: nn.Module, weight: Tensor, cons
     if piece.clean is not None and consistency:
         value = value + consistency * consistency_term(logits[len(piece.images) :], moved[piece.clean_rows])
     return value * 0 if piece.spare else value
+
+
+class L2SP(nn.Module):
+    """A penalty on the distance of a model's backbone weights to where they started (Li et al. 2018, equation 3).
+
+    Make it before training and add `penalty()` to the loss. The start is in its state dict, for resuming.
+    """
+
+    def __init__(self, model: Classifier, *, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+        self._parameters_now = tuple(model.backbone.parameters())  # in a tuple they stay parameters of the model only
+        for number, parameter in enumerate(self._parameters_now):
+            self.register_buffer(f"start{number}", parameter.detach().clone())
+
+    def forward(self) -> Tensor:
+        """Strength / 2 * |backbone - start|^2 over what trains; a scalar."""
+        total = torch.zeros((), device=self.start0.device)
+        for start, parameter in zip(self.buffers(), self._parameters_now, strict=True):
+            if parameter.requires_grad:
+                total = total + self.strength / 2 * (parameter - start).square().sum()
+        return total

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from gen_invariance.data.sampling import DelayedRule, second_phase
+from gen_invariance.data.settings import DelayedRule, second_phase
 from gen_invariance.errors import SettingsError
 from gen_invariance.settings import BelowOne, Fraction, settings_class
 
@@ -60,9 +60,9 @@ class TrainSettings:
     """length of the linear warm-up, a share of training or whole epochs; so are the next two"""
     milestones: tuple[Point, Point] = (0.8, 0.9)
     """after which step lowers the rate"""
-    sampling: Literal[
-        "instance", "class_balanced", "square_root", "progressive", "effective_number", "delayed"
-    ] = "instance"
+    sampling: Literal["instance", "class_balanced", "square_root", "progressive", "effective_number", "delayed"] = (
+        "instance"
+    )
     """how classes are drawn; delayed is instance, then class_balanced in the second phase"""
     second_phase: Point | None = None
     """where delayed re-sampling, re-weighting and a later stage begin; null: the first milestone"""

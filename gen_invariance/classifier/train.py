@@ -26,11 +26,11 @@ from gen_invariance.classifier.correction import check_correction, correct_head
 from gen_invariance.classifier.lora import add_lora, merge_lora
 from gen_invariance.classifier.losses import CrossEntropy
 from gen_invariance.classifier.model import Classifier
-from gen_invariance.classifier.objective import backward, choose_hardest
+from gen_invariance.classifier.objective import L2SP, backward, choose_hardest
 from gen_invariance.classifier.settings import TrainSettings
-from gen_invariance.classifier.transfer import L2SP, TransferPlan
+from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.sampling import rule_name
+from gen_invariance.data.settings import rule_name
 from gen_invariance.devices import accelerator_on
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Nuisance
@@ -149,9 +149,7 @@ def fit_classifier(
 
 
 @contextmanager
-def _open_run(
-    out: Run | Path | str | None, settings: TrainSettings, *, seed: int, resume: bool
-) -> Iterator[Run]:
+def _open_run(out: Run | Path | str | None, settings: TrainSettings, *, seed: int, resume: bool) -> Iterator[Run]:
     if isinstance(out, Run):
         yield out
         return

@@ -2,23 +2,23 @@
 
 A `TransferPlan` is settings only. `apply(model, epoch=...)` puts the model into the state of that epoch, from nothing
 but the epoch, so a resumed run needs no stored schedule; `parameter_groups(model)` gives the optimiser every group
-from the first step on, with its learning rate written into it, so any torch scheduler works on it.
+from the first step on, with its learning rate written into it, so any torch scheduler works on it. Importing this
+module needs no torch.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor, nn
 
-from gen_invariance.classifier.model import Classifier
-from gen_invariance.data.images import check_images, to_float
 from gen_invariance.errors import SettingsError
 from gen_invariance.settings import settings_class
+
+if TYPE_CHECKING:
+    from gen_invariance.classifier.model import Classifier
 
 # Thresholds of "auto": a rule of thumb of ours, without a source. 500 images a class is the size of CIFAR-100, whose
 # networks are usually trained as a whole; a tenth of that counts as small.
@@ -187,9 +187,8 @@ class TransferPlan:
     def _describe_group(self, model: Classifier, group: dict) -> tuple[str, ...]:
         name, start = group["name"], self._find_start(model, group["name"])
         size = sum(parameter.numel() for parameter in group["params"])
-        modules = model.head.modules() if name == "head" else model.block_modules(name)
         norm = "-"
-        if any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm) for module in modules):
+        if model.has_batch_norm(name):
             norm = "eval" if start is None or self.mode == "lora" else self.batch_norm
         if start is None:
             return name, f"{size:,}", "never", f"{group['lr']:.4g}", "-", norm
@@ -237,50 +236,3 @@ class TransferPlan:
         else:
             last, words = math.ceil(count / 2), "a similar target of medium size, the last half trains"
         return replace(self, mode="partial", last_stages=min(last, count), reason=f"auto: {facts}; {words}")
-
-
-class L2SP(nn.Module):
-    """A penalty on the distance of a model's backbone weights to where they started (Li et al. 2018, equation 3).
-
-    Make it before training and add `penalty()` to the loss. The start is in its state dict, for resuming.
-    """
-
-    def __init__(self, model: Classifier, *, strength: float) -> None:
-        super().__init__()
-        self.strength = strength
-        self._parameters_now = tuple(model.backbone.parameters())  # in a tuple they stay parameters of the model only
-        for number, parameter in enumerate(self._parameters_now):
-            self.register_buffer(f"start{number}", parameter.detach().clone())
-
-    def forward(self) -> Tensor:
-        """Strength / 2 * |backbone - start|^2 over what trains; a scalar."""
-        total = torch.zeros((), device=self.start0.device)
-        for start, parameter in zip(self.buffers(), self._parameters_now, strict=True):
-            if parameter.requires_grad:
-                total = total + self.strength / 2 * (parameter - start).square().sum()
-        return total
-
-
-def cache_features(model: Classifier, images: Tensor, *, batch_size: int = 256) -> Tensor:
-    """Features (N, D) of all `images` at once, for heads on a frozen backbone: each image passes it only once.
-
-    Args:
-        model: its backbone frozen, as mode "frozen" leaves it.
-        images: uint8 (N, C, H, W), or float in [0, 1].
-        batch_size: images at a time.
-
-    Raises:
-        SettingsError: part of the backbone still trains, so that stored features would go stale.
-        ShapeError: images of another form.
-    """
-    trains = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    if trains or any(module.training for module in model.backbone.modules()):
-        raise SettingsError("features can be stored for a frozen backbone only; apply TransferPlan('frozen') first")
-    device = model.mean.device
-    features = [torch.zeros(0, model.num_features, device=device)]
-    with torch.no_grad():
-        for part in images.split(batch_size):
-            part = to_float(part.to(device))
-            check_images(part, where="cache_features")
-            features.append(model.features(part))
-    return torch.cat(features)

@@ -40,7 +40,7 @@ class Verb:
 
     Attributes:
         run: carries the verb out with its settings, and prints.
-        home: module of the settings class and its name, such as "experiment.fit:FitRun".
+        home: module of the settings class and its name, such as "experiment.settings:FitRun".
         actions: words that may follow the verb and stand for action=WORD.
         after_stop: what can be done after Ctrl-C or SIGTERM.
     """
@@ -141,13 +141,15 @@ _REST_ON_RESUME = "the same command with resume=true goes on with what is left"
 _REST = "the same command goes on with what is left"
 
 VERBS: dict[str, Verb] = {
-    "fit": Verb(_fit, "experiment.fit:FitRun", after_stop=_FROM_CHECKPOINT),
-    "augment": Verb(_augment, "experiment.augment:AugmentSettings", after_stop=_REST_ON_RESUME),
-    "train": Verb(_train, "experiment.train:TrainRun", after_stop=_FROM_CHECKPOINT),
-    "measure": Verb(_measure, "experiment.evaluate:MeasureRun"),
-    "report": Verb(_report, "report.report_page:ReportRun"),
-    "inspect": Verb(_inspect, "experiment.inspect:InspectRun"),
-    "order": Verb(_order, "experiment.order:OrderRun", after_stop=_REST_ON_RESUME),
-    "benchmark": Verb(_benchmark, "benchmark.run:BenchmarkRun", actions=("run", "list", "report"), after_stop=_REST),
-    "demo": Verb(_demo, "benchmark.demo:DemoRun", after_stop=_REST),
+    "fit": Verb(_fit, "experiment.settings:FitRun", after_stop=_FROM_CHECKPOINT),
+    "augment": Verb(_augment, "experiment.settings:AugmentSettings", after_stop=_REST_ON_RESUME),
+    "train": Verb(_train, "experiment.settings:TrainRun", after_stop=_FROM_CHECKPOINT),
+    "measure": Verb(_measure, "experiment.settings:MeasureRun"),
+    "report": Verb(_report, "report.settings:ReportRun"),
+    "inspect": Verb(_inspect, "experiment.settings:InspectRun"),
+    "order": Verb(_order, "experiment.settings:OrderRun", after_stop=_REST_ON_RESUME),
+    "benchmark": Verb(
+        _benchmark, "benchmark.settings:BenchmarkRun", actions=("run", "list", "report"), after_stop=_REST
+    ),
+    "demo": Verb(_demo, "benchmark.settings:DemoRun", after_stop=_REST),
 }

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Sampler, Subset
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.sampling import Rule, check_sampled, epoch_indices, rule_name, sampling_probabilities
+from gen_invariance.data.sampling import check_sampled, epoch_indices, sampling_probabilities
+from gen_invariance.data.settings import Rule, rule_name
 from gen_invariance.errors import SettingsError
 
 

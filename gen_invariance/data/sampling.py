@@ -7,59 +7,14 @@ the whole list and take its share.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gen_invariance.data.images import check_labels
+from gen_invariance.data.settings import rule_name
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.run import named_generator
-
-RULES = ("instance", "class_balanced", "square_root", "progressive", "effective_number")
-Rule = str | Callable[[int], str]
-"""The name of a sampling rule, or a callable that gives an epoch's."""
-
-
-def second_phase(epoch: int, *, start: int) -> bool:
-    """Whether `epoch`, counted from 0, belongs to the second phase, which begins with epoch `start`."""
-    return epoch >= start
-
-
-@dataclass(frozen=True)
-class DelayedRule:
-    """Delayed re-sampling: rule `before` up to epoch `start`, rule `after` from it on; call it with an epoch.
-
-    Reference:
-        Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019, Alg. 1.
-
-    >>> rule = DelayedRule(start=160)
-    >>> rule(159), rule(160)
-    ('instance', 'class_balanced')
-    """
-
-    start: int
-    before: str = "instance"
-    after: str = "class_balanced"
-
-    def __post_init__(self) -> None:
-        rule_name(self.before)
-        rule_name(self.after)
-        if self.start < 0:
-            raise SettingsError(f"delayed re-sampling must start at epoch 0 or later, got {self.start}")
-
-    def __call__(self, epoch: int) -> str:
-        """The rule of `epoch`."""
-        return self.after if second_phase(epoch, start=self.start) else self.before
-
-
-def rule_name(rule: Rule, epoch: int = 0) -> str:
-    """The rule of `epoch`, whether `rule` is a name or a callable; unknown names raise `SettingsError`."""
-    name = rule if isinstance(rule, str) else rule(epoch)
-    if name not in RULES:
-        raise SettingsError(f"unknown sampling rule {name!r}; choose one of {', '.join(RULES)}")
-    return name
 
 
 def sampling_probabilities(counts: Tensor, *, rule: str, progress: float = 0.0, beta: float = 0.9999) -> Tensor:

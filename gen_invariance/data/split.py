@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from gen_invariance.data.grouping import hold_groups
@@ -33,71 +32,12 @@ from gen_invariance.data.longtail import (
 )
 from gen_invariance.data.readers.arrays import load_arrays
 from gen_invariance.data.readers.base import Source
+from gen_invariance.data.settings import LongTailSettings
 from gen_invariance.errors import DataError, SettingsError, printable
 from gen_invariance.files import atomic_write
 from gen_invariance.run import named_generator
-from gen_invariance.settings import settings_class
 
 _INDEX_KEYS = ("train_indices", "validation_indices", "test_indices", "counts", "order")
-
-
-@settings_class("data")
-class LongTailSettings:
-    """How long the tail is, which images make it, and what is held out."""
-
-    profile: Literal["exponential", "step", "zipf", "none"] = "exponential"
-    """of class sizes: exponential, step, zipf, or none, which keeps the set as it is"""
-    largest: PositiveInt | None = None
-    """training images of the largest class; null takes what there is"""
-    imbalance: float = 100.0
-    """largest class over smallest"""
-    power: NonNegativeFloat = 2.0
-    """of the zipf profile"""
-    smallest: PositiveInt = 1
-    """training images of a class at least"""
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """share of each class held out for validation, before the cut"""
-    rest_is_test: bool = False
-    """images that the cut leaves out are the test images"""
-    shuffle_order: bool = True
-    """draw which class is how large; false keeps the order of the source"""
-    shortage: Literal["error", "repeat", "cap"] = "error"
-    """of images for a class: error, repeat (each use under another draw), or cap (the class stays smaller)"""
-    base_images: PositiveInt | None = None
-    """with shortage=repeat: different images of a class at most"""
-    test_images: PositiveInt | None = None
-    """of a class at most"""
-    cut: Literal["own", "cao", "first"] = "own"
-    """which images of a class are kept: own, cao (Cao et al. 2019, order 0), first"""
-    fill_tail: bool = False
-    """fill small classes with images that the cut leaves out: an oracle"""
-
-    def __post_init__(self) -> None:
-        if self.base_images is not None and self.shortage != "repeat":
-            raise SettingsError(f"data: base_images needs shortage=repeat, got {self.shortage!r}")
-        if self.cut != "own" and self.shortage != "error":
-            raise SettingsError(f"data: cut must be own with shortage={self.shortage}, got {self.cut!r}")
-        if self.fill_tail and (self.shortage == "repeat" or self.rest_is_test or self.profile == "none"):
-            raise SettingsError(
-                "data.fill_tail (more_real) needs images that the cut leaves out, and there are none with "
-                f"shortage={self.shortage}, rest_is_test={str(self.rest_is_test).lower()}, profile={self.profile}"
-            )
-        if self.shortage != "error" and (self.largest is None or self.profile == "none"):
-            raise SettingsError(
-                f"data: shortage={self.shortage} needs class sizes: set largest and a profile other than none, "
-                f"got largest={self.largest} and profile={self.profile!r}"
-            )
-
-    def class_sizes(self, num_classes: int, *, largest: int) -> Tensor:
-        """Class sizes by rank, int64 (K,), of a profile other than none; see `longtail`.
-
-        Raises:
-            SettingsError: sizes that cannot be, such as a class without an image.
-        """
-        if self.profile == "zipf":
-            return zipf_counts(num_classes, largest=largest, power=self.power, smallest=self.smallest)
-        counts = exponential_counts if self.profile == "exponential" else step_counts
-        return counts(num_classes, largest=largest, imbalance=self.imbalance)
 
 
 @dataclass(frozen=True)
@@ -278,6 +218,18 @@ def _choose_order(settings: LongTailSettings, room: Tensor, *, seed: int) -> Ten
     return torch.arange(len(room))
 
 
+def compute_class_sizes(settings: LongTailSettings, num_classes: int, *, largest: int) -> Tensor:
+    """Class sizes by rank, int64 (K,), of a profile other than none; see `longtail`.
+
+    Raises:
+        SettingsError: sizes that cannot be, such as a class without an image.
+    """
+    if settings.profile == "zipf":
+        return zipf_counts(num_classes, largest=largest, power=settings.power, smallest=settings.smallest)
+    counts = exponential_counts if settings.profile == "exponential" else step_counts
+    return counts(num_classes, largest=largest, imbalance=settings.imbalance)
+
+
 def _choose_counts(settings: LongTailSettings, room: Tensor, order: Tensor) -> Tensor:
     """Counts by class, int64 (K,); the largest that fits `room` when no size is given."""
     largest = settings.largest
@@ -285,7 +237,7 @@ def _choose_counts(settings: LongTailSettings, room: Tensor, order: Tensor) -> T
         return room if largest is None else room.clamp(max=largest)
 
     def counts_for(size: int) -> Tensor:
-        return counts_by_class(settings.class_sizes(len(room), largest=size), order)
+        return counts_by_class(compute_class_sizes(settings, len(room), largest=size), order)
 
     if largest is None:
         largest = _largest_that(lambda size: bool((counts_for(size) <= room).all()), room)

@@ -8,30 +8,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from gen_invariance.configs import read_choice
 from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.experiment.launch import Say, choose_device, say_nothing, shows_progress
-from gen_invariance.experiment.task import Task
-from gen_invariance.export import ExportSettings, ExportSummary, WorkerSettings, export_dataset, open_format
-from gen_invariance.export.formats.base import FORMATS, Format
+from gen_invariance.experiment.settings import AugmentSettings
+from gen_invariance.export.formats.base import FORMATS, Format, open_format
 from gen_invariance.export.inputs import find_format_duplicates, read_training_images
 from gen_invariance.export.output import check_output, keep_apart
-from gen_invariance.export.settings import ResultSettings
+from gen_invariance.export.runner import ExportSummary, export_dataset
+from gen_invariance.export.settings import ExportSettings, WorkerSettings
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
-from gen_invariance.settings import Text, settings_class
-from gen_invariance.translator.fit_settings import FitSettings, find_class_members
+from gen_invariance.translator.class_rows import find_class_members
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.verdict import read_verdict
 
@@ -43,69 +40,6 @@ _SETTINGS_OF_A_FIT = (  # what messages of a fit call its settings, and what the
     (r"\btranslator\.(network|objective)\b", r"learn.\1_options"),
 )
 _LISTED = 10  # problems named one by one; the manifest has all
-
-
-@settings_class("learn")
-class LearnSettings(FitSettings):
-    """The fit of `fit=true`: a translator by name, and how long it is fitted, on what."""
-
-    flip: bool = False
-    """mirror half of the images; only where a mirrored image keeps its label"""
-    translator: str = "redraw"
-    """a file of configs/translator: redraw, spatial, pose, flow, munit_small ..."""
-    network_options: Mapping[str, Any] = field(default_factory=dict)
-    """over those of the file"""
-    objective_options: Mapping[str, Any] = field(default_factory=dict)
-    """over those of the file"""
-
-    def identity(self) -> dict[str, Any]:
-        """The settings for a run's config, those of the pace as well, as in runs made before."""
-        pace = ("log_every", "sample_every", "checkpoint_every")
-        return super().identity() | {name: getattr(self, name) for name in pace}
-
-
-@settings_class("augment")
-class AugmentInput:
-    """Which set is augmented, by what, and where to."""
-
-    data: Task = field(default_factory=lambda: Task(source="folder", profile="none"))
-    out: Text = Field(kw_only=True)
-    """a new or an empty folder, outside of the data"""
-    translator: Text | None = None
-    """folder that fit wrote"""
-    fit: bool = False
-    """fit a translator on the data first, into OUT-translator"""
-    strength: float | str = "auto"
-    """share of the images lacking to the target that is made, in (0, 1]; auto asks inspect's verdict"""
-    force: bool = False
-    """use a translator whatever inspect says of it"""
-    classifier: Text | None = None
-    """folder that train wrote: reject results that it takes for another class"""
-    path_column: str | None = "path"
-    """of a table"""
-    label_column: str | None = "label"
-    """of a table or a Hugging Face data set"""
-    image_column: str | None = None
-    """of a Hugging Face data set with several columns of images"""
-
-
-@settings_class("augment")
-class AugmentSettings(WorkerSettings, ResultSettings, AugmentInput):
-    """Settings of `run_augment`."""
-
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    resume: bool = False
-    """go on with the export that is in out"""
-    progress: bool | None = None
-    """true or false; null shows bars on a terminal"""
-    learn: LearnSettings = field(default_factory=LearnSettings)
-    """for fit=true"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.strength != "auto" and not (isinstance(self.strength, float) and 0 < self.strength <= 1):
-            raise SettingsError(f"augment.strength must be auto or a number in (0, 1], got {self.strength!r}")
 
 
 def run_augment(settings: AugmentSettings, *, say: Say = say_nothing) -> ExportSummary:

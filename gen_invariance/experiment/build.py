@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,55 +14,18 @@ from gen_invariance.classifier.losses import CrossEntropy, build_loss
 from gen_invariance.classifier.model import Classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.experiment.settings import ClassifierSettings, StageSettings
 from gen_invariance.experiment.task import Prepared
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.compose import Compose, is_identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.report.labels import NOTHING_TRANSLATED
 from gen_invariance.run import named_generator
-from gen_invariance.settings import Text, settings_class
 
 if TYPE_CHECKING:
     from gen_invariance.classifier.transfer import TransferPlan
     from gen_invariance.translator.munit.model import MunitTranslator
     from gen_invariance.translator.spatial import SpatialTranslator
-
-
-@settings_class("stage")
-class StageSettings:
-    """What the stage gives, and to whom."""
-
-    nuisance: str = "none"
-    """names joined by +: none (no stage), identity (second stream only), true (oracle), translator, randaugment, ..."""
-    policy: str = "auto"
-    """where the stage acts: a policy of augment.policy"""
-    policy_options: Mapping[str, Any] = field(default_factory=dict)
-    """of that policy"""
-    nuisance_options: Mapping[str, Any] = field(default_factory=dict)
-    """by name: {rotation: {degrees: 30}}"""
-
-    @property
-    def parts(self) -> list[str]:
-        """The names of `nuisance`, in order."""
-        return [name.strip() for name in self.nuisance.split("+")]
-
-
-@settings_class("classifier")
-class ClassifierSettings:
-    """Which classifier, with which loss."""
-
-    backbone: str = "resnet20"
-    """small_conv, resnet20, resnet32, efficientnet_lite0, ..."""
-    head: str = "linear"
-    """linear or cosine"""
-    loss: str = "cross_entropy"
-    """a name of classifier.losses"""
-    loss_options: Mapping[str, Any] = field(default_factory=dict)
-    """of that loss"""
-    second_loss_options: Mapping[str, Any] | None = None
-    """of the loss from the second phase on; null keeps loss_options"""
-    weights: Text | None = None
-    """start of the backbone: DEFAULT, a weights file or a run folder"""
 
 
 @dataclass(frozen=True)

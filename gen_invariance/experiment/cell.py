@@ -13,23 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
-from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import long_tailed_indices
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.build import (
-    ClassifierSettings,
-    StageSettings,
-    TrainingParts,
-    build_augmentation,
-    build_stage,
-    select_stage_source,
-)
+from gen_invariance.experiment.build import TrainingParts, build_augmentation, build_stage, select_stage_source
 from gen_invariance.experiment.evaluate import make_records
-from gen_invariance.experiment.task import Prepared, Task
+from gen_invariance.experiment.settings import ClassifierSettings, MeasureSettings, StageSettings, Task
+from gen_invariance.experiment.task import Prepared
 from gen_invariance.experiment.train import train_classifier
 from gen_invariance.measure.accuracy import measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
@@ -37,24 +30,11 @@ from gen_invariance.nuisance.compose import is_identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.records import Record, provenance
 from gen_invariance.run import Run, config_digest, named_generator
-from gen_invariance.settings import settings_class
 
 PROTOCOL = 3
 """How cells are trained and measured. Since 2 the true nuisance acts on images that have not met it yet, in the
 oracle's stage and in eKLD; before, they carried two draws of it. Since 3 phases are shares of training, plain
 augmentation comes after the stage, and `small_conv` has a fourth convolution."""
-
-
-@settings_class("measure")
-class MeasureSettings:
-    """How a cell measures invariance."""
-
-    draws: PositiveInt = 20
-    """transformations of each image"""
-    invariance_images: PositiveInt | None = 40
-    """test images of each class at most, the same ones for every method; null: all"""
-    nuisance: str | None = None
-    """hand-written nuisance that is measured against where none acts on the images"""
 
 
 @dataclass(frozen=True)

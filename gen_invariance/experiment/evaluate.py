@@ -6,29 +6,22 @@ import json
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 from accelerate.utils import find_executable_batch_size
-from pydantic import PositiveInt
 from torch import Tensor
 
 from gen_invariance.classifier.model import Classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, DataError, DataNotFoundError, RunError, SettingsError, first_line
-from gen_invariance.experiment.build import (
-    ClassifierSettings,
-    StageSettings,
-    build_model,
-    compute_translated_share,
-    format_stage_label,
-    require_channels,
-)
+from gen_invariance.experiment.build import build_model, compute_translated_share, format_stage_label, require_channels
 from gen_invariance.experiment.launch import choose_device
-from gen_invariance.experiment.task import Prepared, Task, prepare
+from gen_invariance.experiment.settings import ClassifierSettings, MeasureRun, StageSettings, Task
+from gen_invariance.experiment.task import Prepared, prepare
 from gen_invariance.files import write_json
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
@@ -37,33 +30,7 @@ from gen_invariance.nuisance.compose import is_identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.records import Record, RecordWriter, provenance, write_csv
 from gen_invariance.run import MISFITS, Run, config_digest, named_generator
-from gen_invariance.settings import Text, settings_class, settings_of
-
-
-@settings_class("measure")
-class MeasureRun:
-    """Settings of `measure_run`."""
-
-    run: Text
-    """folder that train wrote"""
-    nuisance: str = "auto"
-    """auto, data (what acted on the images), translator, lighting, ...; identity: accuracy alone"""
-    nuisance_options: Mapping[str, Any] = field(default_factory=dict)
-    """of a hand-written nuisance"""
-    translator: Text | None = None
-    """folder that fit wrote"""
-    split: Literal["test", "validation"] = "test"
-    """test or validation"""
-    draws: PositiveInt = 20
-    """transformations of each image"""
-    batch_size: PositiveInt = 512
-    """images at a time; halved where the memory does not suffice"""
-    seed: int = 0
-    """of the draws"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    method: Text | None = None
-    """name in records and reports; null takes the stage's nuisance"""
+from gen_invariance.settings import settings_of
 
 
 @dataclass(frozen=True)

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.experiment.inspect import InspectSettings, train_judge
-from gen_invariance.experiment.launch import RunSettings, Say, open_run_folder, prepare_on_device, say_nothing
-from gen_invariance.experiment.task import Task
-from gen_invariance.settings import Text, settings_class
+from gen_invariance.experiment.inspect import train_judge
+from gen_invariance.experiment.launch import Say, open_run_folder, prepare_on_device, say_nothing
+from gen_invariance.experiment.settings import FitRun, InspectSettings
 from gen_invariance.translator.fit import fit_translator
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.quality.monitor import Evaluate, make_evaluator, split_for_judge
-
-
-@settings_class("translator")
-class TranslatorChoice:
-    """Which translator is fitted; network and objective take the settings of the class of that name."""
-
-    name: str = "redraw"
-    """redraw, spatial, munit, flow, pose or img2img"""
-    network: Mapping[str, Any] | None = None
-    """settings of the translator itself"""
-    objective: Mapping[str, Any] | None = None
-    """settings of what it learns from"""
-
-
-@settings_class("fit")
-class FitRun(RunSettings):
-    """Settings of `run_fit`."""
-
-    data: Task = field(default_factory=Task)
-    translator: TranslatorChoice = field(default_factory=TranslatorChoice)
-    fit: FitSettings = field(default_factory=FitSettings)
-    out: Text = "runs/fit"
-    """run folder; a new or an empty one"""
+from gen_invariance.translator.settings import FitSettings
 
 
 @dataclass(frozen=True)

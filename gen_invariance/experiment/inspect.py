@@ -4,56 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from gen_invariance.augment.policy import auto
 from gen_invariance.classifier.model import Classifier
-from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import CheckpointError, DataError
-from gen_invariance.experiment.build import ClassifierSettings, StageSettings, build_model
+from gen_invariance.experiment.build import build_model
 from gen_invariance.experiment.launch import Say, prepare_on_device, say_nothing
-from gen_invariance.experiment.task import Task
+from gen_invariance.experiment.settings import ClassifierSettings, InspectRun, InspectSettings, StageSettings, Task
 from gen_invariance.files import write_json
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator, package_versions, source_commit
-from gen_invariance.settings import Text, settings_class
 from gen_invariance.translator.io import load_translator
-from gen_invariance.translator.quality.assess import AssessSettings, Memory, Quality, assess, translate
+from gen_invariance.translator.quality.assess import Memory, Quality, assess, translate
 from gen_invariance.translator.quality.inspection import Inspection, compare_parameters
 from gen_invariance.translator.quality.verdict import QUALITY_FILE, read_verdict, translator_folder, weights_digest
 
 PAGE = "inspect.html"
 AUTO_MAXIMUM = 0.5  # of `augment.policy.auto`, unless told otherwise
-
-
-@settings_class("inspect")
-class InspectSettings(AssessSettings):
-    """How a translator is inspected.
-
-    Example:
-        >>> from gen_invariance import InspectSettings
-        >>> InspectSettings(draws=3).draws
-        3
-    """
-
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the head-class images that the judge does not see and that are translated."""
-    head_from: Annotated[int, Field(ge=2)] = 20
-    """Smallest training count of a head class."""
-    judge: str = "small_conv"
-    """Backbone of the judge."""
-    judge_epochs: PositiveInt = 60
-    """Training time of the judge."""
-    max_images: Annotated[int, Field(ge=20)] = 1000
-    """Most images that are translated, and a fifth of those that near copies are looked for in."""
 
 
 @dataclass(frozen=True)
@@ -145,24 +122,6 @@ def inspect_translator(
         facts = {"source": data.name, "nuisance": nuisance_name} if about is None else about
         write_inspection(inspection, out, translator=folder, data=facts, settings=settings, seed=seed)
     return inspection
-
-
-@settings_class("inspect")
-class InspectRun:
-    """Settings of `run_inspect`."""
-
-    translator: Text
-    """folder that fit wrote"""
-    data: Task = field(default_factory=Task)
-    inspect: InspectSettings = field(default_factory=InspectSettings)
-    seed: int = 0
-    """of the data, the judge and all draws; take that of the fit to look at the same images"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    out: Text = ""
-    """folder; empty writes beside the translator, where stage.policy=auto finds the verdict"""
-    progress: bool | None = None
-    """true or false; null shows a bar on a terminal"""
 
 
 def run_inspect(run: InspectRun, *, say: Say = say_nothing) -> tuple[Inspection, Path]:

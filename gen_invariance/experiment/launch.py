@@ -12,30 +12,12 @@ import torch
 
 from gen_invariance.data.split import LongTailSplit, save_split
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.task import Prepared, Task, prepare
+from gen_invariance.experiment.settings import RunSettings, Task
+from gen_invariance.experiment.task import Prepared, prepare
 from gen_invariance.run import Run, is_first_process
-from gen_invariance.settings import Text, settings_class
 
 Say = Callable[[str], None]
 """Takes one line on what is done."""
-
-
-@settings_class("run")
-class RunSettings:
-    """What every run with a run folder is told."""
-
-    seed: int = 0
-    """of everything random"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    out: Text = "runs/run"
-    """run folder; a new or an empty one"""
-    resume: bool = False
-    """go on with the run that is in it"""
-    allow_changed_settings: bool = False
-    """with resume=true: go on although settings are not those of the run"""
-    progress: bool | None = None
-    """true or false; null shows a bar on a terminal"""
 
 
 def say_nothing(line: str) -> None:

@@ -3,123 +3,39 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from pydantic import PositiveInt
 from torch import Tensor
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.experiment.evaluate import resolve_nuisance
 from gen_invariance.experiment.launch import Say, choose_device, prepare_on_device, say_nothing, shows_progress
-from gen_invariance.experiment.task import Task
+from gen_invariance.experiment.settings import OrderRun
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.order import sets
 from gen_invariance.order.analysis.curriculum import Curriculum, climb
-from gen_invariance.order.analysis.study import AnalysisSettings, OrderStudy, analyse
+from gen_invariance.order.analysis.study import OrderStudy, analyse
 from gen_invariance.order.cells import Cells, FitBackbone, Plan, measure_cells
 from gen_invariance.order.identity import describe_value
 from gen_invariance.order.measurements import collect
-from gen_invariance.order.separability import Head
 from gen_invariance.order.sets import START, Subset
-from gen_invariance.order.source import Mode, SourceSettings, SourceTrainer
+from gen_invariance.order.settings import Head, OrderSettings
+from gen_invariance.order.source import SourceTrainer
 from gen_invariance.records import Record, RecordWriter, provenance
 from gen_invariance.report.order_page import write_study
 from gen_invariance.run import Run, config_digest, is_first_process, named_generator
-from gen_invariance.settings import Text, settings_class
 
 _ACCURACY_SOURCES = 60  # beyond this many sources, accuracy on each other's classes is not computed
 _OF_THE_READING = {"analysis", "curriculum", "fewest_seeds"}
 _OF_EACH_CELL = {"head", "choose", "subsets", "size", "count", "smallest", "largest", "sizes", "seeds"}
-
-
-@settings_class("order")
-class OrderSettings:
-    """What is measured and how it is read.
-
-    Example:
-        >>> from gen_invariance import OrderSettings
-        >>> OrderSettings(choose="pairs", seeds=(0, 1)).seeds
-        (0, 1)
-    """
-
-    choose: Literal["list", "pairs", "size", "random", "head", "tail", "all"] = "random"
-    """list (subsets alone), pairs, size, random, head or tail (prefixes of the class sizes), all (up to 12 classes)"""
-    subsets: tuple[tuple[int | str, ...], ...] = ()
-    """further ones by class name or index: [[cat,dog],[0,3,5]]"""
-    size: int = 2
-    """classes of each subset, for choose=size"""
-    count: int = 8
-    """for choose=random, and the next two"""
-    smallest: int = 2
-    """classes of a random subset at least"""
-    largest: int | None = None
-    """classes of a random subset at most; null: all"""
-    sizes: tuple[int, ...] = ()
-    """lengths of head or tail prefixes; empty: all from 2"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """of training, the same for every subset"""
-    mode: Mode = "frozen"
-    """frozen, or partial, full, joint: one more training for each pair of classes"""
-    last_stages: PositiveInt = 1
-    """blocks that partial trains"""
-    head: Head = "ncm"
-    """on frozen features: ncm, knn, logistic, or own (pairs only)"""
-    shots: PositiveInt | None = None
-    """labelled images of each class for heads; null: the pool"""
-    pool: PositiveInt = 40
-    """images of each class kept for heads, at most half of a class"""
-    fewest_seeds: PositiveInt = 1
-    """subsets with fewer good seeds are left out"""
-    draws: PositiveInt = 5
-    """transformations of each image, for eKLD"""
-    invariance_images: PositiveInt = 20
-    """test images of each class, for eKLD"""
-    curriculum: bool = False
-    """also train up the longest chain, against jumping to its top"""
-    source: SourceSettings = field(default_factory=SourceSettings)
-    analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
-
-    def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise SettingsError(f"order.seeds must be one or more different numbers, got {list(self.seeds)}")
-
-
-@settings_class("order")
-class OrderRun:
-    """Settings of `run_order`.
-
-    Example:
-        >>> from gen_invariance import OrderRun, OrderSettings
-        >>> OrderRun(order=OrderSettings(choose="pairs"), out=None).out is None
-        True
-    """
-
-    data: Task = field(default_factory=Task)
-    order: OrderSettings = field(default_factory=OrderSettings)
-    nuisance: str | None = None
-    """also measure eKLD against: data (what acted on the images), rotation, ..., or translator"""
-    nuisance_options: Mapping[str, Any] = field(default_factory=dict)
-    """of a hand-written nuisance"""
-    translator: Text | None = None
-    """folder that fit wrote, for nuisance=translator"""
-    seed: int = 0
-    """of the data, the choice of subsets and the bootstraps"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    out: Text | None = "runs/order"
-    """run folder; a new or an empty one; null computes in memory"""
-    resume: bool = False
-    """go on with the run in it, or read it again with another threshold, more seeds or more subsets"""
-    progress: bool | None = None
-    """true or false; null shows a bar on a terminal"""
 
 
 def run_order(

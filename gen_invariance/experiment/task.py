@@ -3,65 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
-from pydantic import NonNegativeInt
 from torch import Tensor
 
 from gen_invariance.data.duplicates import DuplicateReport, split_duplicates
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import shot_groups
-from gen_invariance.data.readers.base import SourceSettings
 from gen_invariance.data.readers.registry import load_source
-from gen_invariance.data.split import LongTailSettings, LongTailSplit, make_long_tailed
+from gen_invariance.data.split import LongTailSplit, make_long_tailed
 from gen_invariance.errors import SettingsError
+from gen_invariance.experiment.settings import Task
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.compose import transform_once
 from gen_invariance.nuisance.protocol import Draw, Nuisance
 from gen_invariance.run import named_generator
-from gen_invariance.settings import settings_class
-
-
-@settings_class("data")
-class Task(LongTailSettings, SourceSettings):
-    """Which images, how long their tail, and what acted on them."""
-
-    nuisance: str = "identity"
-    """hand-written nuisance that acts once on each image; identity leaves the set as it is"""
-    nuisance_options: Mapping[str, Any] = field(default_factory=dict)
-    """of that nuisance"""
-    transformed_ranks: tuple[NonNegativeInt, ...] | None = None
-    """classes whose training images meet the nuisance, by rank in size from 0; null: all; test images always meet it"""
-    many_above: int | None = 100
-    """bounds of many- and few-shot classes; null, or bounds that leave one empty: thirds of the classes by size"""
-    few_below: int | None = 20
-    """see many_above"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        bounds_given = self.few_below is not None and self.many_above is not None
-        if bounds_given and not 0 < self.few_below <= self.many_above + 1:
-            raise SettingsError(
-                f"data: few_below must be positive and at most many_above + 1, got {self.few_below}, {self.many_above}"
-            )
-
-    @property
-    def name(self) -> str:
-        """For records and titles: source and nuisance."""
-        return self.source if self.nuisance == "identity" else f"{self.source}-{self.nuisance}"
-
-    def build_nuisance(self) -> Nuisance:
-        """The nuisance that is in the data: the oracle's."""
-        return build_nuisance(self.nuisance, **self.nuisance_options)
-
-    def identity(self) -> dict[str, Any]:
-        """The settings as JSON-able values, for a run's config."""
-        added_later = {"group": None, "cut": "own", "fill_tail": False}  # runs made before have the same identity
-        values = asdict(self)
-        return {name: value for name, value in values.items() if name not in added_later or value != added_later[name]}
 
 
 @dataclass(frozen=True)
@@ -124,7 +82,7 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
     if test is None and not need_test and not task.rest_is_test:
         test = source.train.subset(torch.zeros(0, dtype=torch.int64))
     split = make_long_tailed((source.train, test), task, seed=seed)
-    nuisance = task.build_nuisance()
+    nuisance = build_nuisance(task.nuisance, **task.nuisance_options)
     images, draws = {}, {}
     for part in ("train", "validation", "test"):
         generator = named_generator(seed, "nuisance", part)

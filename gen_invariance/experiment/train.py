@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gen_invariance.classifier.heads import measure_similarity
-from gen_invariance.classifier.model import Classifier
-from gen_invariance.classifier.train import TrainSettings, fit_classifier
-from gen_invariance.classifier.transfer import TransferPlan, cache_features
+from gen_invariance.classifier.model import Classifier, cache_features
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.train import fit_classifier
+from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
 from gen_invariance.experiment.build import (
-    ClassifierSettings,
-    StageSettings,
     TrainingParts,
     build_augmentation,
     build_losses,
@@ -25,35 +24,11 @@ from gen_invariance.experiment.build import (
     select_stage_source,
 )
 from gen_invariance.experiment.inspect import obey_verdict
-from gen_invariance.experiment.launch import RunSettings, Say, open_run_folder, prepare_on_device, say_nothing
-from gen_invariance.experiment.task import Task
+from gen_invariance.experiment.launch import Say, open_run_folder, prepare_on_device, say_nothing
+from gen_invariance.experiment.settings import ClassifierSettings, StageSettings, TrainRun
 from gen_invariance.run import Run, is_first_process
-from gen_invariance.settings import Text, settings_class
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.verdict import read_verdict
-
-
-@settings_class("stage")
-class StageOfRun(StageSettings):
-    """What the stage of one training gives, and to whom."""
-
-    translator: Text | None = None
-    """folder that fit wrote, for nuisance=translator"""
-
-
-@settings_class("train")
-class TrainRun(RunSettings):
-    """Settings of `run_train`."""
-
-    data: Task = field(default_factory=Task)
-    classifier: ClassifierSettings = field(default_factory=ClassifierSettings)
-    training: TrainSettings = field(default_factory=TrainSettings)
-    stage: StageOfRun = field(default_factory=StageOfRun)
-    transfer: TransferPlan = field(default_factory=lambda: TransferPlan("none"))
-    out: Text = "runs/train"
-    """run folder; a new or an empty one"""
-    augmentation: str = "none"
-    """of every row: none, randaugment, trivialaugment, or crop_flip (mirrored where the data allow it)"""
 
 
 def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:

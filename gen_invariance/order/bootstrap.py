@@ -10,7 +10,6 @@ with moderated seed variances (Smyth 2004) and Student quantiles, since five see
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,10 +19,8 @@ from torch import Tensor
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.order.separability import unpack_hits
 from gen_invariance.order.sets import class_pairs
+from gen_invariance.order.settings import Simultaneous
 from gen_invariance.stats import draw_rows
-
-Simultaneous = Literal["bootstrap", "bonferroni", "none"]
-"""How the level is shared among the cells: max-|t| bootstrap (never wider than Bonferroni), Bonferroni, or not."""
 
 _BLOCK_BYTES = 256 * 2**20
 _EDGE_DRAWS = 200

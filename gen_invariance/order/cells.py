@@ -29,7 +29,8 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.files import atomic_write
 from gen_invariance.order.separability import Features, pack_hits
 from gen_invariance.order.sets import START, Subset, subset_name
-from gen_invariance.order.source import FittedSource, Mode, SourceTrainer, in_batches
+from gen_invariance.order.settings import Mode
+from gen_invariance.order.source import FittedSource, SourceTrainer, in_batches
 from gen_invariance.run import named_generator
 
 Cell = dict[str, np.ndarray]

@@ -11,16 +11,9 @@ import torch
 
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.order.cells import Cell, Cells, Plan
-from gen_invariance.order.separability import (
-    Features,
-    Head,
-    pack_hits,
-    pair_hits,
-    pair_scores,
-    target_accuracy,
-    unpack_hits,
-)
+from gen_invariance.order.separability import Features, pack_hits, pair_hits, pair_scores, target_accuracy, unpack_hits
 from gen_invariance.order.sets import START, Subset, pair_columns, subset_name
+from gen_invariance.order.settings import Head
 from gen_invariance.run import named_generator
 
 

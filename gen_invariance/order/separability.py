@@ -9,7 +9,6 @@ matrix product. Reference: the separation of a pair by a model follows Baena, Dr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,9 +27,7 @@ from gen_invariance.classifier.heads import (
 from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.order.sets import class_pairs
-
-Head = Literal["ncm", "knn", "logistic", "own"]
-"""Nearest class mean; k nearest neighbours; logistic regression; a binary source's own decision as a cut."""
+from gen_invariance.order.settings import Head
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from gen_invariance.classifier.backbones import build_classifier
@@ -24,51 +22,10 @@ from gen_invariance.data.grouping import hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError
 from gen_invariance.order.sets import START, Subset
+from gen_invariance.order.settings import Mode, SourceSettings
 from gen_invariance.run import named_generator
-from gen_invariance.settings import settings_class
-
-Mode = Literal["frozen", "partial", "full", "joint"]
-"""How a backbone serves a target: frozen features, or fine-tuned in its last blocks, in all, or with the source."""
 
 _EVAL_BATCH = 512
-
-
-@settings_class("order.source")
-class SourceSettings:
-    """How a source's backbone is trained."""
-
-    name: str = "small_conv"
-    """backbone, as for train"""
-    weights: str | None = None
-    """pretrained start of a backbone that has one"""
-    budget: Literal["per_class", "total", "steps"] = "per_class"
-    """per_class, total (images), or steps"""
-    images_per_class: PositiveInt = 40
-    """for budget=per_class and budget=steps; a class that has fewer gives what it has"""
-    total_images: PositiveInt = 500
-    """for budget=total, shared by the classes of a subset"""
-    epochs: PositiveInt = 6
-    """for the first two budgets"""
-    steps: PositiveInt = 150
-    """for budget=steps, and for adapting to a target"""
-    batch_size: PositiveInt = 64
-    """images of a step"""
-    learning_rate: PositiveFloat = 0.05
-    """of SGD"""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """of SGD"""
-    weight_decay: NonNegativeFloat = 5e-4
-    """of SGD"""
-    flip: bool = False
-    """mirror images at random; wrong for letters and digits"""
-    single: Literal["one_vs_rest"] | None = None
-    """one_vs_rest allows subsets of one class, against an equal draw of the others"""
-
-    def images_for(self, subset: Subset) -> int:
-        """Images a class that the budget allows."""
-        if self.budget == "total":
-            return max(1, self.total_images // max(len(subset), 1))
-        return self.images_per_class
 
 
 class FittedSource:

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
-from pydantic import Field
 
 from gen_invariance.errors import DataError
 from gen_invariance.files import remove_leftovers, write_text
@@ -18,41 +17,9 @@ from gen_invariance.report.class_figures import class_pictures
 from gen_invariance.report.drawing import save_png
 from gen_invariance.report.pages import Picture, write_page
 from gen_invariance.report.runs import describe_sources, find_method, merge_sources, read_sources
+from gen_invariance.report.settings import ReportSettings
 from gen_invariance.report.summary import Results, prepare_results
 from gen_invariance.report.tables import Table, class_tables, method_tables, to_latex, to_markdown
-from gen_invariance.settings import Text, settings_class
-
-
-@settings_class("report")
-class ReportSettings:
-    """What a report says beside its records.
-
-    Example:
-        >>> from gen_invariance import ReportSettings
-        >>> ReportSettings(title="Signs", baseline="ce_drs").title
-        'Signs'
-    """
-
-    title: Text = "Long-tailed recognition and invariance by class"
-    """of the page"""
-    baseline: Text | None = None
-    """method that the others are compared with; of several runs: its label, its folder, or its index in the list"""
-    references: tuple[Text, ...] = ()
-    """methods that are shown but do not compete, such as an oracle"""
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """confidence of all intervals"""
-    config_digest: str | None = None
-    """keep only records of this configuration"""
-
-
-@settings_class("report")
-class ReportRun(ReportSettings):
-    """Settings of the verb `report`."""
-
-    records: Text | tuple[Text, ...] = Field(kw_only=True)
-    """folder that holds measured runs, or a list of folders"""
-    out: Text = "runs/report"
-    """folder of the page"""
 
 
 def write_report(

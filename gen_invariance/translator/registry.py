@@ -16,8 +16,8 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import named_generator
 from gen_invariance.settings import options_of, settings_of
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.objective import Objective
+from gen_invariance.translator.settings import FitSettings
 
 _OF_THE_LOOP = ("average", "budget", "watch_every")  # settings that only translators fitted by `fit_objective` have
 

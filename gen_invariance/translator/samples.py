@@ -11,7 +11,7 @@ from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.files import atomic_write
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
-from gen_invariance.translator.fit_settings import draw_balanced_rows
+from gen_invariance.translator.class_rows import draw_balanced_rows
 
 KEPT_GRID = "kept.png"
 """Sample grid of the weights that a monitored fit keeps."""

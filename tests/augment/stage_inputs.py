@@ -2,7 +2,9 @@
 
 import torch
 
-from gen_invariance.nuisance import Compose, Lighting, Rotation
+from gen_invariance.nuisance.compose import Compose
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Lighting
 from gen_invariance.run import named_generator
 from gen_invariance.translator.munit.model import MunitTranslator
 

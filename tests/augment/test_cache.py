@@ -7,7 +7,9 @@ from gen_invariance.augment.cache import CodeCache, TranslationBank, as_coded
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.data.images import to_uint8
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
+from gen_invariance.nuisance.compose import Compose, Identity
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Lighting
 from gen_invariance.nuisance.protocol import Coded, Nuisance
 from gen_invariance.run import named_generator
 from gen_invariance.translator.munit.model import MunitTranslator

@@ -9,7 +9,7 @@ from stage_inputs import Spy, batch, moved, munit
 
 from gen_invariance.augment.kornia import KorniaNuisance
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance import Rotation
+from gen_invariance.nuisance.geometry import Rotation
 
 
 def test_probability_zero_and_one(nuisance):

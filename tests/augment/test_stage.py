@@ -10,7 +10,9 @@ from torch import nn
 
 from gen_invariance.augment.stage import Gate, TailAugment
 from gen_invariance.errors import RangeError, ShapeError
-from gen_invariance.nuisance import Compose, Lighting, Rotation
+from gen_invariance.nuisance.compose import Compose
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Lighting
 
 
 def test_probability_zero_is_the_identity(nuisance):

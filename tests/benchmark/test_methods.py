@@ -5,19 +5,18 @@ import torch
 
 from gen_invariance import configs
 from gen_invariance.benchmark.arms import build_method
-from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.cli.main import compose
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.build import ClassifierSettings, build_losses, build_model
-from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.experiment.build import build_losses, build_model
+from gen_invariance.experiment.settings import ClassifierSettings, Task
+from gen_invariance.experiment.task import prepare
 
 NAMES = [name for name in configs.choice_names("method") if name != "none"]
 TASK = Task(
     source="digits", largest=24, imbalance=6, rest_is_test=True, nuisance="rotation", many_above=12, few_below=8
 )
-TRAINING = TrainSettings(
-    epochs=2, batch_size=32, learning_rate=0.02, schedule="cosine", warmup=0, second_phase=1
-)
+TRAINING = TrainSettings(epochs=2, batch_size=32, learning_rate=0.02, schedule="cosine", warmup=0, second_phase=1)
 CLASSIFIER = ClassifierSettings("small_conv")
 
 

@@ -6,7 +6,7 @@ from gen_invariance import configs
 from gen_invariance.benchmark.arms import read_arm
 from gen_invariance.benchmark.registry import benchmark_names, read_benchmark
 from gen_invariance.classifier.settings import TrainSettings
-from gen_invariance.data.sampling import rule_name
+from gen_invariance.data.settings import rule_name
 from gen_invariance.errors import SettingsError
 
 METHODS = [name for name in configs.choice_names("method") if name != "none"]

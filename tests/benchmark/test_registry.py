@@ -22,7 +22,7 @@ from gen_invariance.experiment.task import prepare
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.settings import settings_of
-from gen_invariance.translator.fit_settings import FitSettings
+from gen_invariance.translator.settings import FitSettings
 from gen_invariance.translator.spatial import SpatialTranslator
 
 NAMES = benchmark_names()
@@ -47,7 +47,7 @@ def test_the_benchmarks_of_the_field_are_there():
 def test_a_benchmark_builds(name):
     benchmark = ALL[name]
     assert benchmark.summary
-    assert benchmark.task.build_nuisance() is not None
+    assert build_nuisance(benchmark.task.nuisance, **benchmark.task.nuisance_options) is not None
     assert build_augmentation(benchmark.augmentation, flip=True) is None or benchmark.augmentation != "none"
     for choice in (None, "munit", "pose"):
         settings_of(FitSettings, {**benchmark.fit, **benchmark.fits.get(choice, {})}, "fit")

@@ -15,10 +15,11 @@ from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.losses import build_loss
 from gen_invariance.classifier.mixing import mixup
-from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, RunError, SettingsError
-from gen_invariance.nuisance import CropFlip, Rotation
+from gen_invariance.nuisance.geometry import CropFlip, Rotation
 from gen_invariance.run import Run, named_generator
 
 

@@ -7,7 +7,7 @@ from test_train import Interrupted, digits, interrupt_at, same_weights, settings
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.batches import Batches
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance import CropFlip, Rotation
+from gen_invariance.nuisance.geometry import CropFlip, Rotation
 from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.munit.model import MunitTranslator
 

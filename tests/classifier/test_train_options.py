@@ -20,7 +20,9 @@ from gen_invariance.classifier.model import Backbone, Classifier, CosineHead, bu
 from gen_invariance.classifier.objective import choose_hardest, consistency_term, row_losses
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance import Background, Identity, Rotation
+from gen_invariance.nuisance.compose import Identity
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Background
 from gen_invariance.run import Run, named_generator
 
 

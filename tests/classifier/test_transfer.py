@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from gen_invariance.classifier.backbones import build_classifier
-from gen_invariance.classifier.model import Backbone, Classifier
-from gen_invariance.classifier.transfer import L2SP, TransferPlan, cache_features
+from gen_invariance.classifier.model import Backbone, Classifier, cache_features
+from gen_invariance.classifier.objective import L2SP
+from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.run import named_generator
 

@@ -13,7 +13,8 @@ from gen_invariance.data.longtail import long_tailed_indices, split_indices
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.data.split import make_long_tailed
 from gen_invariance.errors import DataError, SettingsError, ShapeError
-from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.experiment.settings import Task
+from gen_invariance.experiment.task import prepare
 from gen_invariance.run import named_generator
 
 CLASSES = 4

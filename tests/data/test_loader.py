@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.loader import LongTailSampler, ResidentLoader, find_labels
-from gen_invariance.data.sampling import RULES, DelayedRule, epoch_indices
+from gen_invariance.data.sampling import epoch_indices
+from gen_invariance.data.settings import RULES, DelayedRule
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
 
 LABELS = torch.tensor([0] * 12 + [1] * 6 + [2] * 3)

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gen_invariance.data.sampling import RULES, DelayedRule, epoch_indices, sampling_probabilities, second_phase
+from gen_invariance.data.sampling import epoch_indices, sampling_probabilities
+from gen_invariance.data.settings import RULES, DelayedRule, second_phase
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
 
 counts_lists = st.lists(st.integers(0, 5000), min_size=1, max_size=12).filter(any)

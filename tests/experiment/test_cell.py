@@ -9,24 +9,20 @@ import torch
 from oracles import slow_accuracy, slow_invariance
 
 from gen_invariance.augment.policy import auto, hard_cutoff
-from gen_invariance.classifier.train import TrainSettings
+from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.longtail import long_tailed_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment import cell as module
 from gen_invariance.experiment import train as train_module
-from gen_invariance.experiment.build import (
-    ClassifierSettings,
-    StageSettings,
-    build_augmentation,
-    build_model,
-    build_stage,
-    select_stage_source,
-)
-from gen_invariance.experiment.cell import CellInputs, MeasureSettings, Method, cell_digest, cell_settings, run_cell
-from gen_invariance.experiment.task import Task, prepare
-from gen_invariance.nuisance import Compose, CropFlip, Identity, Lighting
+from gen_invariance.experiment.build import build_augmentation, build_model, build_stage, select_stage_source
+from gen_invariance.experiment.cell import CellInputs, Method, cell_digest, cell_settings, run_cell
+from gen_invariance.experiment.settings import ClassifierSettings, MeasureSettings, StageSettings, Task
+from gen_invariance.experiment.task import prepare
+from gen_invariance.nuisance.compose import Compose, Identity
 from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
+from gen_invariance.nuisance.geometry import CropFlip
+from gen_invariance.nuisance.intensity import Lighting
 from gen_invariance.run import Run, named_generator
 
 TASK = Task(

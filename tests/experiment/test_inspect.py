@@ -9,9 +9,7 @@ from gen_invariance.augment.policy import auto
 from gen_invariance.cli.main import run
 from gen_invariance.errors import CheckpointError, DataError, SettingsError
 from gen_invariance.experiment import inspect as inspecting
-from gen_invariance.experiment.build import StageSettings
 from gen_invariance.experiment.inspect import (
-    InspectSettings,
     Truth,
     differences_from_fit,
     inspect_translator,
@@ -21,8 +19,11 @@ from gen_invariance.experiment.inspect import (
     select_head_classes,
     write_inspection,
 )
-from gen_invariance.experiment.task import Task, prepare
-from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
+from gen_invariance.experiment.settings import InspectSettings, StageSettings, Task
+from gen_invariance.experiment.task import prepare
+from gen_invariance.nuisance.compose import Compose, Identity
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Lighting
 from gen_invariance.translator.io import save_translator
 from gen_invariance.translator.quality.inspection import compare_parameters
 from gen_invariance.translator.quality.verdict import DO_NOT, LOWER, USE, read_verdict, weights_digest

@@ -7,13 +7,13 @@ import torch
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError, ShapeError
-from gen_invariance.experiment.order import OrderRun, OrderSettings, choose_subsets, list_figures, run_order
+from gen_invariance.experiment.order import choose_subsets, list_figures, run_order
+from gen_invariance.experiment.settings import OrderRun
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.order import separability
-from gen_invariance.order.analysis.study import AnalysisSettings
 from gen_invariance.order.cells import Cells, Plan
 from gen_invariance.order.relation import SubsetOrder
-from gen_invariance.order.source import SourceSettings
+from gen_invariance.order.settings import AnalysisSettings, OrderSettings, SourceSettings
 from gen_invariance.report.order_page import findings
 
 CLASSES = 4

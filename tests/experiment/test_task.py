@@ -7,8 +7,11 @@ import torch
 
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import DataError, SettingsError
-from gen_invariance.experiment.task import Task, prepare
-from gen_invariance.nuisance import Identity, Rotation, select_rows
+from gen_invariance.experiment.settings import Task
+from gen_invariance.experiment.task import prepare
+from gen_invariance.nuisance.compose import Identity
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.protocol import select_rows
 
 SMALL = {"largest": 40, "imbalance": 8.0, "rest_is_test": True}
 PARTS = ("train", "validation", "test")

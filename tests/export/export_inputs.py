@@ -11,9 +11,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gen_invariance import MunitTranslator
-from gen_invariance.export import ExportSettings
 from gen_invariance.export.manifest import read_manifest
 from gen_invariance.export.pictures import encode
+from gen_invariance.export.settings import ExportSettings
 
 COUNTS = {"zero": 20, "one": 9, "two": 3}
 SETTINGS = ExportSettings(target="max", batch_size=8, off_distribution=None)

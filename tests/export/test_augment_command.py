@@ -12,9 +12,10 @@ from gen_invariance.cli.main import run
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.augment import _Judge
 from gen_invariance.experiment.evaluate import open_run
-from gen_invariance.export import ExportSettings, export_dataset, open_format
+from gen_invariance.export.formats.base import open_format
 from gen_invariance.export.manifest import read_manifest
-from gen_invariance.export.settings import target_sizes
+from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings, target_sizes
 from gen_invariance.translator.quality.verdict import weights_digest
 
 COUNTS = {0: 30, 6: 12, 9: 6}

@@ -12,10 +12,11 @@ from PIL import Image
 from gen_invariance import Identity, Rotation, SpatialTranslator
 from gen_invariance.data.images import to_uint8
 from gen_invariance.errors import SettingsError
-from gen_invariance.export import ExportSettings, export_dataset, open_format
+from gen_invariance.export.formats.base import open_format
 from gen_invariance.export.manifest import COLUMNS, read_manifest
 from gen_invariance.export.pictures import describe
-from gen_invariance.export.settings import target_size
+from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings, target_size
 from gen_invariance.export.units import draw_generator, outside
 
 

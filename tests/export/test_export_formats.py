@@ -13,10 +13,12 @@ from PIL import Image, ImageCms
 
 from gen_invariance import Identity, Rotation, SpatialTranslator, load_source
 from gen_invariance.errors import GenInvarianceError
-from gen_invariance.export import ExportSettings, export_dataset, open_format
+from gen_invariance.export.formats.base import open_format
 from gen_invariance.export.inputs import read_training_images
 from gen_invariance.export.manifest import read_manifest
 from gen_invariance.export.pictures import UnusablePictureError, decode, prepare, resize
+from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings
 
 # ---- sets
 

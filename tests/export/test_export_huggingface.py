@@ -17,8 +17,10 @@ from gen_invariance import Rotation, SpatialTranslator
 from gen_invariance.cli.main import run
 from gen_invariance.data.images import to_uint8
 from gen_invariance.errors import DataError
-from gen_invariance.export import ExportSettings, export_dataset, open_format
+from gen_invariance.export.formats.base import open_format
 from gen_invariance.export.manifest import read_manifest
+from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings
 from gen_invariance.export.units import draw_generator
 
 datasets = pytest.importorskip("datasets")

@@ -16,7 +16,9 @@ from sklearn.datasets import load_digits
 from gen_invariance import MunitTranslator, Rotation, SpatialTranslator
 from gen_invariance.cli.main import run
 from gen_invariance.errors import RunError, SettingsError
-from gen_invariance.export import ExportSettings, WorkerSettings, export_dataset, open_format
+from gen_invariance.export.formats.base import open_format
+from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings, WorkerSettings
 
 SETTINGS = ExportSettings(target="max", batch_size=4, off_distribution=None, near_copy=0.03)
 ON_RAY = WorkerSettings(processes=2, engine="ray")

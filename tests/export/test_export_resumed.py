@@ -14,7 +14,10 @@ from export_inputs import INPUTS, SETTINGS, build_small, rows_of, tree
 
 from gen_invariance import Compose, Lighting, Rotation
 from gen_invariance.errors import OutputError, RunError, SettingsError
-from gen_invariance.export import ExportSettings, WorkerSettings, export_dataset, open_format, units, workers
+from gen_invariance.export import units, workers
+from gen_invariance.export.formats.base import open_format
+from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings, WorkerSettings
 
 # ---- shared out
 

@@ -13,7 +13,10 @@ from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.measure.rounds import kl_divergence
-from gen_invariance.nuisance import Background, Compose, Identity, Lighting, Rotation, Thickness
+from gen_invariance.nuisance.compose import Compose, Identity
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Background, Lighting
+from gen_invariance.nuisance.thickness import Thickness
 from gen_invariance.run import named_generator
 from gen_invariance.translator.munit.model import MunitTranslator
 from gen_invariance.translator.spatial import SpatialTranslator

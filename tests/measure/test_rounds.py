@@ -14,7 +14,9 @@ from gen_invariance.measure.fusion import fuse_batch_norms
 from gen_invariance.measure.invariance import compare_invariance, measure_invariance
 from gen_invariance.measure.predict import as_predict
 from gen_invariance.measure.rounds import DRAWS_SHARE, FEWEST
-from gen_invariance.nuisance import Background, Compose, Identity, Lighting, Rotation
+from gen_invariance.nuisance.compose import Compose, Identity
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.run import named_generator
 from gen_invariance.translator.munit.model import MunitTranslator
 

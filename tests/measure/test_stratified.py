@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.measure.stratified import StratifiedDraws
-from gen_invariance.nuisance import Compose, Identity, Lighting, Rotation
+from gen_invariance.nuisance.compose import Compose, Identity
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.intensity import Lighting
 from gen_invariance.run import named_generator
 
 COUNT = 400

@@ -11,20 +11,12 @@ from sklearn.datasets import load_digits
 
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance import (
-    Background,
-    Compose,
-    CropFlip,
-    Identity,
-    Lighting,
-    Nuisance,
-    Rotation,
-    Thickness,
-    select_rows,
-)
 from gen_invariance.nuisance.build import NUISANCES, build_nuisance
-from gen_invariance.nuisance.compose import transform_once
-from gen_invariance.nuisance.thickness import dilate, erode
+from gen_invariance.nuisance.compose import Compose, Identity, transform_once
+from gen_invariance.nuisance.geometry import CropFlip, Rotation
+from gen_invariance.nuisance.intensity import Background, Lighting
+from gen_invariance.nuisance.protocol import Nuisance, select_rows
+from gen_invariance.nuisance.thickness import Thickness, dilate, erode
 
 
 def real_digits(count=64, channels=1):

@@ -3,12 +3,13 @@ import json
 import pytest
 import torch
 
-from gen_invariance.experiment.order import OrderRun, OrderSettings, describe_cells
+from gen_invariance.experiment.order import describe_cells
+from gen_invariance.experiment.settings import OrderRun
 from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.nuisance.intensity import Background, Lighting
-from gen_invariance.order.analysis.study import AnalysisSettings
 from gen_invariance.order.identity import describe_value
+from gen_invariance.order.settings import AnalysisSettings, OrderSettings
 from gen_invariance.translator.munit.model import MunitTranslator
 
 

@@ -6,7 +6,8 @@ import torch
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.order.analysis.curriculum import climb
-from gen_invariance.order.source import FittedSource, SourceSettings, SourceTrainer, in_batches
+from gen_invariance.order.settings import SourceSettings
+from gen_invariance.order.source import FittedSource, SourceTrainer, in_batches
 
 
 def blobs(classes=4, per_class=16, seed=0, side=8):

@@ -16,7 +16,8 @@ from gen_invariance.errors import DataError, OutputError, SettingsError
 from gen_invariance.records import Record, RecordWriter, as_frame
 from gen_invariance.report.metrics import PUBLISHED
 from gen_invariance.report.pages import Picture
-from gen_invariance.report.report_page import ReportSettings, write_report
+from gen_invariance.report.report_page import write_report
+from gen_invariance.report.settings import ReportSettings
 from gen_invariance.report.summary import prepare_results
 from gen_invariance.report.tables import class_tables, method_tables, to_latex, to_markdown
 

@@ -6,8 +6,9 @@ import pytest
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.records import Record, RecordWriter
-from gen_invariance.report.report_page import ReportSettings, write_report
+from gen_invariance.report.report_page import write_report
 from gen_invariance.report.runs import find_method, merge_sources, read_sources
+from gen_invariance.report.settings import ReportSettings
 
 CONFIG = {
     "data": {"source": "digits", "path": None, "nuisance": "identity", "largest": 110},

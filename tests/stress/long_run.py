@@ -28,16 +28,17 @@ from benchmarks.program import read_settings
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.losses import build_loss
-from gen_invariance.classifier.train import TrainSettings, fit_classifier
+from gen_invariance.classifier.settings import TrainSettings
+from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.files import write_text
 from gen_invariance.measure.accuracy import measure_accuracy
 from gen_invariance.measure.invariance import measure_invariance
-from gen_invariance.nuisance import Rotation
+from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.fit import fit_objective
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.registry import build_objective
+from gen_invariance.translator.settings import FitSettings
 
 LOOKS = 20
 

@@ -9,9 +9,10 @@ from test_quality_measures import seeded
 
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, DataError, RangeError, SettingsError, ShapeError
-from gen_invariance.nuisance import Identity, Rotation
+from gen_invariance.nuisance.compose import Identity
+from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.stats import Estimate
-from gen_invariance.translator.quality.assess import AssessSettings, Memory, _halves, assess, translate
+from gen_invariance.translator.quality.assess import Memory, _halves, assess, translate
 from gen_invariance.translator.quality.verdict import (
     DO_NOT,
     LOWER,
@@ -23,6 +24,7 @@ from gen_invariance.translator.quality.verdict import (
     read_verdict,
     weights_digest,
 )
+from gen_invariance.translator.settings import AssessSettings
 
 # ---- the whole, on images whose class is how far a dot lies from the centre, at any angle
 

@@ -17,12 +17,12 @@ from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, OutputError, RunError, SettingsError
 from gen_invariance.run import Run
 from gen_invariance.translator.fit import fit_objective, fit_translator
-from gen_invariance.translator.fit_settings import FitSettings, parse_seconds
 from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.redraw.fit import pick_aligned_rows
 from gen_invariance.translator.redraw.tone import read_tone
 from gen_invariance.translator.registry import build_objective
 from gen_invariance.translator.samples import tile
+from gen_invariance.translator.settings import FitSettings, parse_seconds
 
 NETWORKS = {
     "munit": {"network": {"width": 4, "residual_blocks": 1, "mlp_width": 8}, "settings": {"discriminator_width": 4}},

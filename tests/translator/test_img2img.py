@@ -15,9 +15,9 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.translator.fit import fit_translator
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.quality.verdict import weights_digest
+from gen_invariance.translator.settings import FitSettings
 
 transformers = pytest.importorskip("transformers")
 import diffusers  # noqa: E402  (the guard of the modules above comes first)

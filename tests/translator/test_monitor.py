@@ -10,7 +10,8 @@ from test_fit import Interrupted, Watch, digits, interrupt, objective, settings,
 
 from gen_invariance.errors import CheckpointError, DataError, SettingsError
 from gen_invariance.files import load_checkpoint
-from gen_invariance.nuisance import Identity, Rotation
+from gen_invariance.nuisance.compose import Identity
+from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.run import Run
 from gen_invariance.translator.fit import fit_objective, fit_translator
 from gen_invariance.translator.quality import monitor as monitoring

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.nuisance import Nuisance, select_rows
+from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.fit import fit_objective
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.munit.model import (
     AdaptiveResidualBlock,
@@ -22,6 +21,7 @@ from gen_invariance.translator.munit.model import (
     UpsampleBlock,
 )
 from gen_invariance.translator.objective import convolution
+from gen_invariance.translator.settings import FitSettings
 
 
 def build(**options):

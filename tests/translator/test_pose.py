@@ -7,14 +7,15 @@ import torch
 from kornia.geometry.transform import rotate
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.task import Task, prepare
+from gen_invariance.experiment.settings import Task
+from gen_invariance.experiment.task import prepare
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.run import named_generator
 from gen_invariance.translator.fit import fit_translator
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.redraw.congeal import PoseGrid, congeal
 from gen_invariance.translator.redraw.fit import PoseSettings
+from gen_invariance.translator.settings import FitSettings
 
 
 def rotated(degrees, seed=0):

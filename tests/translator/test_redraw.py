@@ -10,17 +10,18 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.task import Task, prepare
-from gen_invariance.nuisance import Background, Lighting
+from gen_invariance.experiment.settings import Task
+from gen_invariance.experiment.task import prepare
+from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.nuisance.thickness import dilate
 from gen_invariance.run import named_generator
 from gen_invariance.translator.fit import fit_translator
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw
 from gen_invariance.translator.redraw.shape import match_width, read_width
 from gen_invariance.translator.redraw.tone import extract_figure, guess_kind, put_in, read_tone, take_out
+from gen_invariance.translator.settings import FitSettings
 
 
 def task(nuisance, **options):

@@ -6,15 +6,16 @@ from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
 from scipy import ndimage
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.task import Task, prepare
-from gen_invariance.nuisance import Shear, Translation
+from gen_invariance.experiment.settings import Task
+from gen_invariance.experiment.task import prepare
+from gen_invariance.nuisance.geometry import Shear, Translation
 from gen_invariance.run import named_generator
 from gen_invariance.translator.fit import fit_translator
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.redraw.congeal import PoseGrid, congeal, move_by, pose_matrix
 from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw
 from gen_invariance.translator.redraw.parts import measure_spreads
 from gen_invariance.translator.redraw.shape import move_to_centre, read_place
+from gen_invariance.translator.settings import FitSettings
 
 FAST = {"settings": FitSettings(steps=60), "objective": {"images_per_class": 40}, "progress": False}
 

@@ -8,11 +8,12 @@ from sklearn.datasets import load_digits
 
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.nuisance import Nuisance, Rotation, select_rows
+from gen_invariance.nuisance.geometry import Rotation
+from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.run import named_generator
 from gen_invariance.translator.fit import fit_translator
-from gen_invariance.translator.fit_settings import FitSettings
 from gen_invariance.translator.quality.measures import kolmogorov_distance
+from gen_invariance.translator.settings import FitSettings
 from gen_invariance.translator.spatial import CAPS, SpatialObjective, SpatialSettings, SpatialTranslator
 
 

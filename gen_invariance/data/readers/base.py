@@ -6,11 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import PositiveInt
-
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError
-from gen_invariance.settings import Text, settings_class
 
 
 @dataclass(frozen=True)
@@ -32,22 +29,6 @@ class Source:
     skipped: tuple[tuple[Path, str], ...] = ()
     train_files: tuple[str, ...] | None = None
     test_files: tuple[str, ...] | None = None
-
-
-@settings_class("data")
-class SourceSettings:
-    """Which data set, and how it is read."""
-
-    source: str = "digits"
-    """name of a reader: digits, folder, npz, table, cifar10 ..."""
-    path: Text | None = None
-    """file or folder of the source, where it needs one"""
-    image_size: PositiveInt | None = None
-    """side to scale images to; null keeps the size"""
-    skip_corrupt: bool = False
-    """leave damaged image files out instead of stopping"""
-    group: str | None = None
-    """what tells images of one thing apart, where the source has it (npz, folder, gtsrb, omniglot)"""
 
 
 @dataclass(frozen=True)

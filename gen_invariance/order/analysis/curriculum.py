@@ -11,8 +11,9 @@ import numpy as np
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
 from gen_invariance.order.cells import extract_features
-from gen_invariance.order.separability import Head, pair_hits, pair_scores
+from gen_invariance.order.separability import pair_hits, pair_scores
 from gen_invariance.order.sets import START, Subset
+from gen_invariance.order.settings import Head
 from gen_invariance.order.source import FittedSource, SourceTrainer
 from gen_invariance.run import named_generator
 

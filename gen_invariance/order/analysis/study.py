@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from gen_invariance.classifier.heads import few_shot
 from gen_invariance.errors import SettingsError
@@ -19,12 +18,12 @@ from gen_invariance.order.analysis.fundamental import FundamentalSet, fundamenta
 from gen_invariance.order.analysis.predicting import score_predictors
 from gen_invariance.order.analysis.scoring import EdgeScore
 from gen_invariance.order.analysis.sensitivity import Sweep, edge_frequency, split_half_stability, sweep_threshold
-from gen_invariance.order.bootstrap import CellBounds, Simultaneous, cell_bounds, crossed_bootstrap
+from gen_invariance.order.bootstrap import CellBounds, cell_bounds, crossed_bootstrap
 from gen_invariance.order.measurements import Measurements
 from gen_invariance.order.relation import SubsetOrder, subset_order
 from gen_invariance.order.sets import START, class_pairs, pair_mask
+from gen_invariance.order.settings import AnalysisSettings
 from gen_invariance.run import named_generator
-from gen_invariance.settings import settings_class
 
 
 @dataclass(frozen=True)
@@ -72,36 +71,6 @@ class OrderStudy:
     measured: Measurements
     facts: dict[str, Any] = field(default_factory=dict)
     curricula: tuple[Curriculum, ...] = ()
-
-
-@settings_class("order.analysis")
-class AnalysisSettings:
-    """What to make of the measurements."""
-
-    threshold: Annotated[float, Field(gt=0.5, le=1)] = 0.95
-    """two-class accuracy from which a pair counts as separated"""
-    relative_margin: Annotated[float, Field(ge=0, lt=0.5)] | None = None
-    """instead: within this of the model trained on exactly that pair; all pairs must be sources"""
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """chance that any certain statement is wrong"""
-    simultaneous: Simultaneous = "bootstrap"
-    """bootstrap, bonferroni or none"""
-    resamples: Annotated[int, Field(ge=100)] = 2000
-    """bootstrap draws"""
-    heldout_classes: tuple[int, ...] = ()
-    """only pairs of these count; no source may hold one"""
-    margin: NonNegativeFloat = 0.02
-    """tolerated loss of the accuracy relation"""
-    ways: Annotated[int, Field(ge=2)] = 5
-    """of few-shot episodes"""
-    shots: PositiveInt = 1
-    """of few-shot episodes"""
-    predictor_shots: Annotated[int, Field(ge=2)] = 20
-    """labelled images of each class that predictors see"""
-
-    def __post_init__(self) -> None:
-        if len(self.heldout_classes) == 1:
-            raise SettingsError("one held-out class has no pair; hold out two classes or more")
 
 
 def analyse(

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from gen_invariance.data.grouping import hold_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, RangeError, ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
-from gen_invariance.settings import settings_class
 from gen_invariance.stats import bootstrap_ratio, half_sample_interval, permutation_p_value
 from gen_invariance.translator.quality.measures import (
     between_class_share,
@@ -33,6 +31,7 @@ from gen_invariance.translator.quality.measures import (
     spread_within_classes,
 )
 from gen_invariance.translator.quality.verdict import Figure, Verdict, judge_figures, nan_to_none
+from gen_invariance.translator.settings import AssessSettings
 
 NEAR_COPY = 0.33
 """A translation less than this far from another training image, in units of that image's own nearest neighbour."""
@@ -81,18 +80,6 @@ class Quality:
 
 
 _BATCH = 256  # images at a time
-
-
-@settings_class("quality")
-class AssessSettings:
-    """How closely a translator is looked at."""
-
-    draws: Annotated[int, Field(ge=2)] = 4
-    """Translations of each image."""
-    neighbours: PositiveInt = 5
-    """k of precision, recall, density and coverage."""
-    failures: NonNegativeInt = 8
-    """Worst translations to show."""
 
 
 class Judge(Protocol):

@@ -24,9 +24,10 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.fit_settings import FitSettings, find_class_members, parse_seconds
-from gen_invariance.translator.quality.assess import AssessSettings, Judge, Memory, assess
+from gen_invariance.translator.class_rows import find_class_members
+from gen_invariance.translator.quality.assess import Judge, Memory, assess
 from gen_invariance.translator.quality.verdict import RULES
+from gen_invariance.translator.settings import AssessSettings, FitSettings, parse_seconds
 
 Evaluate = Callable[[Nuisance, int], Mapping[str, float]]
 """Gives figures of the translator after a step, by name, among them those of `compute_score`."""

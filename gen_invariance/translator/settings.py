@@ -1,22 +1,20 @@
-"""`FitSettings`: how long a translator is fitted, on which classes, how often results are written; rows of classes."""
+"""How long a translator is fitted, on what, and how closely it is looked at. Needs no torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
-from torch import Tensor
 
-from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
 from gen_invariance.settings import Text, settings_class
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
+
 _PACE = ("log_every", "sample_every", "checkpoint_every", "budget")
+
 _LATER = {"average": 0.0, "watch_every": 0, "patience": 0}  # added later; off they are not named, so old runs go on
 
 
@@ -87,46 +85,13 @@ def parse_seconds(budget: str) -> float:
     return seconds
 
 
-def find_class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
-    """Rows of each class that `settings` chooses, by ascending label, int64 on the CPU; each class has an image.
+@settings_class("quality")
+class AssessSettings:
+    """How closely a translator is looked at."""
 
-    Raises:
-        SettingsError: no class is large enough, a name does not exist, or a named class has no image.
-    """
-    counts = data.counts.tolist()
-    if isinstance(settings.classes, str):
-        least = settings.head_from if settings.classes == "head" else 1
-        chosen = [label for label, count in enumerate(counts) if count >= least]
-        if not chosen:
-            raise SettingsError(
-                f"{data.name}: no class has {least} images or more (largest: {max(counts)}); lower fit.head_from or "
-                "set fit.classes=all"
-            )
-        return find_class_rows(data, chosen)
-    label_of = {name: label for label, name in enumerate(data.class_names)}
-    for name in settings.classes:
-        if name not in label_of:
-            raise SettingsError(f"{data.name} has no class {name!r} to fit on; choose of {_first_of(data.class_names)}")
-        if not counts[label_of[name]]:
-            raise SettingsError(f"{data.name}: class {name!r} has no image to fit on; name another one")
-    return find_class_rows(data, sorted(label_of[name] for name in settings.classes))
-
-
-def _first_of(names: Sequence[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def find_class_rows(data: ImageData, labels: Sequence[int]) -> list[Tensor]:
-    """Rows of the images of each class in `labels`, int64 on the CPU."""
-    all_labels = data.labels.cpu()
-    return [(all_labels == label).nonzero().squeeze(1) for label in labels]
-
-
-def draw_balanced_rows(members: Sequence[Tensor], count: int, *, generator: torch.Generator) -> Tensor:
-    """`count` class-balanced rows, int64 (B,): a class uniformly, then one of its `members`, the rows of each class."""
-    sizes = torch.tensor([len(rows) for rows in members])
-    starts = sizes.cumsum(0) - sizes
-    classes = torch.randint(len(members), (count,), generator=generator)
-    within = (torch.rand(count, generator=generator) * sizes[classes]).long()
-    return torch.cat(list(members))[starts[classes] + within]
+    draws: Annotated[int, Field(ge=2)] = 4
+    """Translations of each image."""
+    neighbours: PositiveInt = 5
+    """k of precision, recall, density and coverage."""
+    failures: NonNegativeInt = 8
+    """Worst translations to show."""
