@@ -34,6 +34,7 @@ from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, l
 from gen_invariance.report.metrics import progress_line
 from gen_invariance.run import Run, config_digest
 from gen_invariance.settings import settings_of
+from gen_invariance.translator.settings import FitSettings
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,6 @@ def _load_fitted(folder: Path, device: str) -> tuple[Any, float]:
 
 def _fit(folder: Path, job: _Job, prepared: Prepared) -> str:
     from gen_invariance.translator.fit import fit_translator
-    from gen_invariance.translator.settings import FitSettings
 
     fit = job.fit
     loop = settings_of(FitSettings, {"flip": prepared.flip_safe, **fit.loop}, "fit")

@@ -17,6 +17,7 @@ from gen_invariance.data.readers.registry import missing_files, source_names
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.settings import ClassifierSettings, MeasureSettings, StageSettings, Task
 from gen_invariance.settings import settings_of
+from gen_invariance.translator.settings import FitSettings
 
 _SECTIONS = ("data", "classifier", "training", "stage", "fit", "measure")
 _WITHOUT_FILES = ("digits", "npz", "folder")
@@ -73,8 +74,6 @@ class TranslatorFit:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result; how often to look is left out."""
-        from gen_invariance.translator.settings import FitSettings
-
         return {**asdict(self), "loop": settings_of(FitSettings, self.loop, "fit").identity()}
 
 

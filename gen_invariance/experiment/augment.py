@@ -28,9 +28,9 @@ from gen_invariance.export.runner import ExportSummary, export_dataset
 from gen_invariance.export.settings import ExportSettings, WorkerSettings
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
-from gen_invariance.translator.class_rows import find_class_members
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.verdict import read_verdict
+from gen_invariance.translator.samples import find_class_members
 
 _T = TypeVar("_T")
 _COLUMNS = {"table": ("path_column", "label_column"), "huggingface": ("image_column", "label_column")}

@@ -26,12 +26,11 @@ from gen_invariance.nuisance.protocol import draw_to, select_rows
 from gen_invariance.run import MISFITS, Run
 from gen_invariance.settings import typed
 from gen_invariance.stopping import signals_noted
-from gen_invariance.translator.class_rows import draw_balanced_rows, find_class_members
 from gen_invariance.translator.io import save_translator
 from gen_invariance.translator.objective import Objective
 from gen_invariance.translator.quality.monitor import Evaluate, QualityMonitor
 from gen_invariance.translator.registry import build_objective, find_kind, initial_weights_from
-from gen_invariance.translator.samples import KEPT_GRID, fill_bank, write_grid
+from gen_invariance.translator.samples import KEPT_GRID, draw_balanced_rows, fill_bank, find_class_members, write_grid
 from gen_invariance.translator.settings import FitSettings
 
 SMALLEST_SIDE = 4

@@ -12,9 +12,7 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.settings import Text, settings_class
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
-
 _PACE = ("log_every", "sample_every", "checkpoint_every", "budget")
-
 _LATER = {"average": 0.0, "watch_every": 0, "patience": 0}  # added later; off they are not named, so old runs go on
 
 

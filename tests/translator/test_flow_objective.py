@@ -7,12 +7,11 @@ from diffusers.training_utils import EMAModel
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import Run
-from gen_invariance.translator.class_rows import find_class_members
 from gen_invariance.translator.fit import fit_objective, fit_translator
 from gen_invariance.translator.flow.model import FlowTranslator
 from gen_invariance.translator.flow.objective import FlowObjective, FlowSettings, scramble
 from gen_invariance.translator.io import load_translator
-from gen_invariance.translator.samples import fill_bank
+from gen_invariance.translator.samples import fill_bank, find_class_members
 from gen_invariance.translator.settings import FitSettings
 
 

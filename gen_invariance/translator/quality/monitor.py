@@ -24,9 +24,9 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.class_rows import find_class_members
 from gen_invariance.translator.quality.assess import Judge, Memory, assess
 from gen_invariance.translator.quality.verdict import RULES
+from gen_invariance.translator.samples import find_class_members
 from gen_invariance.translator.settings import AssessSettings, FitSettings, parse_seconds
 
 Evaluate = Callable[[Nuisance, int], Mapping[str, float]]

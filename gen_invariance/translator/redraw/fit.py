@@ -17,12 +17,12 @@ from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import RunError
 from gen_invariance.run import Run
 from gen_invariance.settings import settings_class
-from gen_invariance.translator.class_rows import draw_balanced_rows, find_class_members, find_class_rows
 from gen_invariance.translator.redraw.congeal import Congealed, PoseGrid, congeal, move_by, pose_matrix
 from gen_invariance.translator.redraw.model import RedrawTranslator
 from gen_invariance.translator.redraw.pose import SLOPES, PoseTranslator, shrink
 from gen_invariance.translator.redraw.shape import move_to_centre, read_place, read_width
 from gen_invariance.translator.redraw.tone import Tone, extract_figure, read_tone, take_out
+from gen_invariance.translator.samples import draw_balanced_rows, find_class_members, find_class_rows
 from gen_invariance.translator.settings import FitSettings
 
 _LOG_EVERY = 25
