@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from gen_invariance.classifier.losses import build_loss
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.cli.main import run as command
+from gen_invariance.cli.verbs import VERBS
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import CheckpointError, SettingsError
 from gen_invariance.files import load_checkpoint, save_checkpoint
@@ -215,10 +217,10 @@ def test_sigterm_leaves_one_line_and_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
 @pytest.mark.parametrize("verb", ["fit", "augment", "order", "demo", "measure", "report"])
 def test_every_verb_says_how_to_go_on(verb, raised, code, monkeypatch, capsys):
-    def stopped(config):
+    def stopped(settings):
         raise raised
 
-    monkeypatch.setitem(command.__globals__["VERBS"], verb, stopped)
+    monkeypatch.setitem(VERBS, verb, replace(VERBS[verb], run=stopped))
     needed = {"measure": ["run=x"], "report": ["records=x"], "augment": ["out=x"]}.get(verb, [])
     assert command([verb, *needed]) == code
     error = capsys.readouterr().err

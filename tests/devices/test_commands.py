@@ -19,7 +19,10 @@ from gen_invariance.experiment import evaluate, launch
 
 pytestmark = pytest.mark.gpu
 
-DATA = ["data=digits_rotation", "data.largest=40", "data.imbalance=8", "data.few_below=10", "data.many_above=20"]
+DATA = [
+    "data=digits_rotation", "data.largest=40", "data.imbalance=8", "data.test_images=20", "data.few_below=10",
+    "data.many_above=20",
+]  # fmt: skip
 FIT = ["fit", *DATA, "fit.steps=4", "fit.batch_size=8", "fit.log_every=1", "fit.sample_every=4", "progress=false"]
 SMALL = ["translator.network={width: 4, residual_blocks: 1}", "translator.objective.discriminator_width=4"]
 TRAIN = [
@@ -109,7 +112,7 @@ def same(one: Path, two: Path, closeness: dict) -> int:
 def compare_numbers(one: list[dict], two: list[dict], closeness: dict, where: str) -> None:
     """Figures agree; to rounding on any device, as a CPU measures in smaller batches than others.
 
-    A share of images may move by a few images of a class, whose two likeliest answers rounding can swap after a
+    A share of the 20 test images of a class may move by two, whose two likeliest answers rounding can swap after a
     training this short.
     """
     timed = {"seconds", "fit_seconds", "train_seconds", "measure_seconds", "versions", "config_digest", "host", "time"}
@@ -118,7 +121,7 @@ def compare_numbers(one: list[dict], two: list[dict], closeness: dict, where: st
         for key in row.keys() - timed:
             if isinstance(row[key], int | float) and not isinstance(row[key], bool):
                 is_share = any(word in f"{key} {row.get('metric', '')}" for word in ("accuracy", "agreement"))
-                slack = 0.03 if is_share and closeness["atol"] else max(closeness["atol"], 1e-7)
+                slack = 0.11 if is_share and closeness["atol"] else max(closeness["atol"], 1e-7)
                 assert other[key] == pytest.approx(
                     row[key], rel=max(closeness["rtol"], 1e-5), abs=slack, nan_ok=True
                 ), f"{where}: {key}"
@@ -171,13 +174,13 @@ def test_train_and_measure(name, command, tmp_path, closeness, translators):
 
 
 ORDER = [
-    "order", "order.count=2", "order.seeds=[0,1]", "order.source.epochs=1", "order.source.images_per_class=20",
+    "order", "data.test_images=20", "order.count=2", "order.seeds=[0,1]", "order.source.epochs=1", "order.source.images_per_class=20",
     "order.analysis.resamples=100", "order.draws=2", "nuisance=rotation",
 ]  # fmt: skip
 BENCHMARK = [
     "benchmark", "run", "benchmark=digits_rot_lt", "methods=[ce_drs,ce_drs+spatial]", "orders=0",
     "data_options.largest=40", "data_options.imbalance=8", "training_options.epochs=2", "training_options.warmup=0",
-    "fit_options.spatial.steps=5", "measure_options.draws=2",
+    "data_options.test_images=20", "fit_options.spatial.steps=5", "measure_options.draws=2",
 ]  # fmt: skip
 
 

@@ -132,9 +132,9 @@ def test_shift_and_shear_of_nothing_change_nothing():
     torch.testing.assert_close(Shear().apply(images, {"slope": zero}), images, atol=1e-5, rtol=0)
     moved = Translation().apply(images, {"across": torch.full((5,), 2 / 16), "down": torch.full((5,), -1 / 16)})
     torch.testing.assert_close(moved[..., :-1, 2:], images[..., 1:, :-2], atol=1e-6, rtol=0)
-    with pytest.raises(SettingsError, match="share must lie"):
+    with pytest.raises(SettingsError, match=r"share must be in"):
         Translation(2.0)
-    with pytest.raises(SettingsError, match="slope must lie"):
+    with pytest.raises(SettingsError, match="slope must be in"):
         Shear(-1)
-    with pytest.raises(SettingsError, match="slope must lie"):
+    with pytest.raises(SettingsError, match="slope must be in"):
         Shear(float("inf"))
