@@ -136,5 +136,5 @@ def test_shift_and_shear_of_nothing_change_nothing():
         Translation(2.0)
     with pytest.raises(SettingsError, match="slope must be in"):
         Shear(-1)
-    with pytest.raises(SettingsError, match="slope must be in"):
+    with pytest.raises(SettingsError, match="slope must be a finite number"):
         Shear(float("inf"))
