@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 
 
 @contextmanager
-def accelerator_on(device: torch.device | str, *, mixed_precision: str = "no") -> Iterator[Accelerator]:
+def use_accelerator(device: torch.device | str, *, mixed_precision: str = "no") -> Iterator[Accelerator]:
     """An `Accelerator` on `device`; one that was launched with others keeps the device it was given.
 
     A state of accelerate's that was there before and differs, a user's own for instance, is put back at the end. Its

@@ -87,7 +87,7 @@ def _lists_as_tuples(value: Any) -> Any:
     return tuple(map(_lists_as_tuples, value)) if isinstance(value, list) else value
 
 
-def settings_of(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
+def read_settings(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
     """The settings class `kind` made of plain values, such as a config file or a command line gives.
 
     Args:
@@ -106,14 +106,14 @@ def settings_of(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
         raise SettingsError(f"{where} has no setting {unknown[0]!r}; choose of {', '.join(known)}")
     if not hasattr(kind, "__pydantic_fields__"):
         hints = typing.get_type_hints(kind)
-        return kind(**{name: typed(value, hints[name], f"{where}.{name}") for name, value in values.items()})
+        return kind(**{name: check_value(value, hints[name], f"{where}.{name}") for name, value in values.items()})
     try:
         return TypeAdapter(kind).validate_json(_to_json(values, where))
     except pydantic.ValidationError as error:
         raise _settings_error(error, kind, where, values) from None
 
 
-def options_of(
+def check_options(
     function: Callable[..., Any], options: Mapping[str, Any], where: str, *, without: Sequence[str] = ()
 ) -> dict[str, Any]:
     """`options`, if `function` takes arguments of these names and kinds; lists become tuples.
@@ -139,11 +139,11 @@ def options_of(
     unknown = [name for name in options if name not in known]
     if unknown:
         raise SettingsError(f"{where} has no option {unknown[0]!r}; choose of {', '.join(known) or 'none'}")
-    checked = {name: typed(value, hints[name], f"{where}: {name}") for name, value in options.items()}
+    checked = {name: check_value(value, hints[name], f"{where}: {name}") for name, value in options.items()}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in checked.items()}
 
 
-def typed(value: Any, hint: Any, where: str) -> Any:
+def check_value(value: Any, hint: Any, where: str) -> Any:
     """`value`, if it is what `hint` says; a whole number where text is expected is taken as text (a folder 2024).
 
     Raises:
@@ -174,7 +174,7 @@ def _to_json(values: Any, where: str) -> str:
         raise SettingsError(f"{where} must hold plain values: {error}") from error
 
 
-def defaults_of(kind: type) -> dict[str, Any]:
+def get_defaults(kind: type) -> dict[str, Any]:
     """The defaults of a settings class as plain values, nested; `MISSING` where there is none."""
     return {name: default for name, default, _ in _fields(kind)}
 
@@ -183,7 +183,7 @@ def _fields(kind: type) -> Iterator[tuple[str, Any, FieldInfo]]:
     """Name, default as a plain value and pydantic's field of each setting."""
     for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
         if is_settings_class(field.annotation) and field.is_required():
-            yield name, defaults_of(field.annotation), field
+            yield name, get_defaults(field.annotation), field
         else:
             value = MISSING if field.is_required() else field.get_default(call_default_factory=True)
             yield name, _plain(value), field
@@ -202,7 +202,7 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
 
 
-def descriptions_of(kind: type, *, before: str = "") -> dict[str, str]:
+def get_descriptions(kind: type, *, before: str = "") -> dict[str, str]:
     """What each setting of `kind` is, by the dotted name that a command line uses; empty where nothing is said."""
     described: dict[str, str] = {}
     parents = [parent.__pydantic_fields__ for parent in kind.__mro__ if is_settings_class(parent)]  # type: ignore[attr-defined]
@@ -211,7 +211,7 @@ def descriptions_of(kind: type, *, before: str = "") -> dict[str, str]:
         descriptions = [fields[name].description for fields in parents if name in fields]
         described[before + name] = next(filter(None, descriptions), "")
         if is_settings_class(field.annotation):
-            described |= descriptions_of(field.annotation, before=f"{before}{name}.")
+            described |= get_descriptions(field.annotation, before=f"{before}{name}.")
     return described
 
 

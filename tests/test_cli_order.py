@@ -15,7 +15,7 @@ from gen_invariance.cli.main import compose, run
 from gen_invariance.experiment.settings import OrderRun
 from gen_invariance.order.relation import SubsetOrder
 from gen_invariance.records import finished_cells, load_records, measured
-from gen_invariance.settings import defaults_of, settings_of
+from gen_invariance.settings import get_defaults, read_settings
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -189,9 +189,9 @@ def test_foreign_folder_and_other_runs_are_left_alone(toy, tmp_path, capsys):
 
 def test_the_file_of_settings_has_all_of_the_library_and_its_defaults():
     values = compose("order", [])
-    assert values["order"] == defaults_of(OrderRun)["order"]
-    assert set(values) == set(defaults_of(OrderRun))
-    settings = settings_of(OrderRun, values, "")
+    assert values["order"] == get_defaults(OrderRun)["order"]
+    assert set(values) == set(get_defaults(OrderRun))
+    settings = read_settings(OrderRun, values, "")
     assert settings.order.seeds == (0, 1, 2)
     assert settings.order.source.epochs == 6
 

@@ -12,7 +12,7 @@ from gen_invariance.cli.main import compose
 from gen_invariance.cli.verbs import VERBS
 from gen_invariance.configs import choice_names, config_folder, default_choices, group_names, read_choice
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import MISSING, defaults_of, descriptions_of, options_of, settings_of
+from gen_invariance.settings import MISSING, check_options, get_defaults, get_descriptions, read_settings
 from gen_invariance.translator.registry import find_kind
 
 ROOT = Path(__file__).parent.parent
@@ -37,12 +37,12 @@ def test_something_was_collected():
 @pytest.mark.parametrize(("verb", "group", "choice"), CHOICES)
 def test_choice_composes_to_what_the_library_takes(verb, group, choice):
     values = compose(verb, [f"{group}={choice}"], missing_is_error=False)
-    made = settings_of(VERBS[verb].settings, given(values), "")
+    made = read_settings(VERBS[verb].settings, given(values), "")
     assert hasattr(made, group) or group == "method"
     if group == "translator":
         kind = find_kind(values["translator"]["name"])
         if kind.builder is None:
-            options_of(kind.load("model"), values["translator"]["network"], "network")
+            check_options(kind.load("model"), values["translator"]["network"], "network")
         kind.read_settings(values["translator"]["objective"])
 
 
@@ -50,7 +50,7 @@ def test_choice_composes_to_what_the_library_takes(verb, group, choice):
 def test_files_hold_what_differs_from_the_defaults(verb):
     """A value that a file repeats would have to be changed in two places."""
     own = yaml.safe_load((CONFIGS / f"{verb}.yaml").read_text(encoding="utf-8")) or {}
-    defaults = defaults_of(VERBS[verb].settings)
+    defaults = get_defaults(VERBS[verb].settings)
     repeated = [key for key, value in leaves(own) if key != "defaults" and dict(leaves(defaults)).get(key) == value]
     assert repeated == []
 
@@ -71,8 +71,8 @@ def test_help_names_and_describes_every_setting(verb):
     for group in default_choices(verb):
         for choice in choice_names(group):
             assert choice in text
-    inner = {name.rpartition(".")[0] for name in descriptions_of(kind)}
-    plain = {name for name, said in descriptions_of(kind).items() if not said and name not in inner}
+    inner = {name.rpartition(".")[0] for name in get_descriptions(kind)}
+    plain = {name for name, said in get_descriptions(kind).items() if not said and name not in inner}
     assert plain <= {"seed"}, "say what it is below the field"
 
 

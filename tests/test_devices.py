@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from gen_invariance.devices import accelerator_on
+from gen_invariance.devices import use_accelerator
 
 DEVICES = Path(__file__).parent / "devices"
 
@@ -65,9 +65,9 @@ with PretendedDevice():
 def test_loops_of_two_precisions_in_one_process_beside_a_users_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
     own = Accelerator(cpu=True, mixed_precision="no")
-    with accelerator_on("cpu", mixed_precision="bf16") as accelerator:
+    with use_accelerator("cpu", mixed_precision="bf16") as accelerator:
         assert accelerator.mixed_precision == "bf16"
-        with accelerator_on("cpu", mixed_precision="no") as inner:
+        with use_accelerator("cpu", mixed_precision="no") as inner:
             assert inner.mixed_precision == "no"
         assert (accelerator.mixed_precision, accelerator.device.type) == ("bf16", "cpu")
     assert (own.mixed_precision, own.device.type, own.num_processes) == ("no", "cpu", 1)
@@ -75,7 +75,7 @@ def test_loops_of_two_precisions_in_one_process_beside_a_users_accelerator():
 
 def test_another_device_than_the_first_of_its_kind_can_be_had():
     AcceleratorState._reset_state(reset_partial_state=True)
-    with accelerator_on("cpu"), accelerator_on("meta:1") as accelerator:
+    with use_accelerator("cpu"), use_accelerator("meta:1") as accelerator:
         assert accelerator.device == torch.device("meta", 1)
-    with accelerator_on("cpu") as accelerator:
+    with use_accelerator("cpu") as accelerator:
         assert accelerator.device.type == "cpu"

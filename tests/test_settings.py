@@ -16,12 +16,12 @@ from gen_invariance.settings import (
     MISSING,
     Fraction,
     Text,
-    defaults_of,
-    descriptions_of,
-    options_of,
+    check_options,
+    check_value,
+    get_defaults,
+    get_descriptions,
+    read_settings,
     settings_class,
-    settings_of,
-    typed,
 )
 
 
@@ -75,7 +75,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("values", "message"), WRONG.values(), ids=WRONG)
-@pytest.mark.parametrize("make", [lambda values: Loop(**values), lambda values: settings_of(Loop, values, "loop")])
+@pytest.mark.parametrize("make", [lambda values: Loop(**values), lambda values: read_settings(Loop, values, "loop")])
 def test_wrong_values_are_one_line(make, values, message):
     with pytest.raises(SettingsError, match=f"^loop[. ]{message}") as raised:
         make(values)
@@ -85,11 +85,11 @@ def test_wrong_values_are_one_line(make, values, message):
 @pytest.mark.parametrize(("values", "message"), WRONG.values(), ids=WRONG)
 def test_nested_settings_are_named_by_their_path(values, message):
     with pytest.raises(SettingsError, match=rf"^loop[. ]{message}"):
-        settings_of(Fit, {"out": "runs", "loop": values}, "")
+        read_settings(Fit, {"out": "runs", "loop": values}, "")
 
 
 def test_values_keep_or_get_their_kind():
-    made = settings_of(Fit, {"out": 2024, "loop": {"decay": 0, "points": [0, 1]}}, "fit")
+    made = read_settings(Fit, {"out": 2024, "loop": {"decay": 0, "points": [0, 1]}}, "fit")
     assert made.out == "2024"
     assert (type(made.loop.decay), made.loop.points) == (float, (0.0, 1.0))
     assert Loop(points=[0.0, 1.0]) == Loop(points=(0.0, 1.0))
@@ -99,9 +99,9 @@ def test_values_keep_or_get_their_kind():
 
 
 def test_a_missing_value_is_asked_for():
-    assert defaults_of(Fit)["out"] == MISSING
+    assert get_defaults(Fit)["out"] == MISSING
     with pytest.raises(SettingsError, match=r"fit\.out must be given"):
-        settings_of(Fit, {}, "fit")
+        read_settings(Fit, {}, "fit")
 
 
 @given(
@@ -115,15 +115,15 @@ def test_a_missing_value_is_asked_for():
     )
 )
 def test_what_is_read_is_what_is_written(values):
-    made = settings_of(Loop, values, "loop")
-    assert settings_of(Loop, defaults_of(Loop) | values, "loop") == made
+    made = read_settings(Loop, values, "loop")
+    assert read_settings(Loop, get_defaults(Loop) | values, "loop") == made
     assert {name: getattr(made, name) for name in values} == values
 
 
 def test_defaults_and_descriptions_are_those_of_the_class():
-    assert settings_of(Loop, defaults_of(Loop), "loop") == Loop()
-    assert defaults_of(Fit)["loop"] == defaults_of(Loop)
-    described = descriptions_of(Fit)
+    assert read_settings(Loop, get_defaults(Loop), "loop") == Loop()
+    assert get_defaults(Fit)["loop"] == get_defaults(Loop)
+    described = get_descriptions(Fit)
     assert (described["out"], described["loop.steps"], described["loop.rate"]) == (
         "Folder.",
         "Updates of the weights.",
@@ -136,11 +136,11 @@ def rotate(angle: float = 1.0, axes: tuple[int, ...] = ()) -> None:
 
 
 def test_options_are_those_that_a_function_takes():
-    assert options_of(rotate, {"angle": 2, "axes": [0, 1]}, "rotate") == {"angle": 2.0, "axes": (0, 1)}
+    assert check_options(rotate, {"angle": 2, "axes": [0, 1]}, "rotate") == {"angle": 2.0, "axes": (0, 1)}
     with pytest.raises(SettingsError, match="rotate has no option 'angel'; choose of angle, axes"):
-        options_of(rotate, {"angel": 2}, "rotate")
+        check_options(rotate, {"angel": 2}, "rotate")
     with pytest.raises(SettingsError, match="rotate: angle must be a finite number, got 'far'"):
-        options_of(rotate, {"angle": "far"}, "rotate")
+        check_options(rotate, {"angle": "far"}, "rotate")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_options_are_those_that_a_function_takes():
     ],
 )
 def test_single_values(value, hint, expected):
-    assert typed(value, hint, "it") == expected
-    assert type(typed(value, hint, "it")) is type(expected)
+    assert check_value(value, hint, "it") == expected
+    assert type(check_value(value, hint, "it")) is type(expected)
 
 
 def test_inherited_settings_keep_their_descriptions():
@@ -164,5 +164,5 @@ def test_inherited_settings_keep_their_descriptions():
         depth: int = 1
         """how deep"""
 
-    assert descriptions_of(Child) == descriptions_of(Loop) | {"depth": "how deep"}
-    assert any(descriptions_of(Loop).values())
+    assert get_descriptions(Child) == get_descriptions(Loop) | {"depth": "how deep"}
+    assert any(get_descriptions(Loop).values())

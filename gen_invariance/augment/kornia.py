@@ -37,7 +37,7 @@ class KorniaNuisance(IntensityAugmentationBase2D):
     Raises:
         SettingsError: `p` or `p_batch` outside [0, 1].
 
-    >>> from gen_invariance.nuisance import Rotation
+    >>> from gen_invariance import Rotation
     >>> KorniaNuisance(Rotation(90), p=1.0)(torch.rand(2, 3, 8, 8)).shape
     torch.Size([2, 3, 8, 8])
     """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import options_of
+from gen_invariance.settings import check_options
 
 
 def policy(name: str, counts: Tensor, **options: Any) -> Tensor:
@@ -43,7 +43,7 @@ def policy(name: str, counts: Tensor, **options: Any) -> Tensor:
             raise SettingsError(
                 f"policy {name} needs policy_options.{parameter.name}; sizes are numbers of training images"
             )
-    return policies[name](counts, **options_of(policies[name], options, f"policy {name}"))
+    return policies[name](counts, **check_options(policies[name], options, f"policy {name}"))
 
 
 def linear_ramp(counts: Tensor, *, threshold: float, maximum: float = 1.0) -> Tensor:

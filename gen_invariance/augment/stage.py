@@ -77,7 +77,7 @@ class TailAugment(nn.Module):
         RangeError: a probability outside [0, 1] or NaN.
         SettingsError: an unknown layout.
 
-    >>> from gen_invariance.nuisance import Rotation
+    >>> from gen_invariance import Rotation
     >>> augment = TailAugment(Rotation(90), torch.tensor([0.0, 1.0]))
     >>> images, labels = augment(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 1, 0]))
     >>> images.shape

@@ -18,7 +18,7 @@ from gen_invariance.errors import CheckpointError, SettingsError
 from gen_invariance.experiment.cell import Method
 from gen_invariance.experiment.settings import ClassifierSettings, StageSettings
 from gen_invariance.nuisance.build import build_nuisance
-from gen_invariance.settings import settings_of
+from gen_invariance.settings import read_settings
 
 PAPER = ("ce", "ce_drs", "ce_drw", "ldam", "ldam_drs", "ldam_drw")
 EVERY_ROW, MORE_REAL = "every_row", "more_real"
@@ -125,8 +125,8 @@ def build_method(
     return Method(
         name,
         stage or StageSettings(),
-        settings_of(TrainSettings, {**asdict(training), **changes.get("training", {})}, f"method {name}: training"),
-        settings_of(
+        read_settings(TrainSettings, {**asdict(training), **changes.get("training", {})}, f"method {name}: training"),
+        read_settings(
             ClassifierSettings, {**asdict(classifier), **changes.get("classifier", {})}, f"method {name}: classifier"
         ),
         augmentation=changes.get("augmentation", "none"),

@@ -33,7 +33,7 @@ from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance, row_cells
 from gen_invariance.report.metrics import progress_line
 from gen_invariance.run import Run, config_digest
-from gen_invariance.settings import settings_of
+from gen_invariance.settings import read_settings
 from gen_invariance.translator.settings import FitSettings
 
 
@@ -281,7 +281,7 @@ def _fit(folder: Path, job: _Job, prepared: Prepared) -> str:
     from gen_invariance.translator.fit import fit_translator
 
     fit = job.fit
-    loop = settings_of(FitSettings, {"flip": prepared.flip_safe, **fit.loop}, "fit")
+    loop = read_settings(FitSettings, {"flip": prepared.flip_safe, **fit.loop}, "fit")
     config = {"benchmark": job.benchmark.name, "fit": fit.identity()}
     started = perf_counter()
     with Run.open(folder, kind="fit", seed=job.order, config=config, resume=True) as run:

@@ -16,7 +16,7 @@ from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.readers.registry import missing_files, source_names
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.settings import ClassifierSettings, MeasureSettings, StageSettings, Task
-from gen_invariance.settings import settings_of
+from gen_invariance.settings import read_settings
 from gen_invariance.translator.settings import FitSettings
 
 _SECTIONS = ("data", "classifier", "training", "stage", "fit", "measure")
@@ -74,7 +74,7 @@ class TranslatorFit:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result; how often to look is left out."""
-        return {**asdict(self), "loop": settings_of(FitSettings, self.loop, "fit").identity()}
+        return {**asdict(self), "loop": read_settings(FitSettings, self.loop, "fit").identity()}
 
 
 def benchmark_names() -> tuple[str, ...]:
@@ -108,16 +108,16 @@ def read_benchmark(
     return Benchmark(
         name=name,
         summary=" ".join(configs.read_summary("benchmark", file).split()),
-        task=settings_of(Task, data, f"{name}: data"),
-        classifier=settings_of(ClassifierSettings, _resolve_like("classifier", values), f"{name}: classifier"),
-        training=settings_of(TrainSettings, training, f"{name}: training"),
+        task=read_settings(Task, data, f"{name}: data"),
+        classifier=read_settings(ClassifierSettings, _resolve_like("classifier", values), f"{name}: classifier"),
+        training=read_settings(TrainSettings, training, f"{name}: training"),
         augmentation=values.get("augmentation", "none"),
-        stage=settings_of(StageSettings, values["stage"], f"{name}: stage"),
+        stage=read_settings(StageSettings, values["stage"], f"{name}: stage"),
         fit=loop,
         fits=fits,
         translators=values.get("translators", {}),
         nuisances=values.get("nuisances", {}),
-        measure=settings_of(MeasureSettings, values["measure"], f"{name}: measure"),
+        measure=read_settings(MeasureSettings, values["measure"], f"{name}: measure"),
         classes=values.get("classes"),
         images=values.get("images"),
     )

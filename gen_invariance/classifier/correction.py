@@ -22,7 +22,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import Run
-from gen_invariance.settings import Fraction, settings_class, settings_of
+from gen_invariance.settings import Fraction, read_settings, settings_class
 
 _WHERE = "training.head_correction_options"
 
@@ -107,7 +107,7 @@ def check_correction(model: Classifier, kind: str, options: Mapping[str, Any] | 
         raise SettingsError(
             f"head correction {kind} needs a linear head, got {type(model.head).__name__}; use head='linear'"
         )
-    return settings_of(_KINDS[kind], options or {}, _WHERE)
+    return read_settings(_KINDS[kind], options or {}, _WHERE)
 
 
 def tau_normalised(head: nn.Linear, *, tau: float = 1.0) -> nn.Linear:

@@ -15,7 +15,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
-from gen_invariance.settings import options_of
+from gen_invariance.settings import check_options
 
 KNN_TEMPERATURE = 0.07
 """A neighbour votes with exp(cosine / temperature); tau of Wu et al. 2018, section 3.4."""
@@ -163,7 +163,7 @@ def fit_head(name: str, features: Tensor, labels: Tensor, **options: float) -> H
     """
     if name not in HEADS:
         raise SettingsError(f"no head {name!r}; choose {', '.join(HEADS)}")
-    options = options_of(HEADS[name], options, f"head {name}", without=("features", "labels"))
+    options = check_options(HEADS[name], options, f"head {name}", without=("features", "labels"))
     return HEADS[name](features, labels, **options)
 
 

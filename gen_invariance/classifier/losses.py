@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gen_invariance.classifier.model import COSINE_SCALE
 from gen_invariance.data.images import names_or_numbers
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.settings import BelowOne, options_of
+from gen_invariance.settings import BelowOne, check_options
 
 ClassWeights = str | Mapping[str, float] | None
 """None, "inverse", "effective_number", or a weight for each named class (classes left out get 1)."""
@@ -267,5 +267,5 @@ def build_loss(
         raise SettingsError(f"no loss {name!r}; choose {', '.join(LOSSES)}")
     # Balanced softmax is logit adjustment at tau = 1, and has no tau.
     without = ("counts", "class_names", "tau") if name == "balanced_softmax" else ("counts", "class_names")
-    options = options_of(LOSSES[name], options, f"loss {name}", without=without)
+    options = check_options(LOSSES[name], options, f"loss {name}", without=without)
     return LOSSES[name](torch.as_tensor(counts), class_names=class_names, **options)

@@ -20,7 +20,7 @@ from torch import Tensor
 from gen_invariance.classifier.losses import check_counts
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.settings import Fraction, options_of
+from gen_invariance.settings import Fraction, check_options
 
 Mixed = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and soft labels (B, K)."""
@@ -155,7 +155,7 @@ def build_mixing(name: str, *, counts: Tensor | Sequence[int], **options: float)
     """
     if name not in MIXINGS:
         raise SettingsError(f"no mixing {name!r}; choose {', '.join(MIXINGS)}")
-    options = options_of(MIXINGS[name], options, f"mixing {name}", without=_NO_OPTIONS)
+    options = check_options(MIXINGS[name], options, f"mixing {name}", without=_NO_OPTIONS)
     bound: dict[str, Any] = {"counts": counts} if name == "remix" else {"num_classes": len(check_counts(counts))}
     return partial(MIXINGS[name], **bound, **options)
 

@@ -31,7 +31,7 @@ from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.settings import rule_name
-from gen_invariance.devices import accelerator_on
+from gen_invariance.devices import use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import MISFITS, Run
@@ -100,7 +100,7 @@ def fit_classifier(
     loss = CrossEntropy(data.counts) if loss is None else loss
     with (
         _open_run(out, settings, seed=seed, resume=resume) as run,
-        accelerator_on(data.device, mixed_precision=settings.mixed_precision) as accelerator,
+        use_accelerator(data.device, mixed_precision=settings.mixed_precision) as accelerator,
     ):
         batches = Batches(
             data, settings, run, stage=stage, augmentation=augmentation, mix=mix, stage_source=stage_source,

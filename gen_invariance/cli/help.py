@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gen_invariance.configs import choice_names, compose_verb, default_choices, read_choice, read_summary
-from gen_invariance.settings import MISSING, defaults_of, descriptions_of
+from gen_invariance.settings import MISSING, get_defaults, get_descriptions
 
 _USAGE = """gen-invariance: learn a nuisance where data is plenty, give it to tail classes, measure invariance.
 
@@ -43,9 +43,9 @@ def format_verb_help(verb: str, kind: type, words: Sequence[str] = ()) -> str:
         if group in groups and choice in choice_names(group):
             chosen[group] = choice
     config = compose_verb(
-        verb, [f"{group}={choice}" for group, choice in chosen.items()], defaults_of(kind), missing_is_error=False
+        verb, [f"{group}={choice}" for group, choice in chosen.items()], get_defaults(kind), missing_is_error=False
     )
-    descriptions = descriptions_of(kind)
+    descriptions = get_descriptions(kind)
     own = {name: value for name, value in config.items() if name not in groups}
     sections = [f"gen-invariance {verb}: {read_summary(verb)}\n"]
     if groups:

@@ -18,7 +18,7 @@ from gen_invariance.cli.help import format_usage, format_verb_help
 from gen_invariance.cli.verbs import VERBS, printable
 from gen_invariance.configs import compose_verb, default_choices
 from gen_invariance.errors import GenInvarianceError, SettingsError, is_out_of_memory
-from gen_invariance.settings import defaults_of, descriptions_of
+from gen_invariance.settings import get_defaults, get_descriptions
 from gen_invariance.stopping import Terminated, sigterm_raises
 
 _PEER_GONE = "connection (closed|reset|refused)|broken pipe|gloo|nccl"
@@ -106,12 +106,12 @@ def compose(name: str, words: Sequence[str], *, missing_is_error: bool = True) -
     if words and words[0] in VERBS[name].actions:
         words = [f"action={words[0]}", *words[1:]]
     _check_keys(name, kind, words)
-    return compose_verb(name, words, defaults_of(kind), missing_is_error=missing_is_error)
+    return compose_verb(name, words, get_defaults(kind), missing_is_error=missing_is_error)
 
 
 def _check_keys(name: str, kind: type, words: Sequence[str]) -> None:
     """`SettingsError` for a word that names no setting, with the nearest one."""
-    known = descriptions_of(kind)
+    known = get_descriptions(kind)
     groups = default_choices(name)
     for word in words:
         key, equals, value = word.partition("=")

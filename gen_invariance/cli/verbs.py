@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gen_invariance.settings import settings_of
+from gen_invariance.settings import read_settings
 
 
 def printable(text: str) -> str:
@@ -58,7 +58,7 @@ class Verb:
 
     def __call__(self, config: Mapping[str, Any]) -> None:
         """Carry the verb out with settings as plain values."""
-        self.run(settings_of(self.settings, config, ""))
+        self.run(read_settings(self.settings, config, ""))
 
 
 def _fit(settings: Any) -> None:

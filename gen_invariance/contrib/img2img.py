@@ -32,7 +32,7 @@ from diffusers.utils import is_transformers_available
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Draw
-from gen_invariance.settings import options_of
+from gen_invariance.settings import check_options
 
 _PIPELINE = "pipeline"
 _OWN = ("image", "prompt", "strength", "num_inference_steps", "generator", "output_type", "num_images_per_prompt")
@@ -186,7 +186,7 @@ def build_img2img(data: ImageData, settings: Mapping[str, Any]) -> DiffusersTran
     if not folder:
         raise SettingsError("img2img needs translator.network.pipeline=FOLDER, one that holds a diffusers pipeline")
     given = {name: value for name, value in settings.items() if name != "pipeline"}
-    options = options_of(DiffusersTranslator, given, "translator.network") | {"channels": data.images.shape[1]}
+    options = check_options(DiffusersTranslator, given, "translator.network") | {"channels": data.images.shape[1]}
     return DiffusersTranslator.from_folder(str(folder), **options)
 
 

@@ -30,7 +30,7 @@ from gen_invariance.nuisance.compose import is_identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.records import Record, RecordWriter, provenance, write_csv
 from gen_invariance.run import MISFITS, Run, config_digest, named_generator
-from gen_invariance.settings import settings_of
+from gen_invariance.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple
         )
     run = Run(folder, kind="train", seed=seed, config=config, resume=True)
     try:
-        task = settings_of(Task, config["data"], "data")
-        classifier = settings_of(ClassifierSettings, config["classifier"], "classifier")
+        task = read_settings(Task, config["data"], "data")
+        classifier = read_settings(ClassifierSettings, config["classifier"], "classifier")
     except (KeyError, TypeError, AttributeError, SettingsError) as error:
         raise CheckpointError(
             f"{about_path} does not hold the settings of a training run of this version ({error}); train again"
@@ -233,7 +233,7 @@ def read_stage(run: Run) -> StageSettings:
     """
     try:
         values = {name: value for name, value in run.config["stage"].items() if name != "translator"}
-        return settings_of(StageSettings, values, "stage")
+        return read_settings(StageSettings, values, "stage")
     except (KeyError, TypeError, AttributeError, SettingsError) as error:
         raise CheckpointError(
             f"{run.path / 'run.json'} does not hold the stage of a training run of this version ({error}); train again"

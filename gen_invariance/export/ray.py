@@ -65,7 +65,7 @@ def start_ray_workers(job: Job, *, workers: int, address: str | None = None) -> 
         """Raises `RunError` when a unit killed its workers, or they write to another disk than this machine reads."""
         try:
             for name in pool.map_unordered(lambda actor, unit: actor.do.remote(shared, unit), units):
-                if not job.record_of(name).is_file():
+                if not job.record_path(name).is_file():
                     raise RunError(
                         f"workers of the Ray cluster write to another {printable(job.output.folder)} than this machine "
                         "sees; choose an output folder on a disk that all machines share"

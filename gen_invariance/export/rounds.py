@@ -69,7 +69,7 @@ def _make_units(
 def _run_missing(job: Job, run: RunUnits, units: Sequence[Unit], label: str, progress: bool) -> None:
     """Carry out the units that have no record yet."""
     sizes = {unit.name: len(unit.items) for unit in units}
-    missing = [unit for unit in units if not job.record_of(unit.name).is_file()]
+    missing = [unit for unit in units if not job.record_path(unit.name).is_file()]
     with tqdm(total=sum(sizes.values()), desc=label, unit="image", disable=not progress) as bar:
         bar.update(bar.total - sum(len(unit.items) for unit in missing))
         for name in run(missing):

@@ -91,7 +91,7 @@ class Job:
         """The job with its translator in eval mode on its device."""
         return replace(self, nuisance=FrozenReference(self.nuisance).on(torch.device(self.device)))
 
-    def record_of(self, unit: str) -> Path:
+    def record_path(self, unit: str) -> Path:
         """The file which says that a unit is done."""
         return self.output.state / "units" / f"{unit}.jsonl"
 
@@ -202,7 +202,7 @@ class Job:
             self.data.store_originals(self.output, kept)
         elif kept:
             self.data.store_new(self.output, unit.name, kept)
-        write_unit(self.record_of(unit.name), [row for _, row in finished])
+        write_unit(self.record_path(unit.name), [row for _, row in finished])
 
     def _take_over(self, unit: Unit, item: Item, image: Decoded) -> tuple[Stored | None, Row]:
         entry = item[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
-from gen_invariance.settings import options_of
+from gen_invariance.settings import check_options
 
 ENTRY_POINTS = "gen_invariance.nuisances"
 """Group of entry points under which an installed package offers nuisances by name."""
@@ -51,7 +51,7 @@ def build_nuisance(name: str, **options: Any) -> Nuisance:
         raise SettingsError(
             f"unknown nuisance {name!r}; choose one of {', '.join(sorted(NUISANCES))}, or give package.module:Class"
         )
-    nuisance = maker(**options_of(maker, options, f"nuisance {name}"))
+    nuisance = maker(**check_options(maker, options, f"nuisance {name}"))
     missing = [method for method in ("sample", "apply") if not callable(getattr(nuisance, method, None))]
     if missing:
         raise SettingsError(f"nuisance {name}: a {type(nuisance).__name__} has no {missing[0]}()")

@@ -16,7 +16,7 @@ def describe_value(value: Any) -> Any:
 
     Equal for nuisances that act alike, the weights of a learned one included.
 
-    >>> from gen_invariance.nuisance import Rotation
+    >>> from gen_invariance import Rotation
     >>> describe_value(Rotation(30))
     {'class': 'Rotation', 'degrees': 30.0, 'mode': 'bicubic'}
     """

@@ -145,7 +145,7 @@ def logistic_predictions(
     features: Features, classes: tuple[int, ...], *, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Predicted class of every test sample of `classes`, int64 (m,), and their rows (m,)."""
-    train_rows, test_rows = _rows_of(features.train_labels, classes), _rows_of(features.test_labels, classes)
+    train_rows, test_rows = _find_rows(features.train_labels, classes), _find_rows(features.test_labels, classes)
     inputs, labels = features.train[train_rows].float(), features.train_labels[train_rows]
     groups = None if features.train_groups is None else features.train_groups[train_rows]
     strength = _choose_strength(inputs, labels, groups=groups, generator=generator)
@@ -153,7 +153,7 @@ def logistic_predictions(
     return predict(head, features.test[test_rows].float()), test_rows
 
 
-def _rows_of(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
+def _find_rows(labels: Tensor, classes: tuple[int, ...]) -> Tensor:
     return torch.isin(labels, torch.tensor(classes)).nonzero().flatten()
 
 
@@ -205,7 +205,7 @@ def target_accuracy(
     if head == "logistic":
         predicted, rows = logistic_predictions(features, target, generator=generator)
     else:
-        train_rows, rows = _rows_of(features.train_labels, target), _rows_of(features.test_labels, target)
+        train_rows, rows = _find_rows(features.train_labels, target), _find_rows(features.test_labels, target)
         train, labels = features.train[train_rows].float(), features.train_labels[train_rows]
         if head == "knn":
             fitted = fit_knn(train, labels, neighbours=min(KNN_NEIGHBOURS, len(train_rows) - 1))

@@ -20,11 +20,11 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.devices import accelerator_on
+from gen_invariance.devices import use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import draw_to, select_rows
 from gen_invariance.run import MISFITS, Run
-from gen_invariance.settings import typed
+from gen_invariance.settings import check_value
 from gen_invariance.stopping import signals_noted
 from gen_invariance.translator.io import save_translator
 from gen_invariance.translator.objective import Objective
@@ -86,9 +86,9 @@ def fit_translator(
         torch.Size([8, 1, 16, 16])
     """
     settings = settings or FitSettings()
-    network = dict(typed(network, Mapping | None, "translator.network") or {})
-    objective = dict(typed(objective, Mapping | None, "translator.objective") or {})
-    kind = find_kind(typed(name, str, "translator.name"))
+    network = dict(check_value(network, Mapping | None, "translator.network") or {})
+    objective = dict(check_value(objective, Mapping | None, "translator.objective") or {})
+    kind = find_kind(check_value(name, str, "translator.name"))
     kind.check_loop(name, settings)
     sides = data.images.shape[2:]
     if min(sides) < SMALLEST_SIDE:
@@ -152,7 +152,7 @@ def fit_objective(
         SettingsError: no class is large enough, the batch does not divide over the processes, or nobody evaluates.
         RunError: a loss term, or a weight, became NaN or infinite; names the term and the step.
     """
-    with accelerator_on(data.device, mixed_precision=settings.mixed_precision) as accelerator:
+    with use_accelerator(data.device, mixed_precision=settings.mixed_precision) as accelerator:
         if settings.batch_size % accelerator.num_processes:
             raise SettingsError(
                 f"fit.batch_size {settings.batch_size} does not divide over {accelerator.num_processes} processes"

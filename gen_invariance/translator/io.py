@@ -20,7 +20,7 @@ from torch import nn
 
 from gen_invariance.errors import CheckpointError, OutputError, SettingsError, first_line
 from gen_invariance.files import cannot_write
-from gen_invariance.settings import options_of
+from gen_invariance.settings import check_options
 from gen_invariance.translator.quality.verdict import translator_folder
 from gen_invariance.translator.registry import kinds_by_class
 
@@ -90,7 +90,7 @@ def _check_sizes(model: type[nn.Module], config: dict[str, Any], folder: Path, w
     """
     where, given = folder / "config.json", {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        given = options_of(model, given, str(where))
+        given = check_options(model, given, str(where))
     except SettingsError as error:
         raise CheckpointError(f"{error}; it is damaged or of another version") from error
     shapes: dict[str, list[int]] = {}

@@ -15,7 +15,7 @@ from torch import nn
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import named_generator
-from gen_invariance.settings import options_of, settings_of
+from gen_invariance.settings import check_options, read_settings
 from gen_invariance.translator.objective import Objective
 from gen_invariance.translator.settings import FitSettings
 
@@ -56,12 +56,12 @@ class TranslatorKind:
         if self.builder is not None:
             return self.load("builder")(data, network)
         model = self.load("model")
-        return model(channels=data.images.shape[1], **options_of(model, network, "translator.network"))
+        return model(channels=data.images.shape[1], **check_options(model, network, "translator.network"))
 
     def read_settings(self, values: Mapping[str, Any]) -> Any:
         """The settings class made of plain values; None where there is none."""
         if self.settings is not None:
-            return settings_of(self.load("settings"), values, "translator.objective")
+            return read_settings(self.load("settings"), values, "translator.objective")
         if values:
             raise SettingsError(f"translator.objective has no setting {next(iter(values))!r}: nothing is fitted")
         return None

@@ -39,13 +39,13 @@ def find_class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:
     label_of = {name: label for label, name in enumerate(data.class_names)}
     for name in settings.classes:
         if name not in label_of:
-            raise SettingsError(f"{data.name} has no class {name!r} to fit on; choose of {_first_of(data.class_names)}")
+            raise SettingsError(f"{data.name} has no class {name!r} to fit on; choose of {_shorten(data.class_names)}")
         if not counts[label_of[name]]:
             raise SettingsError(f"{data.name}: class {name!r} has no image to fit on; name another one")
     return find_class_rows(data, sorted(label_of[name] for name in settings.classes))
 
 
-def _first_of(names: Sequence[str], most: int = 12) -> str:
+def _shorten(names: Sequence[str], most: int = 12) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 

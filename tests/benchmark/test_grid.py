@@ -26,7 +26,7 @@ from gen_invariance.cli.main import compose, run
 from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.records import FAILED, finished_cells, load_records, measured
 from gen_invariance.report.summary import summarise
-from gen_invariance.settings import settings_of
+from gen_invariance.settings import read_settings
 
 QUICK = [
     "training_options={epochs: 2, warmup: 0, checkpoint_every: 1}",
@@ -50,7 +50,7 @@ def words(*more):
 
 
 def cells(*more):
-    return list_cells(settings_of(BenchmarkRun, compose("benchmark", words(*more)[1:]), ""))
+    return list_cells(read_settings(BenchmarkRun, compose("benchmark", words(*more)[1:]), ""))
 
 
 def totals(out):

@@ -21,7 +21,7 @@ from gen_invariance.experiment.build import build_augmentation
 from gen_invariance.experiment.task import prepare
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.geometry import Rotation
-from gen_invariance.settings import settings_of
+from gen_invariance.settings import read_settings
 from gen_invariance.translator.settings import FitSettings
 from gen_invariance.translator.spatial import SpatialTranslator
 
@@ -50,7 +50,7 @@ def test_a_benchmark_builds(name):
     assert build_nuisance(benchmark.task.nuisance, **benchmark.task.nuisance_options) is not None
     assert build_augmentation(benchmark.augmentation, flip=True) is None or benchmark.augmentation != "none"
     for choice in (None, "munit", "pose"):
-        settings_of(FitSettings, {**benchmark.fit, **benchmark.fits.get(choice, {})}, "fit")
+        read_settings(FitSettings, {**benchmark.fit, **benchmark.fits.get(choice, {})}, "fit")
     arm = read_arm("ce_drs+spatial", benchmark)
     assert arm.method.training.sampling == "delayed"
     assert arm.method.stage.nuisance == "translator"

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 import gen_invariance as gi
 from gen_invariance.contrib.pipeline import TranslationPipeline
-from gen_invariance.devices import accelerator_on
+from gen_invariance.devices import use_accelerator
 from gen_invariance.measure.metric import ExpectedKL
 from gen_invariance.nuisance.protocol import draw_to
 from gen_invariance.run import named_generator
@@ -96,12 +96,12 @@ def test_metric_and_pipeline(device):
 
 def test_one_process_computes_on_one_device_after_another(device):
     for place in (torch.device("cpu"), device, torch.device("cpu")):
-        with accelerator_on(place) as accelerator:
+        with use_accelerator(place) as accelerator:
             assert accelerator.device.type == place.type
 
 
 def test_a_users_accelerator_is_left_as_it_was(device):
     own = Accelerator(cpu=True)
-    with accelerator_on(device, mixed_precision="bf16") as accelerator:
+    with use_accelerator(device, mixed_precision="bf16") as accelerator:
         assert (accelerator.device.type, accelerator.mixed_precision) == (device.type, "bf16")
     assert (own.device.type, own.mixed_precision, own.num_processes) == ("cpu", "no", 1)

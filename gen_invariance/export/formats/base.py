@@ -146,12 +146,12 @@ class FileFormat(Format):
     """A format that keeps each image in a file of its own."""
 
     @abstractmethod
-    def source_of(self, entry: Entry) -> Path:
+    def image_file(self, entry: Entry) -> Path:
         """The file of an image."""
 
     def read(self, entry: Entry) -> bytes:
         """The file's bytes."""
-        return read_regular(self.source_of(entry))
+        return read_regular(self.image_file(entry))
 
     def store_originals(self, output: Output, items: Sequence[Stored]) -> None:
         """One file for each image, or a link to it."""
@@ -159,7 +159,7 @@ class FileFormat(Format):
             self.store_new(output, "", items)
             return
         for item in items:
-            output.take_over(self.source_of(item.entry), item.file)
+            output.take_over(self.image_file(item.entry), item.file)
 
     def store_new(self, output: Output, unit: str, items: Sequence[Stored]) -> None:
         """One file for each image, several at once."""

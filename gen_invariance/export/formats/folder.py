@@ -55,7 +55,7 @@ class FolderFormat(FileFormat):
         relative = path.relative_to(self.path)
         return Entry(path_key(relative), label, (os.fspath(relative),), part, ignored)
 
-    def source_of(self, entry: Entry) -> Path:
+    def image_file(self, entry: Entry) -> Path:
         """The file of an image."""
         return self.path / entry.location[0]
 

@@ -93,7 +93,7 @@ class TableFormat(FileFormat):
             for row, (key, label, path) in enumerate(zip(keys, labels.tolist(), paths, strict=True))
         ]
 
-    def source_of(self, entry: Entry) -> Path:
+    def image_file(self, entry: Entry) -> Path:
         """The file that a row points to."""
         return self.path.parent / entry.location[1]
 
@@ -110,7 +110,7 @@ class TableFormat(FileFormat):
         for row in rows:
             entry = entries[row["source"]]
             indices.append(entry.location[0])
-            paths.append(row["file"] or str(self.source_of(entry).resolve()))
+            paths.append(row["file"] or str(self.image_file(entry).resolve()))
         table = self._table().iloc[indices].reset_index(drop=True)
         table[self.path_column] = paths
         with atomic_write(output.folder / self.path.name) as temporary:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
-from gen_invariance.settings import Fraction, options_of
+from gen_invariance.settings import Fraction, check_options
 from gen_invariance.translator.flow.view import check_removes, content_view
 from gen_invariance.translator.objective import check_side
 
@@ -197,7 +197,7 @@ def choose_levels(size: int, *, patch: int) -> int:
 def build_flow(data: ImageData, network: Mapping[str, Any]) -> FlowTranslator:
     """An untrained translator for images like those of `data`; levels that are not given suit their size."""
     given = {name: value for name, value in network.items() if value is not None}
-    options = options_of(FlowTranslator, given, "translator.network")
+    options = check_options(FlowTranslator, given, "translator.network")
     if "levels" not in options:
         options["levels"] = choose_levels(min(data.images.shape[2:]), patch=options.get("patch", 2))
     return FlowTranslator(channels=data.images.shape[1], **options)

@@ -30,7 +30,7 @@ from pydantic import PositiveInt
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to
-from gen_invariance.settings import Fraction, options_of
+from gen_invariance.settings import Fraction, check_options
 from gen_invariance.translator.redraw.congeal import move_by
 from gen_invariance.translator.redraw.parts import find_shown_parts, pick_rows
 from gen_invariance.translator.redraw.pose import PoseTranslator, describe_quantiles
@@ -154,7 +154,7 @@ def build_redraw(data: ImageData, network: Mapping[str, Any] | None = None) -> R
     """
     given = dict(network or {})
     parts, kind = given.pop("parts", None), given.pop("kind", "auto")
-    options = options_of(RedrawTranslator, given, "translator.network")
+    options = check_options(RedrawTranslator, given, "translator.network")
     rows = pick_rows(data)
     images, labels = data.float_images(rows), data.labels[rows]
     if kind == "auto":
