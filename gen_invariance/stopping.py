@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -59,7 +60,7 @@ def signals_noted(*, active: bool = True) -> Iterator[Callable[[], bool]]:
         A function that says whether one came.
     """
     noted: list[int] = []
-    before: dict[int, object] = {}
+    before: dict[int, Any] = {}
 
     def restore() -> None:
         for number, handler in before.items():

@@ -16,6 +16,7 @@ set_up() {
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     "$python" -m venv --clear .venv
   fi
-  .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".${extra:+[$extra]}"
+  # Modules are compiled when they are first imported, which is a fraction of what is installed.
+  .venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e ".${extra:+[$extra]}"
   echo "$wanted [$extra]" >$stamp
 }

@@ -7,6 +7,8 @@ changes).
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,8 @@ class _CodedComposition:
 
     def __init__(self, composition: Compose) -> None:
         self.composition, self.sample = composition, composition.sample
-        self.first, self.encode = composition.nuisances[0], composition.nuisances[0].encode
+        first: Any = composition.nuisances[0]
+        self.first, self.encode = first, first.encode
 
     def render(self, codes: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
         images = self.first.render(codes, self.composition.part_of_draw(0, draw), size)
@@ -35,7 +38,7 @@ class _CodedComposition:
 def as_coded(nuisance: Nuisance) -> Coded | None:
     """`nuisance` in two halves, or None where it has no codes; a composition has them if its first part does."""
     if isinstance(nuisance, Compose):
-        return _CodedComposition(nuisance) if isinstance(nuisance.nuisances[0], Coded) else None
+        return cast("Coded", _CodedComposition(nuisance)) if isinstance(nuisance.nuisances[0], Coded) else None
     return nuisance if isinstance(nuisance, Coded) else None
 
 

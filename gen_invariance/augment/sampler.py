@@ -85,7 +85,8 @@ class NuisanceSampler(BaseOverSampler):
         self, rows: np.ndarray, shape: tuple[int, ...], everything: np.ndarray, generator: torch.Generator
     ) -> np.ndarray:
         """Rows (M, F) under one draw each, in the units they came in."""
-        low, high = self.pixel_range or (everything.min(), everything.max())
+        limits: tuple[Any, Any] = self.pixel_range or (everything.min(), everything.max())
+        low, high = limits
         span = float(high - low) or 1.0
         nuisance = Lighting() if self.nuisance is None else self.nuisance
         images = ((torch.from_numpy(rows.astype(np.float32)) - float(low)) / span).clamp(0, 1).unflatten(1, shape)

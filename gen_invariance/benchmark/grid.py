@@ -50,7 +50,7 @@ class GridCell:
     @functools.cached_property
     def digest(self) -> str:
         """Digest of the settings, without order and seed."""
-        fits = {"fit": self.arm.fit, "learned": self.learned, "given": self.arm.given}
+        fits: dict[str, Any] = {"fit": self.arm.fit, "learned": self.learned, "given": self.arm.given}
         more = {name: fit.identity() for name, fit in fits.items() if fit is not None}
         measure = asdict(self.benchmark.measure)
         return cell_digest(
@@ -238,7 +238,7 @@ def _carry_out(out: str, device: str, job: _Job, error: str | None) -> str:
 
 
 def _make_failure(cell: GridCell) -> Record:
-    about = {"benchmark": cell.benchmark.name, "method": cell.arm.name, "config_digest": cell.digest}
+    about: dict[str, Any] = {"benchmark": cell.benchmark.name, "method": cell.arm.name, "config_digest": cell.digest}
     return Record(**about, seed=cell.seed, order=cell.order, metric="failed", value=1, **provenance())
 
 

@@ -176,6 +176,7 @@ def _numbered(prefix: str, numbers: Iterable[int]) -> tuple[str, ...]:
 def _torchvision_blocks(model: nn.Module) -> tuple[str, Blocks]:
     """Path of the head, and the blocks, of a model of one of `_FAMILIES`."""
     family = type(model).__name__
+    blocks: dict[str, tuple[str, ...]]
     if family == "ResNet":
         blocks = {"stem": ("conv1", "bn1")}
         for number in range(1, 5):

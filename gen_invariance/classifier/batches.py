@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ class Batches:
         self.mix = mix
         self.share = slice(process, None, processes)
         self.staged = 0  # rows that the stage worked on, over all processes, until somebody sets it back
-        common = {"batch_size": settings.batch_size, "seed": run.seed, "num_epochs": settings.epochs}
+        common: dict[str, Any] = {"batch_size": settings.batch_size, "seed": run.seed, "num_epochs": settings.epochs}
         common["num_samples"] = settings.epoch_images or None
         self.rows = ResidentLoader(data, rule=settings.rule(), **common)
         self.balanced = ResidentLoader(data, rule="class_balanced", stream="stage", **common)
@@ -119,7 +120,8 @@ class Batches:
         if stage is None and settings.stage_bank:
             raise SettingsError("training.stage_bank holds translations that the stage gives, and there is no stage")
         if stage is not None:
-            bank = {"versions": settings.stage_bank, "period": settings.stage_bank_epochs * self.per_epoch}
+            bank: dict[str, Any] = {"versions": settings.stage_bank}
+            bank["period"] = settings.stage_bank_epochs * self.per_epoch
             bank["uses"] = self._uses() if settings.stage_bank else None
             stage.enable_cache((self.source or data).images, data.labels, seed=run.seed, **bank)
 
@@ -140,7 +142,7 @@ class Batches:
         batch = self._augment(rows, whole, step, choose, generator)
         images, labels = batch.images, batch.labels
         if float(torch.rand((), generator=generator)) < self.settings.mixing_probability:
-            others = ()
+            others: tuple[Tensor, ...] = ()
             if self.settings.mixing == "cmo":
                 front = self._augment(self.foreground.indices(step), whole, step, choose, generator)
                 others = (front.images, front.labels)

@@ -89,10 +89,11 @@ def correct_head(
         shift = how.tau * log_prior(data.counts).to(model.head.bias)
         model.head = _linear_head(model.head.weight, model.head.bias - shift)
     else:
+        give: Any = stage
         if stage is not None and stage_source is not None:
-            stage = partial(stage, source=(stage_source.to(data.device).float_images(), data.labels))
+            give = partial(stage, source=(stage_source.to(data.device).float_images(), data.labels))
         TransferPlan("frozen").apply(model)
-        features = _store_features(model, data, run=run, stage=stage, views=how.views)
+        features = _store_features(model, data, run=run, stage=give, views=how.views)
         train = partial(_train_on_features, features=features, data=data, run=run, how=how)
         model.head = _retrain(model, train, run=run) if kind == "crt" else _scale(model.head, train)
     model.head.requires_grad_(True)

@@ -103,14 +103,14 @@ class TransferPlan:
                 "last_stages"
             )
         if epoch is not None:
-            number = min(number, self._count_thawed(epoch))
+            number = min(number, self._count_thawed(epoch, len(blocks)))
         return blocks[len(blocks) - number :]
 
-    def _count_thawed(self, epoch: int) -> float:
-        """How many blocks the schedule allows to train in `epoch`."""
+    def _count_thawed(self, epoch: int, blocks: int) -> int:
+        """How many of all `blocks` the schedule allows to train in `epoch`."""
         if epoch < self.head_epochs:
             return 0
-        return 1 + (epoch - self.head_epochs) // self.epochs_per_stage if self.epochs_per_stage else math.inf
+        return 1 + (epoch - self.head_epochs) // self.epochs_per_stage if self.epochs_per_stage else blocks
 
     def apply(self, model: Classifier, *, epoch: int = 0) -> None:
         """Put `model`, in place, into its state of `epoch`: gradients and eval mode of each block.

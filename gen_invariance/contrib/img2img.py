@@ -212,7 +212,7 @@ def open_pipeline(folder: Path | str) -> DiffusionPipeline:
             "give a folder that save_pretrained wrote"
         ) from error
     own_code = {lib for lib in libraries if lib not in (None, "diffusers", "transformers") and not _family(lib)}
-    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    kind: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if own_code or not inspect.isclass(kind) or not issubclass(kind, DiffusionPipeline):
         what = f"parts of {', '.join(sorted(map(repr, own_code)))}" if own_code else f"a {name}"
         raise CheckpointError(
@@ -224,9 +224,8 @@ def open_pipeline(folder: Path | str) -> DiffusionPipeline:
 
     takes_images = "image" in inspect.signature(kind.__call__).parameters
     try:
-        return (kind if takes_images else AutoPipelineForImage2Image).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
+        loader: Any = kind if takes_images else AutoPipelineForImage2Image
+        return loader.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except Exception as error:  # diffusers, transformers and safetensors raise many kinds
         reason = first_line(error)
         if not takes_images and "can't find a pipeline" in reason:

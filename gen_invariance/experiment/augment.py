@@ -79,7 +79,7 @@ def run_augment(settings: AugmentSettings, *, say: Say = say_nothing) -> ExportS
     )
 
 
-def _select(kind: type[_T], settings: AugmentSettings, **changes: Any) -> _T:
+def _select(kind: Any, settings: AugmentSettings, **changes: Any) -> Any:
     """The settings class `kind`, with the values that `settings` has and `changes` do not give."""
     names = {each.name for each in dataclasses.fields(kind)} - changes.keys()
     return kind(**{name: getattr(settings, name) for name in names}, **changes)
@@ -111,7 +111,7 @@ def _choose_strength(settings: AugmentSettings, say: Say) -> float:
             "better one, or add force=true to use it all the same"
         )
     if settings.strength != "auto":
-        return settings.strength
+        return float(settings.strength)
     if verdict is None or verdict.strength == 1:
         return 1.0
     say(
@@ -130,7 +130,7 @@ def _fit_translator(settings: AugmentSettings, data: Format, device: torch.devic
     choice = read_choice("translator", learn.translator)
     folder = Path(f"{settings.out.rstrip('/')}-translator")
     config = {"learn": learn.identity(), "data": str(data.path), "image_size": image_size}
-    how = {"kind": "fit", "seed": settings.seed, "config": config, "resume": settings.resume}
+    how: dict[str, Any] = {"kind": "fit", "seed": settings.seed, "config": config, "resume": settings.resume}
     if settings.resume and (folder / "translator" / "config.json").is_file():
         Run(folder, **how)  # the same settings
         return load_translator(folder)

@@ -83,7 +83,7 @@ def inspect_translator(
     """
     settings = settings or InspectSettings()
     folder = translator if isinstance(translator, Path | str) else None
-    nuisance = translator if folder is None else load_translator(folder).to(data.device)
+    nuisance: Any = translator if folder is None else load_translator(folder).to(data.device)
     head = select_head_classes(data, head_from=settings.head_from)
     generator = named_generator(seed, "inspect", "held out")
     seen, held_out = split_indices(

@@ -26,8 +26,8 @@ def find_format_duplicates(data: Format) -> DuplicateReport:
     Images that cannot be read are left out, since the export names them.
     """
     if data.name == "npz":
-        train, test = read_npz(data.path)
-        return DuplicateReport() if test is None else find_duplicates(train, test)
+        train_images, test_images = read_npz(data.path)
+        return DuplicateReport() if test_images is None else find_duplicates(train_images, test_images)
     entries = [entry for entry in data.entries() if not entry.ignored]
     train = [entry for entry in entries if entry.part == "train"]
     test = [entry for entry in entries if entry.part != "train"]

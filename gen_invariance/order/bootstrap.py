@@ -10,6 +10,7 @@ with moderated seed variances (Smyth 2004) and Student quantiles, since five see
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,8 +60,8 @@ class Resamples:
     """
 
     scores: np.ndarray
-    sample_variance: np.ndarray | float = 0.0
-    sample_freedom: np.ndarray | float = np.inf
+    sample_variance: Any = 0.0
+    sample_freedom: Any = np.inf
     largest: np.ndarray | None = None
     draws: np.ndarray | None = None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,8 @@ class SourceTrainer:
 
     def train_on(self, model: Classifier, tasks: list[Task], *, steps: int, generator: torch.Generator) -> bool:
         """Train `model` and the heads of `tasks` in place; False when the loss became NaN or infinite."""
-        return train_tasks(model, self.train, tasks, steps=steps, settings=self.settings, generator=generator)
+        settings: Any = self.settings
+        return train_tasks(model, self.train, tasks, steps=steps, settings=settings, generator=generator)
 
     def source_task(self, subset: Subset, seed: int, *, head: nn.Module) -> Task:
         """The images of `subset` under the budget, labels 0..|A|-1."""

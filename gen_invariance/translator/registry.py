@@ -68,6 +68,7 @@ class TranslatorKind:
 
     def check_loop(self, name: str, settings: FitSettings) -> None:
         """Raise `SettingsError` for a setting of the loop that would be passed over."""
+        lacking: tuple[str, ...]
         if self.objective is None:
             lacking, reason = _OF_THE_LOOP, "is fitted in one go"
         elif self.load("objective").average_decay is not None:

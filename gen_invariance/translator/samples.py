@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.errors import SettingsError
 from gen_invariance.files import atomic_write
-from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
 from gen_invariance.translator.settings import FitSettings
 
@@ -81,7 +80,7 @@ def fill_bank(translator: nn.Module, data: ImageData, members: list[Tensor], run
 
 @torch.no_grad()
 def write_grid(
-    name: str, translator: Nuisance, data: ImageData, members: list[Tensor], run: Run, *, draws: int = 7
+    name: str, translator: nn.Module, data: ImageData, members: list[Tensor], run: Run, *, draws: int = 7
 ) -> None:
     """Write the PNG `name` into the run's samples: first column untouched images, one class a row (8 at most), then
     `draws` translations of each. A run without a folder gets none.
