@@ -75,11 +75,6 @@ def default_choices(verb: str) -> dict[str, str]:
     return {group: choice for entry in listed if entry != "_self_" for group, choice in entry.items()}
 
 
-def is_global(group: str, name: str) -> bool:
-    """Whether a choice sets settings of other groups (`# @package _global_`)."""
-    return (config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8").startswith("# @package _global_")
-
-
 def compose_verb(
     verb: str, words: Sequence[str], defaults: Mapping[str, Any], *, missing_is_error: bool = True
 ) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def test_benchmark(command, tmp_path, closeness):
     assert same(tmp_path / "cpu", tmp_path / "device", closeness) >= 2
 
 
-@pytest.mark.parametrize("name", ["MUNIT", "REDRAW"])
+@pytest.mark.parametrize("name", [pytest.param("MUNIT", marks=pytest.mark.slow), "REDRAW"])
 def test_inspect(name, command, translators, tmp_path, closeness):
     line = ["inspect", *DATA, f"translator={translators[name]}", "inspect.judge_epochs=2", "inspect.draws=2"]
     found = []

@@ -8,6 +8,7 @@ from gen_invariance.data.readers.registry import load_source
 from studies.transfer_modes import SCRATCH, UNTOUCHED, TransferComparison, effects, run_transfer
 
 
+@pytest.mark.slow
 def test_transfer_modes_on_digits(tmp_path):
     data = load_source("digits", None, image_size=None).train
     half = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).chunk(2)
