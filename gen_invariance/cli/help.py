@@ -59,7 +59,8 @@ def format_verb_help(verb: str, kind: type, words: Sequence[str] = ()) -> str:
         # A choice of a group without settings of its own, such as `method`, sets those of other groups.
         values = {group: config[group]} if group in config else read_choice(group, choice)
         if values:
-            sections += [f"settings of {group} (here {choice}):", *_format_settings(values, descriptions), ""]
+            about = [f"  # {line.strip()}" for line in read_summary(group, choice).splitlines()]
+            sections += [f"settings of {group} (here {choice}):", *about, *_format_settings(values, descriptions), ""]
     return "\n".join(sections)
 
 
