@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from kornia.color import rgb_to_grayscale
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import gen_invariance.torchvision_guard  # noqa: F401
@@ -29,6 +28,7 @@ from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import is_transformers_available
 
+from gen_invariance.contrib.folders import check_configs, list_files, load_networks
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Draw
@@ -165,13 +165,12 @@ class DiffusersTranslator(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Path | str, **options: Any) -> Any:
-        """What `save_pretrained` wrote; with `output_loading_info` also what diffusers says of missing weights."""
+        """What `save_pretrained` wrote; with `output_loading_info` in the form that diffusers gives it."""
         folder = Path(pretrained_model_name_or_path)
         config = cls.load_config(folder)
         given = {name: value for name, value in config.items() if not name.startswith("_")}
         translator = cls.from_folder(folder / _PIPELINE, **given)
-        missing, unexpected = _differing_weights(translator.pipeline, folder / _PIPELINE)
-        info = {"missing_keys": missing, "unexpected_keys": unexpected}
+        info: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": []}  # `open_pipeline` has looked
         return (translator, info) if options.get("output_loading_info") else translator
 
 
@@ -196,12 +195,14 @@ def open_pipeline(folder: Path | str) -> DiffusionPipeline:
 
     Raises:
         DataNotFoundError: no such folder.
-        CheckpointError: it holds no pipeline, one with code of its own, weights that are no safetensors, or damage.
+        CheckpointError: it holds no pipeline, one with code of its own or whose configs name some, weights that are no
+            safetensors or too few, or damage.
         SettingsError: a pipeline that takes no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataNotFoundError(f"no folder {folder}; give one that holds a diffusers pipeline (model_index.json)")
+    list_files(folder)
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         name = index["_class_name"]
@@ -222,10 +223,14 @@ def open_pipeline(folder: Path | str) -> DiffusionPipeline:
         raise SettingsError(f'the pipeline in {folder} needs transformers: pip install "gen_invariance[img2img]"')
     from diffusers import AutoPipelineForImage2Image  # imports every family
 
+    check_configs(folder)
     takes_images = "image" in inspect.signature(kind.__call__).parameters
     try:
         loader: Any = kind if takes_images else AutoPipelineForImage2Image
-        return loader.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        networks = load_networks(folder, index)
+        return loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, **networks)
+    except CheckpointError:
+        raise
     except Exception as error:  # diffusers, transformers and safetensors raise many kinds
         reason = first_line(error)
         if not takes_images and "can't find a pipeline" in reason:
@@ -266,22 +271,3 @@ def _own_size(pipeline: DiffusionPipeline) -> int:
     if not isinstance(latent, int):
         raise SettingsError(f"img2img: {type(pipeline).__name__} does not tell its size; give size, in pixels")
     return latent * scale
-
-
-def _differing_weights(pipeline: DiffusionPipeline, folder: Path) -> tuple[list[str], list[str]]:
-    """Weights that diffusers' networks have and their files lack, and the other way round; diffusers only warns."""
-    missing, unexpected = [], []
-    for name, part in pipeline.components.items():
-        if not isinstance(part, ModelMixin):
-            continue
-        stored: set[str] = set()
-        for file in (folder / name).glob("*.safetensors"):
-            try:
-                with safe_open(file, framework="pt") as weights:
-                    stored |= set(weights.keys())
-            except SafetensorError as error:
-                raise CheckpointError(f"{file} is damaged ({error})") from error
-        own = set(part.state_dict())
-        missing += [f"{name}.{key}" for key in own - stored]
-        unexpected += [f"{name}.{key}" for key in stored - own]
-    return sorted(missing), sorted(unexpected)
