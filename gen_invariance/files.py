@@ -5,16 +5,18 @@ A file is written under a temporary name and renamed when it is complete.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -160,3 +162,33 @@ def reads_back(path: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def open_regular(path: Path | str, *, most: int | None = None) -> BinaryIO:
+    """`path` opened for reading bytes, if it is a regular file: a pipe would block, a device might never end.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have; None takes any size.
+
+    Raises:
+        OSError: it cannot be opened, is no regular file, or is larger.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # NUL in a path
+        raise OSError(errno.EINVAL, f"not a path ({error})") from None
+    about = os.fstat(number)
+    wrong = "" if stat.S_ISREG(about.st_mode) else "not a regular file"
+    if most is not None and about.st_size > most:
+        wrong = wrong or f"{about.st_size:,} bytes, which is more than {most:,}"
+    if wrong:
+        os.close(number)
+        raise OSError(errno.EINVAL, wrong, str(path))
+    return os.fdopen(number, "rb")
+
+
+def read_regular(path: Path | str, *, most: int | None = None) -> bytes:
+    """The bytes of a regular file; arguments and errors as for `open_regular`."""
+    with open_regular(path, most=most) as file:
+        return file.read()

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from gen_invariance.data.readers.pictures import without_remarks_of_pillow
 from gen_invariance.errors import RunError
 from gen_invariance.export.settings import WorkerSettings
 from gen_invariance.export.units import THREADS, Job, RunUnits, Unit, run_unit, start_worker
@@ -42,6 +43,7 @@ def start_workers(job: Job, settings: WorkerSettings) -> Iterator[RunUnits]:
 def _run_overlapped(job: Job, units: Iterable[Unit]) -> Iterator[str]:
     """While one unit is translated, the next ones are decoded and the last ones encoded and written."""
     with (
+        without_remarks_of_pillow(),
         _one_thread(job.device),
         ThreadPoolExecutor(THREADS) as pictures,
         ThreadPoolExecutor(1) as decoder,

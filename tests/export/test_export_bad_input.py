@@ -322,7 +322,7 @@ REASONS = {
     "empty": "empty file",
     "text": "not an image of a known format",
     "cut off": "truncated",
-    "bomb": "more than 89478485 pixels",
+    "bomb": "more than 178956970 pixels",
     "a pipe": "not a regular file",
     "a dangling link": "No such file",
     "floating point": "floating-point pixels",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -23,10 +22,15 @@ from PIL import Image
 from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.readers.base import Reader, ReadOptions, Source, check_same_shape
-from gen_invariance.data.readers.pictures import UnusablePictureError, crop_centre, decode_picture
+from gen_invariance.data.readers.pictures import (
+    SUFFIXES,
+    UnusablePictureError,
+    crop_centre,
+    decode_picture,
+    without_remarks_of_pillow,
+)
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError, printable
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _TEST_FOLDERS = ("test", "val", "validation", "valid")
 
 
@@ -269,8 +273,7 @@ def _decode_all(
 ) -> Generator[np.ndarray | str, None, None]:
     """Each file's picture, or the reason why it has none, in order; decoding runs in a few threads."""
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # remarks on odd metadata of readable pictures
+    with without_remarks_of_pillow():
         try:
             pictures: Iterator[np.ndarray | str] = pool.map(lambda file: _decode(file, image_size), files)
             if progress:
@@ -284,8 +287,6 @@ def _decode_all(
 
 def _decode(file: Path, image_size: int | None) -> np.ndarray | str:
     """Uint8 (H, W) when the picture is grey, else (H, W, 3); a string says why there is none."""
-    if file.exists() and not file.is_file():
-        return "not a regular file"  # a pipe or a device would block or never end
     try:
         image = decode_picture(file)
     except UnusablePictureError as error:

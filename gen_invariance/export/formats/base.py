@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from gen_invariance.data.readers.pictures import UnusablePictureError
+from gen_invariance.data.readers.pictures import MOST_BYTES
 from gen_invariance.errors import SettingsError
-from gen_invariance.files import atomic_write
+from gen_invariance.files import atomic_write, read_regular
 
 FORMATS = {
     "folder": "folder.FolderFormat",
@@ -151,7 +150,7 @@ class FileFormat(Format):
 
     def read(self, entry: Entry) -> bytes:
         """The file's bytes."""
-        return read_regular(self.image_file(entry))
+        return read_regular(self.image_file(entry), most=MOST_BYTES)
 
     def store_originals(self, output: Output, items: Sequence[Stored]) -> None:
         """One file for each image, or a link to it."""
@@ -228,19 +227,3 @@ def row_number(address: str) -> int:
 def path_key(path: Path) -> str:
     """A path as text that any file format can hold: undecodable bytes are escaped."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
-
-
-def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file; a pipe or a device would block or never end.
-
-    Raises:
-        UnusablePictureError: not a regular file.
-        OSError: it cannot be read.
-    """
-    try:
-        mode = path.stat().st_mode
-    except ValueError as error:  # NUL in a path of a table
-        raise UnusablePictureError(f"not a path ({error})") from None
-    if not stat.S_ISREG(mode):
-        raise UnusablePictureError("not a regular file")
-    return path.read_bytes()

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gen_invariance.data.readers.folder import SUFFIXES, existing_folder, find_splits, sub_folders
+from gen_invariance.data.readers.folder import existing_folder, find_splits, sub_folders
+from gen_invariance.data.readers.pictures import SUFFIXES
 from gen_invariance.errors import DataError, printable
 from gen_invariance.export.formats.base import Entry, FileFormat, path_key
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_invariance.data.readers.pictures import UnusablePictureError
+from gen_invariance.data.readers.pictures import MOST_BYTES, UnusablePictureError
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError, printable
 from gen_invariance.export.formats.base import (
     Entry,
@@ -24,13 +24,12 @@ from gen_invariance.export.formats.base import (
     Output,
     Row,
     Stored,
-    read_regular,
     row_number,
     sort_class_names,
 )
 from gen_invariance.export.formats.folder import FolderFormat
 from gen_invariance.export.formats.table import TableFormat
-from gen_invariance.files import atomic_write, cannot_write
+from gen_invariance.files import atomic_write, cannot_write, read_regular
 
 try:
     import datasets
@@ -139,7 +138,7 @@ class HuggingFaceFormat(Format):
         content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if content is None and path is None:
             raise UnusablePictureError("its row holds no image")
-        return content if content is not None else read_regular(self.path.parent / path)
+        return content if content is not None else read_regular(self.path.parent / path, most=MOST_BYTES)
 
     def file_name(self, entry: Entry, suffix: str | None) -> str:
         """No file, but the name that a new image carries in its row."""

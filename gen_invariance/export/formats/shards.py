@@ -9,8 +9,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gen_invariance.data.readers.folder import SUFFIXES
-from gen_invariance.data.readers.pictures import UnusablePictureError
+from gen_invariance.data.readers.pictures import SUFFIXES, UnusablePictureError
 from gen_invariance.errors import DataError, DataNotFoundError, printable
 from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored, sort_class_names, unique_keys
 from gen_invariance.files import atomic_write
