@@ -132,6 +132,7 @@ class Run:
     ) -> None:
         self.path, self.kind, self.seed = None if path is None else Path(path), kind, seed
         self.config = json.loads(json.dumps(config or {}, default=str))
+        self.changed_settings: tuple[str, ...] = ()
         self._rows: list[dict[str, Any]] = []  # the metrics of a run in memory
         if self.path is None:
             return
@@ -199,6 +200,7 @@ class Run:
                 f"cannot resume {self.path}: settings differ from the run's in {', '.join(changed)}; "
                 f"use the same settings or another folder{offered}"
             )
+        self.changed_settings = tuple(changed)
         if changed:
             warnings.warn(f"{self.path} goes on under other settings: {', '.join(changed)}", stacklevel=4)
             self._describe(earlier=[*old.pop("earlier", []), old])
@@ -226,9 +228,22 @@ class Run:
             "versions": package_versions(),
             "commit": source_commit(),
             "command": sys.argv,
+            "working_folder": os.path.abspath(os.curdir) if os.path.isdir(os.curdir) else None,
             **more,
         }
         write_json(self.path / "run.json", about)
+
+    def locate(self, path: str) -> str:
+        """A path that the run's settings name, as it is found from here: relative ones from where the run was made.
+
+        A run that was moved together with its data is looked for below the present folder, as before.
+        """
+        try:
+            about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            from_there = os.path.join(about["working_folder"], path)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return path  # of an earlier version
+        return from_there if os.path.exists(from_there) else path
 
     def note(self, **facts: Any) -> None:
         """Add `facts` on the run, JSON-able, to "facts" in `run.json`; unlike settings they may change on the way.
@@ -331,7 +346,7 @@ class Run:
 def _remove_if_nothing_computed(folder: Path, *, keep_folder: bool) -> None:
     """Remove the run in `folder` if all there is was written before anything was computed."""
     present = {entry.name for entry in folder.iterdir()}
-    if not present <= {"run.json", "split.npz"}:
+    if not present <= {"run.json", "data.json", "split.npz"}:
         return
     for name in present:
         (folder / name).unlink()

@@ -29,6 +29,7 @@ from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.objective import L2SP, backward, choose_hardest
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
+from gen_invariance.data.identity import tie_run
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.settings import rule_name
 from gen_invariance.devices import use_accelerator
@@ -81,6 +82,7 @@ def fit_classifier(
 
     Raises:
         RunError: the loss or a weight became NaN or infinite; names the epoch.
+        DataError: `data` are not those that the run in `out` began with.
         SettingsError: settings that do not fit the model, the stage or the number of processes; a folder that holds a
             run without `resume`.
         CheckpointError: the run's checkpoint is of another model.
@@ -99,7 +101,7 @@ def fit_classifier(
     settings.check_phases(stage=stage is not None, second_loss=second_loss is not None)
     loss = CrossEntropy(data.counts) if loss is None else loss
     with (
-        _open_run(out, settings, seed=seed, resume=resume) as run,
+        _open_run(out, data, settings, seed=seed, resume=resume) as run,
         use_accelerator(data.device, mixed_precision=settings.mixed_precision) as accelerator,
     ):
         batches = Batches(
@@ -149,11 +151,14 @@ def fit_classifier(
 
 
 @contextmanager
-def _open_run(out: Run | Path | str | None, settings: TrainSettings, *, seed: int, resume: bool) -> Iterator[Run]:
+def _open_run(
+    out: Run | Path | str | None, data: ImageData, settings: TrainSettings, *, seed: int, resume: bool
+) -> Iterator[Run]:
     if isinstance(out, Run):
         yield out
         return
     with Run.open(out, kind="train", seed=seed, config={"training": settings.identity()}, resume=resume) as run:
+        tie_run(run, {"train": data})
         yield run
 
 

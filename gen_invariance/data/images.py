@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gen_invariance.errors import DataError, RangeError, ShapeError
 
+_DIGEST_CHUNK = 4096  # images given to the digest at once
 _RESIZE_CHUNK = 4096  # images resized at once; bounds the memory for their float copies
 
 
@@ -91,7 +92,8 @@ class ImageData:
     def digest(self) -> str:
         """SHA-256 over shapes, pixels, labels and groups: equal digests mean equal data, on any machine."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
-        digest.update(self.images.cpu().contiguous().numpy().tobytes())
+        for chunk in self.images.split(_DIGEST_CHUNK):  # no second copy of the images in memory
+            digest.update(chunk.cpu().contiguous().numpy())
         digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
         if self.groups is not None:
             digest.update(self.groups.cpu().numpy().astype("<i8").tobytes())

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gen_invariance.configs import read_choice
+from gen_invariance.data.identity import tie_run
 from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.experiment.launch import Say, choose_device, say_nothing, shows_progress
 from gen_invariance.experiment.settings import AugmentSettings
@@ -136,6 +137,7 @@ def _fit_translator(settings: AugmentSettings, data: Format, device: torch.devic
         return load_translator(folder)
     images = read_training_images(data, image_size=image_size).to(device)
     with Run.open(folder, **how) as run, _settings_named_as_here():
+        tie_run(run, {"train": images})
         find_class_members(images, learn)  # says best which setting lets a class take part
         evaluate = build_evaluator(images, learn, seed=run.seed, say=say) if learn.watch_every else None
         fit_translator(
@@ -204,7 +206,7 @@ class _Judge(nn.Module):
 def _load_judge(folder: str, data: Format, device: torch.device) -> _Judge:
     from gen_invariance.experiment.evaluate import open_run
 
-    model, prepared, *_ = open_run(folder, device=device)
+    model, prepared, *_ = open_run(folder, device=device, parts=("train",))
     known = prepared.train.class_names
     if sorted(known) != sorted(data.class_names):
         raise SettingsError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
 from gen_invariance.classifier.model import Classifier
+from gen_invariance.data.identity import PARTS, check_run_data, split_parts
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import CheckpointError, DataError, DataNotFoundError, RunError, SettingsError, first_line
 from gen_invariance.experiment.build import build_model, compute_translated_share, format_stage_label, require_channels
@@ -69,11 +71,19 @@ class Measured:
     reference: Reference
 
 
-def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple[Classifier, Prepared, Task, Run]:
+def open_run(
+    folder: Path | str, *, device: torch.device | str = "cpu", parts: Sequence[str] = PARTS
+) -> tuple[Classifier, Prepared, Task, Run]:
     """The classifier of a finished or stopped training run, in eval mode, and the data it was trained on.
+
+    Args:
+        folder: that `train` wrote.
+        device: where to put model and images.
+        parts: of the data ("train", "validation", "test") that must be those of the run.
 
     Raises:
         DataNotFoundError: no run folder there.
+        DataError: the data have changed since.
         CheckpointError: not a training run, or its checkpoints are damaged.
     """
     folder = Path(folder)
@@ -97,7 +107,10 @@ def open_run(folder: Path | str, *, device: torch.device | str = "cpu") -> tuple
         raise CheckpointError(
             f"{about_path} does not hold the settings of a training run of this version ({error}); train again"
         ) from error
-    prepared = prepare(task, seed=seed).to(device)
+    found_at = None if task.path is None else run.locate(os.path.expanduser(task.path))
+    prepared = prepare(replace(task, path=found_at), seed=seed)
+    check_run_data(folder, split_parts(prepared.split, parts), split=prepared.split)
+    prepared = prepared.to(device)
     model = build_model(replace(classifier, weights=None), prepared.train, seed=seed)  # the checkpoint has its own
     state = run.load_latest()
     if state is None:
@@ -128,7 +141,7 @@ def measure_run(settings: MeasureRun) -> Measured:
     """
     started = time.perf_counter()
     device = choose_device(settings.device)
-    model, prepared, task, run = open_run(settings.run, device=device)
+    model, prepared, task, run = open_run(settings.run, device=device, parts=("train", settings.split))
     reference = _choose_reference(settings, prepared, run, device)
     data: ImageData = getattr(prepared, settings.split)
     if not len(data):
@@ -217,6 +230,7 @@ def _choose_automatically(translator: str | None, prepared: Prepared, run: Run) 
     if not is_identity(prepared.nuisance):
         return "data", None, "it acted on the images"
     folder, stage = run.config["stage"].get("translator"), read_stage(run)
+    folder = run.locate(os.path.expanduser(folder)) if isinstance(folder, str) else None
     nothing = "nothing acted on the images and"
     if not folder or "translator" not in stage.nuisance or not compute_translated_share(stage, prepared).classes:
         return "lighting", None, f"{nothing} the stage used no translator"

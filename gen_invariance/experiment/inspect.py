@@ -15,6 +15,7 @@ from gen_invariance.augment.policy import auto
 from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.train import fit_classifier
+from gen_invariance.data.identity import find_change_since
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import CheckpointError, DataError
@@ -136,8 +137,9 @@ def run_inspect(run: InspectRun, *, say: Say = say_nothing) -> tuple[Inspection,
         run.data, seed=run.seed, device=run.device, need_test=False, progress=run.progress, say=say
     )
     differences = differences_from_fit(run.translator, run.data, seed=run.seed)
-    if differences:
-        say(f"note: this translator was fitted with {', '.join(differences)}")
+    change = "" if differences else find_change_since(output_folder(run.translator), {"train": prepared.split.train})
+    if differences or change:
+        say(f"note: this translator was fitted with {', '.join(differences) or f'other images: {change}'}")
     truth = None
     if run.data.nuisance != "identity":
         truth = Truth(prepared.nuisance, prepared.originals("train"))
@@ -240,7 +242,9 @@ def differences_from_fit(translator: Path | str, task: Task, *, seed: int) -> li
         return []
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        fitted = {"group": None, **about["config"].get("data", {}), "seed": about["seed"]}
+        data = about["config"].get("data", {})
+        data = {"path": data} if isinstance(data, str) else data  # as `augment` writes it
+        fitted = {"group": None, **data, "seed": about["seed"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); copy the translator's folder elsewhere") from error
     now = {"group": None, **json.loads(json.dumps(task.identity(), default=str)), "seed": seed}

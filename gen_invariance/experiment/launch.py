@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gen_invariance.data.identity import split_parts, tie_run
 from gen_invariance.data.split import LongTailSplit, save_split
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.settings import RunSettings, Task
@@ -54,6 +55,8 @@ def open_run_folder(
 ) -> Iterator[Run]:
     """The run in `settings.out`, with the split of its data in it; of several processes the first makes it.
 
+    A run that goes on is refused where its training images, or for "train" any of its images, have changed.
+
     Args:
         settings: folder, seed, and whether an earlier run goes on.
         kind: what is run.
@@ -72,6 +75,7 @@ def open_run_folder(
         resume=settings.resume,
         allow_changed_settings=settings.allow_changed_settings,
     ) as run:
+        tie_run(run, split_parts(split) if kind == "train" else {"train": split.train}, split=split)
         if is_first_process():
             save_split(run.path / "split.npz", split)
         yield run

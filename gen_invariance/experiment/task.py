@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gen_invariance.data.duplicates import DuplicateReport, split_duplicates
+from gen_invariance.data.identity import DataIdentity, describe_data
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import shot_groups
 from gen_invariance.data.readers.registry import load_source
@@ -34,6 +35,7 @@ class Prepared:
         groups: bool masks (K,) "many", "medium", "few".
         flip_safe: whether a mirrored image keeps its label.
         files: of the source's training and test images, row for row; None where they did not come as files.
+        source: identity of all images of the source, whatever the seed chose of them, if it was asked for.
     """
 
     train: ImageData
@@ -45,6 +47,7 @@ class Prepared:
     groups: Mapping[str, Tensor]
     flip_safe: bool
     files: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
+    source: DataIdentity | None = None
 
     @cached_property
     def duplicates(self) -> DuplicateReport:
@@ -61,7 +64,9 @@ class Prepared:
         return replace(self, **parts)
 
 
-def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = False) -> Prepared:
+def prepare(
+    task: Task, *, seed: int, need_test: bool = True, progress: bool = False, describe_source: bool = False
+) -> Prepared:
     """Read the source, cut the long tail, apply the nuisance once to every image; a function of (task, seed).
 
     Args:
@@ -69,6 +74,7 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
         seed: of the class order, the chosen images and the draws.
         need_test: whether a source without test images is an error; without them the test part is empty.
         progress: show a bar while files are read.
+        describe_source: also identify the source, for what is prepared of it under several seeds.
     """
     source = load_source(
         task.source,
@@ -96,6 +102,7 @@ def prepare(task: Task, *, seed: int, need_test: bool = True, progress: bool = F
         groups=shot_groups(split.train.counts, many_above=task.many_above, few_below=task.few_below),
         flip_safe=source.flip_safe,
         files=(source.train_files, source.test_files),
+        source=describe_data(source.parts) if describe_source else None,
     )
 
 

@@ -7,7 +7,7 @@ to the processes, so a resumed run, and a run on more processes, see the same nu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from gen_invariance.data.identity import tie_run
 from gen_invariance.data.images import ImageData
 from gen_invariance.devices import use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
@@ -73,6 +74,7 @@ def fit_translator(
         say: gets a line when the fit collapses, and when it stops early.
 
     Raises:
+        DataError: `data` are not those that the run in `out` began with.
         SettingsError: an unknown name; a setting that does not exist, is out of range, or that this translator does
             not have; no class is large enough; images of fewer than `SMALLEST_SIDE` pixels a side.
         RunError: a loss term, or a weight, became NaN or infinite; names the term and the step.
@@ -101,12 +103,7 @@ def fit_translator(
         "translator": {"name": name, "network": network, "objective": objective},
         "fit": settings.identity(),
     }
-    opened = (
-        nullcontext(out)
-        if isinstance(out, Run)
-        else Run.open(out, kind="fit", seed=seed, config=identity, resume=resume)
-    )
-    with opened as run:
+    with _open_run(out, data, seed=seed, identity=identity, resume=resume) as run:
         if kind.objective:
             target = build_objective(name, data, network=network, settings=objective, seed=run.seed)
             return fit_objective(target, data, settings, run=run, progress=progress, evaluate=evaluate, say=say)
@@ -120,6 +117,18 @@ def fit_translator(
         write_grid(f"step-{settings.steps if kind.fit else 0:08d}.png", translator, data, members, run)
         _save(translator, run)
         return translator
+
+
+@contextmanager
+def _open_run(
+    out: Run | Path | str | None, data: ImageData, *, seed: int, identity: dict[str, Any], resume: bool
+) -> Iterator[Run]:
+    if isinstance(out, Run):
+        yield out
+        return
+    with Run.open(out, kind="fit", seed=seed, config=identity, resume=resume) as run:
+        tie_run(run, {"train": data})
+        yield run
 
 
 def _save(translator: nn.Module, run: Run) -> None:

@@ -279,3 +279,10 @@ def test_other_groups_than_at_the_fit_are_named(tmp_path):
     assert not differences_from_fit(tmp_path, Task(group="track"), seed=0)
     (tmp_path / "run.json").write_text(json.dumps({**about, "config": {"data": {}}}))
     assert differences_from_fit(tmp_path, Task(group="track"), seed=0) == ["data.group=None"]
+
+
+def test_a_translator_that_augment_fitted_is_known_by_the_path_of_its_data(tmp_path):
+    about = {"kind": "fit", "seed": 3, "config": {"learn": {"steps": 2}, "data": "photos", "image_size": 16}}
+    (tmp_path / "run.json").write_text(json.dumps(about))
+    assert differences_from_fit(tmp_path, Task(source="folder", path="photos"), seed=3) == []
+    assert differences_from_fit(tmp_path, Task(source="folder", path="other"), seed=0) == ["data.path=photos", "seed=3"]

@@ -30,6 +30,11 @@ class Source:
     train_files: tuple[str, ...] | None = None
     test_files: tuple[str, ...] | None = None
 
+    @property
+    def parts(self) -> dict[str, ImageData]:
+        """The images that there are, by part: "train" and, if it has one, "test"."""
+        return {"train": self.train} if self.test is None else {"train": self.train, "test": self.test}
+
 
 @dataclass(frozen=True)
 class ReadOptions:
