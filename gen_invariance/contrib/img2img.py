@@ -95,6 +95,11 @@ class DiffusersTranslator(ModelMixin, ConfigMixin):
         """
         return cls(pipeline=open_pipeline(folder), **settings).eval()
 
+    @property
+    def largest_side(self) -> int:
+        """Side of the pipeline's own images: larger pictures come back blurred."""
+        return self._side
+
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`prompt`: int64 (B,), position in the prompts; `seed`: int64 (B,), of the pipeline's own noise."""
         return {

@@ -69,7 +69,7 @@ def read_training_images(data: Format, *, image_size: int | None = None, most: i
 
     def read(entry: Entry) -> np.ndarray | None:
         try:
-            return prepare(decode(data.read(entry)), size=image_size, whole=False, channels=3).pixels
+            return prepare(decode(data.read(entry)), size=image_size, channels=3).pixels
         except (OSError, UnusablePictureError):
             return None  # the export names it
 

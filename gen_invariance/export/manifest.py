@@ -1,4 +1,7 @@
-"""The manifest: a line for every image that was looked at, with where it went, or why it did not go anywhere."""
+"""The manifest: a line for every image that was looked at, with where it went, or why it did not go anywhere.
+
+At the end there is a line for each class that did not reach the target, kind "class", status "short".
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ COLUMNS: dict[str, str] = {
     "class": "string",
     "label": "int64",
     "part": "string",  # train, test
-    "kind": "string",  # original, generated
-    "status": "string",  # kept, rejected, unusable, ignored
+    "kind": "string",  # original, generated, class
+    "status": "string",  # kept, rejected, unusable, ignored; of a class: short
     "reason": "string",
     "copy": "int64",  # number of the draw for this source; -1 for originals
     "draw_seed": "string",  # hexadecimal seed of the draw

@@ -113,6 +113,12 @@ def lock_output(out: Path) -> Iterator[None]:
         yield
 
 
+def reopen(out: Path, identity: Mapping[str, Any]) -> None:
+    """Take the finished export for one that was begun, since files of it are gone; to be done again from the start."""
+    write_json(out / _BEGUN, identity)
+    (out / _DONE).unlink()
+
+
 def mark_done(out: Path, identity: Mapping[str, Any]) -> None:
     """Say that the export is finished, and remove the working folder."""
     write_json(out / _DONE, identity)

@@ -1,4 +1,4 @@
-"""Pictures between files and the translator: decode, scale, scale back, encode."""
+"""Pictures between files and the translator: decode, scale, describe."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import numpy as np
 from PIL import Image
 
 from gen_invariance.data.readers.pictures import UnusablePictureError, crop_centre, decode_picture
+from gen_invariance.export.encoding import Encoding, look_at_encoding, to_image
+
+_MOST_LOOKED_AT = 2**18  # pixels of a larger picture that its description is taken from
 
 
 class Picture(NamedTuple):
-    """A decoded picture at the translator's size.
+    """A decoded picture as the translator takes it.
 
     Attributes:
         pixels: uint8 (C, H, W).
@@ -23,38 +26,54 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
-def decode(content: bytes | np.ndarray) -> Image.Image:
+def decode(content: bytes | np.ndarray, *, side: int | None = None) -> Image.Image:
     """The upright picture in mode "L" or "RGB" of an encoded file, or of uint8 pixels (C, H, W).
+
+    Args:
+        content: a file's bytes, or pixels.
+        side: see `decode_picture`.
 
     Raises:
         UnusablePictureError: not one readable picture.
     """
     if isinstance(content, np.ndarray):
-        return Image.fromarray(content[0] if len(content) == 1 else np.ascontiguousarray(content.transpose(1, 2, 0)))
+        return to_image(content)
     if not content:
         raise UnusablePictureError("empty file")
-    return decode_picture(io.BytesIO(content))
+    return decode_picture(io.BytesIO(content), side=side)
 
 
-def prepare(image: Image.Image, *, size: int | None, whole: bool, channels: int | None) -> Picture:
+def decode_with_encoding(content: bytes | np.ndarray) -> tuple[Image.Image, Encoding]:
+    """The picture as `decode` gives it, and how it is stored; pixels are taken for those of a PNG.
+
+    Raises:
+        UnusablePictureError: not one readable picture.
+    """
+    if isinstance(content, np.ndarray):
+        image = to_image(content)
+        return image, Encoding(mode=image.mode)
+    if not content:
+        raise UnusablePictureError("empty file")
+    look, finish = look_at_encoding(content)
+    image = decode_picture(io.BytesIO(content), look=look)
+    return image, finish(image)
+
+
+def prepare(image: Image.Image, *, size: int | None, channels: int | None) -> Picture:
     """The picture as the translator takes it.
 
     Args:
         image: mode "L" or "RGB".
-        size: side of the square, or of the shorter side where `whole`; None keeps the size.
-        whole: keep all of the picture instead of its central square.
+        size: side to which the central square is scaled; None keeps the whole picture at its size.
         channels: 1 or 3 of the translator; None takes the picture's own.
 
     Raises:
         UnusablePictureError: a colour picture for a translator of grey ones.
     """
     original_size = image.size
-    if size is not None and whole:
-        scale = size / min(image.size)
-        width, height = image.size
-        image = resize(image, (max(1, round(width * scale)), max(1, round(height * scale))))
-    elif size is not None:
-        image = resize(crop_centre(image), (size, size))
+    if size is not None:
+        image = crop_centre(image)
+        image = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     if channels == 1 and pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():
@@ -65,20 +84,20 @@ def prepare(image: Image.Image, *, size: int | None, whole: bool, channels: int 
     return Picture(np.ascontiguousarray(pixels.transpose(2, 0, 1)), original_size)
 
 
-def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`image` scaled to (width, height)."""
-    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-
-
 def encode(pixels: np.ndarray) -> bytes:
     """uint8 (C, H, W) as PNG, the same bytes for the same pixels."""
-    buffer = io.BytesIO()
-    decode(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return Encoding(mode="L" if len(pixels) == 1 else "RGB").encode(pixels)
 
 
 def describe(pixels: np.ndarray) -> tuple[float, float, float]:
-    """Brightness, contrast and sharpness of uint8 (C, H, W), in [0, 1]: mean, deviation, mean absolute gradient."""
-    grey = pixels.astype(np.float64).mean(0) / 255
-    steps = [np.abs(np.diff(grey, axis=axis)).mean() for axis in (0, 1) if grey.shape[axis] > 1]
-    return float(grey.mean()), float(grey.std()), float(np.mean(steps)) if steps else 0.0
+    """Brightness, contrast and sharpness of uint8 (C, H, W), in [0, 1]: mean, deviation, mean absolute gradient.
+
+    Of large pictures every n-th row and column is looked at.
+    """
+    height, width = pixels.shape[1:]
+    step = max(1, round(height * width / _MOST_LOOKED_AT))
+    rows, columns = (np.float64(part).mean(0) / 255 for part in (pixels[:, ::step], pixels[:, :, ::step]))
+    steps = [
+        np.abs(np.diff(part, axis=axis)).mean() for part, axis in ((columns, 0), (rows, 1)) if part.shape[axis] > 1
+    ]
+    return float(rows.mean()), float(rows.std()), float(np.mean(steps)) if steps else 0.0

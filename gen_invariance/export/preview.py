@@ -89,7 +89,7 @@ def _figure(out: Path, data: Format, source: Entry, rows: list[Row]) -> str:
 
 def _thumbnail(content: bytes) -> str:
     """The image as a data address."""
-    image = decode(content)
+    image = decode(content, side=_SIDE)
     scale = _SIDE / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     buffer = io.BytesIO()

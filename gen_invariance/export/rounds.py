@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from tqdm import tqdm
@@ -14,7 +17,7 @@ from gen_invariance.errors import DataError, OutputError, printable
 from gen_invariance.export.formats.base import Entry, Row
 from gen_invariance.export.manifest import read_unit
 from gen_invariance.export.settings import target_sizes
-from gen_invariance.export.units import Job, RunUnits, Unit
+from gen_invariance.export.units import UNIT_PIXELS, Item, Job, RunUnits, Unit, cut_by_pixels
 
 
 def carry_out(job: Job, entries: Sequence[Entry], run: RunUnits, *, progress: bool) -> None:
@@ -29,24 +32,39 @@ def carry_out(job: Job, entries: Sequence[Entry], run: RunUnits, *, progress: bo
         OutputError: a new image would get the name of an original.
     """
     settings = job.settings
+    _forget_damaged_units(job)
     _run_missing(job, run, _make_units(job, "a", [(entry, -1) for entry in entries]), "originals", progress)
     sources, ranges = _sources_and_ranges(job, entries)
-    have, used = [len(rows) for rows in sources], [0] * len(sources)
-    goals = target_sizes(have, settings)
+    goals = target_sizes([len(rows) for rows in sources], settings)
+    missing = [goal - len(rows) for goal, rows in zip(goals, sources, strict=True)]
+    by_key = {source.entry.key: source for rows in sources for source in rows}
     taken = _names_like_results(job, entries)
     for number in range(settings.tries):
-        items = []
+        draws = []
         for label, rows in enumerate(sources):
-            items += _next_draws(rows, used[label], goals[label] - have[label], settings.per_source)
-        if not items:
+            draws += next_draws(rows, missing[label], settings.per_source)
+        if not draws:
             break
-        units = _make_units(job, f"b{number}", items, ranges)
+        units = _make_units(
+            job, f"b{number}", [(source.entry, copy) for source, copy in draws], ranges, [s.pixels for s, _ in draws]
+        )
         _run_missing(job, run, units, f"new images, round {number + 1}", progress)
         for row in read_rows(job, f"b{number}"):
-            used[row["label"]] += 1
-            have[row["label"]] += row["status"] == "kept"
+            source = by_key[row["source"]]
+            source.drawn += 1
+            if row["status"] == "kept":
+                source.kept += 1
+                missing[row["label"]] -= 1
             if row["file"] in taken:
                 raise OutputError(f"a new image would replace the original {row['file']}; choose another seed")
+
+
+def _forget_damaged_units(job: Job) -> None:
+    """Remove the records of units whose files are not in the output any more, so that they are done again."""
+    for path in sorted((job.output.state / "units").glob("[!.]*.jsonl")):
+        rows = [row for row in read_unit(path) if row["status"] == "kept"]
+        if not job.data.holds_unit(job.output, path.stem, rows):
+            path.unlink()
 
 
 def read_rows(job: Job, prefix: str = "") -> Iterator[Row]:
@@ -56,13 +74,25 @@ def read_rows(job: Job, prefix: str = "") -> Iterator[Row]:
 
 
 def _make_units(
-    job: Job, prefix: str, items: Sequence[tuple[Entry, int]], ranges: np.ndarray | None = None
+    job: Job,
+    prefix: str,
+    items: Sequence[Item],
+    ranges: np.ndarray | None = None,
+    pixels: Sequence[int] = (),
 ) -> list[Unit]:
-    """`items` in units of the batch size, whoever works on them: images that share a unit may share a batch."""
+    """`items` in units, whoever works on them: images that share a unit may share a batch.
+
+    A unit has as many as the batch size says, and fewer where native results of these `pixels` would be too large.
+    """
     size, kind = job.settings.batch_size, "original" if ranges is None else "generated"
+    parts = []
+    for start in range(0, len(items), size):
+        end = min(start + size, len(items))
+        cuts = cut_by_pixels(pixels[start:end], most=UNIT_PIXELS) if job.is_native else []
+        parts += pairwise([start, *(start + cut for cut in cuts), end])
     return [
-        Unit(f"{prefix}-{number:07d}", kind, tuple(items[start : start + size]), ranges)
-        for number, start in enumerate(range(0, len(items), size))
+        Unit(f"{prefix}-{number:07d}", kind, tuple(items[start:end]), ranges, tuple(pixels[start:end]))
+        for number, (start, end) in enumerate(parts)
     ]
 
 
@@ -76,34 +106,55 @@ def _run_missing(job: Job, run: RunUnits, units: Sequence[Unit], label: str, pro
             bar.update(sizes[name])
 
 
-def _sources_and_ranges(job: Job, entries: Sequence[Entry]) -> tuple[list[list[Entry]], np.ndarray]:
+@dataclass
+class Source:
+    """A usable training image: how many pixels it has, and how many results were drawn of it and kept so far."""
+
+    entry: Entry
+    pixels: int = 0
+    drawn: int = 0
+    kept: int = 0
+
+
+def _sources_and_ranges(job: Job, entries: Sequence[Entry]) -> tuple[list[list[Source]], np.ndarray]:
     """Usable training images of each class in the order they serve as sources, and the range of their statistics."""
-    sources: list[list[Entry]] = [[] for _ in job.data.class_names]
+    sources: list[list[Source]] = [[] for _ in job.data.class_names]
     statistics, problem = [], ""
     for entry, row in zip(entries, read_rows(job, "a"), strict=True):
         if row["reason"] and not problem:
             problem = f"; the first of {len(entries)} files, {printable(entry.key)}: {row['reason']}"
         if row["status"] == "kept" and row["part"] == "train":
-            sources[entry.label].append(entry)
+            sources[entry.label].append(Source(entry, row["width"] * row["height"]))
             statistics.append(row["statistics"])
     if not statistics:
         problem = problem or ", and no file in a class"
         raise DataError(f"{printable(job.data.path)} holds no image that can be used{problem}")
-    for rows in sources:  # a random but fixed order, so that a class that needs few new images does not favour "a..."
-        rows.sort(key=lambda entry: hashlib.sha256(f"{job.settings.seed}/{entry.key!a}".encode()).digest())
+
+    def place(source: Source) -> bytes:  # random but fixed, so that a class that needs few does not favour "a..."
+        return hashlib.sha256(f"{job.settings.seed}/{source.entry.key!a}".encode()).digest()
+
+    for rows in sources:
+        rows.sort(key=place)
     return sources, np.quantile(np.asarray(statistics), [0.01, 0.99], axis=0)
 
 
-def _next_draws(
-    sources: Sequence[Entry], used: int, missing: int, per_source: int | None
-) -> Iterator[tuple[Entry, int]]:
-    """The next `missing` pairs of source and draw number: all sources once, then all of them again."""
-    if not sources:
-        return
-    most = len(sources) * per_source if per_source else sys.maxsize
-    for number in range(used, min(used + max(missing, 0), most)):
-        copy, index = divmod(number, len(sources))
-        yield sources[index], copy
+def next_draws(sources: Sequence[Source], missing: int, per_source: int | None) -> list[tuple[Source, int]]:
+    """At most `missing` pairs of source and number of its draw: those drawn least often first, in their order.
+
+    No source gets more draws than it may still have results: `per_source` is the number of those at most.
+    """
+    most = sys.maxsize if per_source is None else per_source
+    waiting = [(source.drawn, place, most - source.kept) for place, source in enumerate(sources) if source.kept < most]
+    heapq.heapify(waiting)
+    draws: list[tuple[Source, int]] = []
+    while waiting and len(draws) < missing:
+        copy, place, left = waiting[0]
+        draws.append((sources[place], copy))
+        if left > 1:
+            heapq.heapreplace(waiting, (copy + 1, place, left - 1))
+        else:
+            heapq.heappop(waiting)
+    return draws
 
 
 def _names_like_results(job: Job, entries: Sequence[Entry]) -> set[str]:
@@ -111,4 +162,4 @@ def _names_like_results(job: Job, entries: Sequence[Entry]) -> set[str]:
     if job.data.name != "folder":
         return set()
     files = (entry.location[0] for entry in entries)
-    return {file for file in files if re.search(r"__\d{3,}-[0-9a-f]{10}\.png$", file)}
+    return {file for file in files if re.search(r"__\d{3,}-[0-9a-f]{10}\.\w+$", file)}

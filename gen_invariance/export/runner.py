@@ -17,10 +17,10 @@ from torch import nn
 from gen_invariance.errors import OutputError
 from gen_invariance.export.formats.base import Entry, Format, Output, Row
 from gen_invariance.export.manifest import read_manifest, write_manifest
-from gen_invariance.export.output import STATE, keep_apart, lock_output, mark_done, open_output
+from gen_invariance.export.output import STATE, keep_apart, lock_output, mark_done, open_output, reopen
 from gen_invariance.export.preview import write_preview
 from gen_invariance.export.rounds import carry_out, read_rows
-from gen_invariance.export.settings import ExportSettings, WorkerSettings, target_sizes
+from gen_invariance.export.settings import ExportSettings, WorkerSettings, is_capped, target_sizes
 from gen_invariance.export.units import Job, Predict, translator_token
 from gen_invariance.export.workers import start_workers
 from gen_invariance.nuisance.protocol import Nuisance
@@ -38,6 +38,7 @@ class ExportSummary:
         problems: (source, reason) of each image that could not be used.
         ignored: (file, reason) of each file that is no image of a class.
         short: (class, images missing) of each class that did not reach the target.
+        capped: those of them that `per_source` keeps from it.
         copied_in: what images that could not be used came into the output with, "shards" or "arrays"; "" if they are
             not in it.
     """
@@ -51,6 +52,7 @@ class ExportSummary:
     ignored: tuple[tuple[str, str], ...]
     short: tuple[tuple[str, int], ...]
     copied_in: str = ""
+    capped: tuple[str, ...] = ()
 
 
 def export_dataset(
@@ -106,7 +108,11 @@ def export_dataset(
         "classifier": translator_token(predict) if isinstance(predict, nn.Module) else predict is not None,
         "settings": settings.identity(),
     }
-    if not open_output(out, identity, resume=resume):
+    done = open_output(out, identity, resume=resume)
+    if done and not all(data.holds_image(out, row) for row in read_manifest(out) if row["status"] == "kept"):
+        reopen(out, identity)
+        done = False
+    if not done:
         output = Output(out, out / STATE, settings.originals)
         job = Job(data, output, settings, nuisance, token, predict, workers.device)
         with lock_output(out):
@@ -128,14 +134,30 @@ def _digest(entries: Sequence[Entry]) -> str:
 
 
 def _rows_with_files(job: Job) -> Iterator[Row]:
-    """All rows, with where each image is in the finished output."""
-    index = 0
+    """All rows, with where each image is in the finished output; then a row for each class that lacks images."""
+    index, names = 0, job.data.class_names
+    before, after = [0] * len(names), [0] * len(names)
     for row in read_rows(job):
-        generated = row["kind"] == "generated"
-        if row["status"] == "kept" and (generated or job.settings.originals != "reference"):
+        generated, kept = row["kind"] == "generated", row["status"] == "kept"
+        if kept and (generated or job.settings.originals != "reference"):
             row["file"] = job.data.manifest_file(row, index)
             index += generated
+        if kept and row["part"] == "train":
+            before[row["label"]] += not generated
+            after[row["label"]] += 1
         yield row
+    goals = target_sizes(before, job.settings)
+    for label, (goal, count) in enumerate(zip(goals, after, strict=True)):
+        if count < goal:
+            about = {"class": names[label], "label": label, "part": "train", "kind": "class", "status": "short"}
+            why = _why_short(before[label], goal, job.settings)
+            yield about | {"file": "", "source": "", "reason": f"lacks {goal - count} of {goal} images: {why}"}
+
+
+def _why_short(count: int, goal: int, settings: ExportSettings) -> str:
+    if is_capped(count, goal, settings):
+        return f"per_source={settings.per_source}, and it has {count}"
+    return f"results were rejected (tries={settings.tries})" if count else "it has none"
 
 
 def _summarise(out: Path, data: Format, settings: ExportSettings) -> ExportSummary:
@@ -150,7 +172,7 @@ def _summarise(out: Path, data: Format, settings: ExportSettings) -> ExportSumma
                 raise OutputError(f"{out / 'manifest.jsonl'} is damaged (a label of no class); delete this folder")
             after[row["label"]] += 1
             before[row["label"]] += row["kind"] == "original"
-    goals = zip(data.class_names, target_sizes(before, settings), after, strict=True)
+    goals = list(zip(data.class_names, target_sizes(before, settings), before, after, strict=True))
     return ExportSummary(
         out,
         data.class_names,
@@ -159,6 +181,7 @@ def _summarise(out: Path, data: Format, settings: ExportSettings) -> ExportSumma
         rejected=len(listed["rejected"]),
         problems=tuple(listed["unusable"]),
         ignored=tuple(listed["ignored"]),
-        short=tuple((name, goal - count) for name, goal, count in goals if count < goal),
+        short=tuple((name, goal - count) for name, goal, _, count in goals if count < goal),
         copied_in="" if settings.originals == "reference" else data.copied_whole,
+        capped=tuple(name for name, goal, old, count in goals if count < goal and is_capped(old, goal, settings)),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -21,16 +22,18 @@ class ResultSettings:
 
     target: str | int | float = "median"
     """images of every class: median, max, a number, or a ratio of the largest class such as 0.5"""
-    restore_size: bool = False
-    """translate the whole picture and give results its size, instead of its central square"""
+    results: Literal["native", "square"] = "native"
+    """native: whole pictures of their source's size, file format and quality; square: PNG squares of data.image_size"""
+    restore_size: bool | None = None
+    """deprecated: true is results=native, false is results=square"""
     originals: Literal["copy", "link", "reference"] = "copy"
     """copy, link, or reference (in the manifest only)"""
     near_copy: Fraction = 0.004
     """reject results that differ less from their source, mean over pixels in [0, 1]"""
     off_distribution: NonNegativeFloat | None = 0.5
     """reject results whose brightness, contrast or sharpness lies so far outside the originals'; null keeps all"""
-    per_source: PositiveInt | None = None
-    """results from one source at most"""
+    per_source: PositiveInt | None = 10
+    """results from one source at most, so that a handful of images does not fill a class; null: as many as it takes"""
     tries: PositiveInt = 5
     """how often rejected results are made up for"""
     batch_size: PositiveInt = 64
@@ -40,6 +43,11 @@ class ResultSettings:
 
     def __post_init__(self) -> None:
         target_size([1], self.target)
+        if self.restore_size is not None:
+            results = "native" if self.restore_size else "square"
+            warnings.warn(f"restore_size is deprecated: use results={results}", DeprecationWarning, stacklevel=4)
+            object.__setattr__(self, "results", results)
+            object.__setattr__(self, "restore_size", None)
 
 
 @settings_class("export")
@@ -55,11 +63,13 @@ class ExportSettings(ResultSettings):
     strength: Annotated[float, Field(gt=0, le=1)] = 1.0
     """share of the images lacking to the target that is made"""
     image_size: PositiveInt | None = None
-    """side that pictures are scaled to for the translator; null leaves them as they are"""
+    """side at which the translator was fitted, where it needs that; null: it takes pictures as they are"""
 
     def identity(self) -> dict[str, Any]:
-        """The settings as JSON-able values."""
-        return asdict(self)
+        """The settings as JSON-able values; of an export of squares as before other results could be had."""
+        values = asdict(self) | {"restore_size": False}
+        unneeded = "results" if self.results == "square" else "restore_size"
+        return {name: value for name, value in values.items() if name != unneeded}
 
 
 @settings_class("export")
@@ -86,6 +96,11 @@ def target_sizes(counts: Sequence[int], settings: ExportSettings) -> list[int]:
     """How many images each class is brought to, from the images it has and `target` and `strength`."""
     size = target_size([count for count in counts if count], settings.target)
     return [count + math.ceil(settings.strength * max(size - count, 0)) for count in counts]
+
+
+def is_capped(count: int, goal: int, settings: ResultSettings) -> bool:
+    """Whether `per_source` keeps a class of `count` images from its goal."""
+    return settings.per_source is not None and goal - count > count * settings.per_source > 0
 
 
 def target_size(counts: Sequence[int], target: str | int | float) -> int:

@@ -12,20 +12,24 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from gen_invariance.augment.reference import FrozenReference
 from gen_invariance.data.images import to_float, to_uint8
 from gen_invariance.data.readers.pictures import UnusablePictureError
 from gen_invariance.errors import GenInvarianceError, RunError, first_line, is_out_of_memory
+from gen_invariance.export.encoding import Encoding
 from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored
 from gen_invariance.export.manifest import write_unit
-from gen_invariance.export.pictures import Picture, decode, describe, encode, prepare, resize
+from gen_invariance.export.native import translate_native, working_size
+from gen_invariance.export.pictures import Picture, decode, decode_with_encoding, describe, prepare
 from gen_invariance.export.settings import ExportSettings
 from gen_invariance.nuisance.protocol import Draw, Nuisance
 from gen_invariance.run import named_generator
@@ -38,6 +42,10 @@ Predict = Callable[[Tensor], Tensor]
 THREADS = 4
 """That decode and encode."""
 
+UNIT_PIXELS = 48 * 2**20
+"""Pixels of a unit of native results at most: their files are held in memory until the unit is written."""
+
+_PIECE_PIXELS = 4 * 2**20  # translated at once, unless it is one picture
 
 Item = tuple[Entry, int]
 """An image, and the number of the draw for it; -1 for an original."""
@@ -48,21 +56,42 @@ class Unit:
     """Some images, and what to do with them.
 
     Names sort in manifest order. Kind "original" means to read, check and take over, "generated" to translate.
-    `ranges`, (2, 3), are the lowest and highest brightness, contrast and sharpness of the originals, where known.
+    `ranges`, (2, 3), are the lowest and highest brightness, contrast and sharpness of the originals, `pixels` how many
+    each picture has, where known.
     """
 
     name: str
     kind: str
     items: tuple[Item, ...]
     ranges: np.ndarray | None = None
+    pixels: tuple[int, ...] = ()
+
+    def pieces(self) -> list[Unit]:
+        """The unit in parts that are decoded and translated one after another, so that large pictures fit in memory."""
+        if self.kind == "original":
+            return [self]
+        bounds = [0, *cut_by_pixels(self.pixels, most=_PIECE_PIXELS), len(self.items)]
+        return [replace(self, items=self.items[start:end], pixels=()) for start, end in pairwise(bounds)]
+
+
+def cut_by_pixels(pixels: Sequence[int], *, most: int) -> list[int]:
+    """Where to cut a row of pictures, so that no part has more than `most` pixels, unless it is one picture."""
+    cuts, total = [], 0
+    for index, number in enumerate(pixels):
+        total += number
+        if total > most and index > (cuts[-1] if cuts else 0):
+            cuts.append(index)
+            total = number
+    return cuts
 
 
 class Decoded(NamedTuple):
-    """The image of an item; or the reason why there is none."""
+    """The image of an item; or the reason why there is none. Of an original only what its manifest row says."""
 
-    content: bytes | np.ndarray | None = None
     picture: Picture | None = None
+    encoding: Encoding = Encoding()
     reason: str = ""
+    facts: dict[str, Any] | None = None
 
 
 class Result(NamedTuple):
@@ -70,6 +99,10 @@ class Result(NamedTuple):
 
     pixels: np.ndarray | None
     row: Row
+
+
+Finished = tuple[Stored | None, Row]
+"""What is written of an item, and its manifest row."""
 
 
 @dataclass(frozen=True)
@@ -96,58 +129,73 @@ class Job:
         return self.output.state / "units" / f"{unit}.jsonl"
 
     @property
-    def _keeps_all(self) -> bool:
+    def is_native(self) -> bool:
         """Whether results show all of their source, at its size."""
-        return self.settings.restore_size or self.data.keeps_size
+        return self.settings.results == "native" or self.data.keeps_size
 
     # ---- decode
 
-    def decode(self, unit: Unit, pool: Executor) -> list[Decoded]:
-        """Read and decode the unit's images, several at once."""
-        return list(pool.map(self._decode, (entry for entry, _ in unit.items)))
+    def decode(self, piece: Unit, pool: Executor) -> list[Decoded]:
+        """Read and decode the piece's images, several at once."""
+        step = self._look_at_original if piece.kind == "original" else self._decode
+        return list(pool.map(step, (entry for entry, _ in piece.items)))
 
     def _decode(self, entry: Entry) -> Decoded:
+        try:
+            image, encoding = decode_with_encoding(self.data.read(entry))
+            return Decoded(self._prepare(image), encoding)
+        except (UnusablePictureError, OSError) as error:
+            return Decoded(reason=_reason(error))
+
+    def _look_at_original(self, entry: Entry) -> Decoded:
         if entry.ignored:
             return Decoded(reason=entry.ignored)
-        channels = getattr(getattr(self.nuisance, "config", None), "channels", None)  # None takes any
         try:
             content = self.data.read(entry)
-            image = decode(content)
-            picture = prepare(image, size=self.settings.image_size, whole=self._keeps_all, channels=channels)
-        except UnusablePictureError as error:
-            return Decoded(reason=str(error))
-        except OSError as error:
-            return Decoded(reason=f"cannot be read ({error.strerror or error})")
-        return Decoded(content, picture)
+            picture = self._prepare(decode(content))
+        except (UnusablePictureError, OSError) as error:
+            return Decoded(reason=_reason(error))
+        width, height = picture.size
+        facts = {"width": width, "height": height, "sha256": _digest(content), "statistics": describe(picture.pixels)}
+        return Decoded(facts=facts)
+
+    def _prepare(self, image: Image.Image) -> Picture:
+        channels = getattr(getattr(self.nuisance, "config", None), "channels", None)  # None takes any
+        return prepare(image, size=None if self.is_native else self.settings.image_size, channels=channels)
 
     # ---- translate
 
-    def translate(self, unit: Unit, decoded: Sequence[Decoded]) -> list[Result]:
-        """The results of a unit of new images, judged; none for originals.
+    def translate(self, piece: Unit, decoded: Sequence[Decoded]) -> list[Result]:
+        """The results of a piece of new images, judged; none for originals.
 
         Raises:
             RunError: the device ran out of memory.
         """
-        if unit.kind == "original":
+        if piece.kind == "original":
             return []
         results, indices_of_shape = [], defaultdict(list)
-        for index, (item, image) in enumerate(zip(unit.items, decoded, strict=True)):
-            results.append(Result(None, self._row(unit, item, "unusable", image.reason)))
+        for index, (item, image) in enumerate(zip(piece.items, decoded, strict=True)):
+            results.append(Result(None, self._row(piece, item, "unusable", image.reason)))
             if image.picture is not None:
                 indices_of_shape[image.picture.pixels.shape].append(index)
         for indices in indices_of_shape.values():  # pictures of one size make a batch
-            pixels = np.stack([decoded[index].picture.pixels for index in indices])
-            batch = self._translate_batch(unit, [unit.items[index] for index in indices], pixels)
-            for index, result in zip(indices, batch, strict=True):
+            batch = replace(piece, items=tuple(piece.items[index] for index in indices))
+            for index, result in zip(indices, self._translate_batch(batch, [decoded[i] for i in indices]), strict=True):
                 results[index] = result
         return results
 
     @torch.no_grad()
-    def _translate_batch(self, unit: Unit, items: Sequence[Item], pixels: np.ndarray) -> list[Result]:
-        """Translate uint8 (B, C, H, W) and judge each result."""
+    def _translate_batch(self, unit: Unit, decoded: Sequence[Decoded]) -> list[Result]:
+        """Translate the unit's images, which are of one size, and judge each result."""
+        items, pixels = unit.items, np.stack([image.picture.pixels for image in decoded])
         images = to_float(torch.from_numpy(pixels).to(torch.device(self.device)))
+
+        def translate(images: Tensor) -> Tensor:
+            return self.nuisance.apply(images, self._draw(items, images.shape))
+
         try:
-            moved = self.nuisance.apply(images, self._draw(items, images.shape))
+            size = working_size(self.nuisance, pixels.shape[2:], image_size=self.settings.image_size)
+            moved, usable = translate_native(images, translate, size=size)
         except (MemoryError, RuntimeError, GenInvarianceError) as error:  # such as a picture smaller than a border
             if is_out_of_memory(error):
                 raise RunError(
@@ -155,18 +203,23 @@ class Job:
                 ) from error
             reason = f"cannot be translated ({first_line(error)[:120]})"
             return [Result(None, self._row(unit, item, "rejected", reason)) for item in items]
+        del images
         finite = torch.isfinite(moved).flatten(1).all(1).tolist()
-        strength = (moved - images).abs().double().mean((1, 2, 3)).tolist()
         answers = [None] * len(items) if self.predict is None else self.predict(moved).argmax(1).tolist()
-        new = to_uint8(moved.nan_to_num().clamp(0, 1)).cpu().numpy()
+        new = to_uint8(moved.nan_to_num_().clamp_(0, 1)).cpu().numpy()
         results = []
         for index, item in enumerate(items):
+            if self.is_native and decoded[index].encoding.mode == "1":  # judged as it will be stored
+                new[index] = np.where(new[index].mean(0) < 127.5, 0, 255)
+            strength = mean_difference(new[index], pixels[index])
             quality = outside(describe(new[index]), unit.ranges)
-            reason = self._fault(item[0], strength[index], quality, answers[index])
+            reason = self._fault(item[0], strength, quality, answers[index])
+            if not usable[index]:
+                reason = "moves or redraws shapes, which cannot be brought to its source's size"
             if not finite[index]:
-                strength[index], reason = None, "pixels that are no numbers"
+                strength, reason = None, "pixels that are no numbers"
             row = self._row(unit, item, "rejected" if reason else "kept", reason)
-            row |= {"strength": strength[index], "quality": quality}
+            row |= {"strength": strength, "quality": quality}
             results.append(Result(None if reason else new[index], row))
         return results
 
@@ -191,12 +244,16 @@ class Job:
 
     # ---- store
 
-    def store(self, unit: Unit, decoded: Sequence[Decoded], results: Sequence[Result], pool: Executor) -> None:
-        """Encode and write what is kept, then record the unit as done."""
-        if unit.kind == "original":
-            finished = [self._take_over(unit, item, image) for item, image in zip(unit.items, decoded, strict=True)]
-        else:
-            finished = list(pool.map(self._encode, unit.items, decoded, results))
+    def encode(
+        self, piece: Unit, decoded: Sequence[Decoded], results: Sequence[Result], pool: Executor
+    ) -> list[Finished]:
+        """What is to be written of a piece, and its manifest rows."""
+        if piece.kind == "original":
+            return [self._take_over(piece, item, image) for item, image in zip(piece.items, decoded, strict=True)]
+        return list(pool.map(self._encode, piece.items, decoded, results))
+
+    def store(self, unit: Unit, finished: Sequence[Finished]) -> None:
+        """Write what is kept of a whole unit, then record the unit as done."""
         kept = [stored for stored, _ in finished if stored is not None]
         if kept and unit.kind == "original":
             self.data.store_originals(self.output, kept)
@@ -204,30 +261,27 @@ class Job:
             self.data.store_new(self.output, unit.name, kept)
         write_unit(self.record_path(unit.name), [row for _, row in finished])
 
-    def _take_over(self, unit: Unit, item: Item, image: Decoded) -> tuple[Stored | None, Row]:
+    def _take_over(self, unit: Unit, item: Item, image: Decoded) -> Finished:
         entry = item[0]
-        if image.picture is None:
+        if image.facts is None:
             return None, self._row(unit, item, "ignored" if entry.ignored else "unusable", image.reason)
-        row = self._row(unit, item, "kept", "")
-        row |= {"width": image.picture.size[0], "height": image.picture.size[1], "sha256": _digest(image.content)}
-        row["statistics"] = describe(image.picture.pixels)
+        row = self._row(unit, item, "kept", "") | image.facts
         if self.settings.originals == "reference":
             return None, row
         row["file"] = self.data.file_name(entry, None)
-        return Stored(entry, row["file"], image.content), row
+        return Stored(entry, row["file"], b""), row
 
-    def _encode(self, item: Item, image: Decoded, result: Result) -> tuple[Stored | None, Row]:
+    def _encode(self, item: Item, image: Decoded, result: Result) -> Finished:
         (entry, copy), (pixels, row) = item, result
         if pixels is None:
             return None, row
-        if self._keeps_all:
-            restored = resize(decode(pixels), image.picture.size)
-            pixels = prepare(restored, size=None, whole=True, channels=len(pixels)).pixels
-        content = np.ascontiguousarray(pixels) if self.data.keeps_size else encode(pixels)
+        encoding = image.encoding if self.is_native else Encoding(mode="L" if len(pixels) == 1 else "RGB")
+        content = np.ascontiguousarray(pixels) if self.data.keeps_size else encoding.encode(pixels)
         # The name says the number of the draw, and has a hash of all that made the image.
         words = "/".join((self.token, str(self.settings.seed), entry.key, str(copy)))
         digest = hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()
-        row["file"] = self.data.file_name(entry, f"__{copy:03d}-{digest[:10]}")
+        extension = self.data.extension(entry) if self.is_native and encoding.native else ""
+        row["file"] = self.data.file_name(entry, f"__{copy:03d}-{digest[:10]}{extension or encoding.extension}")
         row |= {"width": pixels.shape[2], "height": pixels.shape[1], "sha256": _digest(content)}
         return Stored(entry, row["file"], content), row
 
@@ -262,9 +316,12 @@ def start_worker(job: Job) -> None:
 
 def run_unit(unit: Unit) -> str:
     """What a worker process does for a unit: the same steps as in one process, one after another; its name."""
+    finished: list[Finished] = []
     with ThreadPoolExecutor(THREADS) as pictures:
-        decoded = _worker_job.decode(unit, pictures)
-        _worker_job.store(unit, decoded, _worker_job.translate(unit, decoded), pictures)
+        for piece in unit.pieces():
+            decoded = _worker_job.decode(piece, pictures)
+            finished += _worker_job.encode(piece, decoded, _worker_job.translate(piece, decoded), pictures)
+        _worker_job.store(unit, finished)
     return unit.name
 
 
@@ -292,6 +349,12 @@ def outside(statistics: Sequence[float], ranges: np.ndarray | None) -> float | N
     return float(max(above.max(), below.max(), 0.0))
 
 
+def mean_difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean absolute difference of uint8 arrays in units of [0, 1]; exact, so the same on every machine."""
+    difference = np.maximum(first, second) - np.minimum(first, second)
+    return int(difference.sum(dtype=np.int64)) / (255 * difference.size)
+
+
 def translator_token(nuisance: Nuisance) -> str:
     """SHA-256 of a translator's settings and weights, or of a hand-written nuisance's kind and settings."""
     digest = hashlib.sha256(type(nuisance).__name__.encode())
@@ -307,6 +370,10 @@ def translator_token(nuisance: Nuisance) -> str:
         }
         digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
 
 
 def _digest(content: bytes | np.ndarray) -> str:

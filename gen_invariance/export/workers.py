@@ -15,9 +15,9 @@ import torch
 from gen_invariance.data.readers.pictures import without_remarks_of_pillow
 from gen_invariance.errors import RunError
 from gen_invariance.export.settings import WorkerSettings
-from gen_invariance.export.units import THREADS, Job, RunUnits, Unit, run_unit, start_worker
+from gen_invariance.export.units import THREADS, Decoded, Finished, Job, Result, RunUnits, Unit, run_unit, start_worker
 
-_AHEAD = 2  # units decoded before they are needed, and results not yet written; bounds the memory
+_AHEAD = 2  # pieces decoded before they are needed, and results not yet written; bounds the memory
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def start_workers(job: Job, settings: WorkerSettings) -> Iterator[RunUnits]:
 
 
 def _run_overlapped(job: Job, units: Iterable[Unit]) -> Iterator[str]:
-    """While one unit is translated, the next ones are decoded and the last ones encoded and written."""
+    """While one piece is translated, the next ones are decoded and the last ones encoded and written."""
     with (
         without_remarks_of_pillow(),
         _one_thread(job.device),
@@ -50,30 +50,43 @@ def _run_overlapped(job: Job, units: Iterable[Unit]) -> Iterator[str]:
         ThreadPoolExecutor(1) as writer,
     ):
         job = job.on_device()
-        decoding: deque[tuple[Unit, Future]] = deque()
-        writing: deque[tuple[Unit, Future]] = deque()
+        decoding: deque[tuple[Unit, Unit | None, Future]] = deque()
+        writing: deque[Future] = deque()
+        finished: list[Finished] = []  # of the unit that is being written, by the one writer
+
+        def write(piece: Unit, unit: Unit | None, decoded: list[Decoded], results: list[Result]) -> str | None:
+            finished.extend(job.encode(piece, decoded, results, pictures))
+            if unit is None:
+                return None
+            job.store(unit, finished)
+            finished.clear()
+            return unit.name
 
         def translate_next() -> None:
-            unit, future = decoding.popleft()
+            piece, unit, future = decoding.popleft()
             decoded = future.result()
-            results = job.translate(unit, decoded)
-            writing.append((unit, writer.submit(job.store, unit, decoded, results, pictures)))
+            writing.append(writer.submit(write, piece, unit, decoded, job.translate(piece, decoded)))
 
         for unit in units:
-            decoding.append((unit, decoder.submit(job.decode, unit, pictures)))
-            if len(decoding) > _AHEAD:
-                translate_next()
-            yield from _written(writing, leave=_AHEAD)
+            *others, last = unit.pieces()
+            for piece in (*others, last):
+                done = unit if piece is last else None  # with its last piece a unit is written
+                decoding.append((piece, done, decoder.submit(job.decode, piece, pictures)))
+                if len(decoding) > _AHEAD:
+                    translate_next()
+                yield from _written(writing, leave=_AHEAD)
         while decoding:
             translate_next()
+            yield from _written(writing, leave=_AHEAD)
         yield from _written(writing, leave=0)
 
 
-def _written(writing: deque[tuple[Unit, Future]], *, leave: int) -> Iterator[str]:
+def _written(writing: deque[Future], *, leave: int) -> Iterator[str]:
+    """Names of units that are recorded, once no more than `leave` pieces wait to be written."""
     while len(writing) > leave:
-        unit, future = writing.popleft()
-        future.result()
-        yield unit.name
+        name = writing.popleft().result()
+        if name is not None:
+            yield name
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Draw = dict[str, Tensor]
 """The random part of a nuisance for one batch: tensors with leading B. The same draw gives the same output."""
@@ -48,6 +48,17 @@ class Coded(Nuisance, Protocol):
     def render(self, codes: Tensor, draw: Draw, size: tuple[int, int]) -> Tensor:
         """Images (B, C, *size) in [0, 1] from codes and a draw, row by row."""
         ...
+
+
+def takes_any_size(nuisance: Nuisance) -> bool:
+    """Whether `nuisance` does the same to a picture whatever its size in pixels.
+
+    Hand-written ones do; networks where their `any_size` says so, otherwise they know the size they were fitted at;
+    compositions where all their parts do.
+    """
+    if isinstance(nuisance, nn.Module):
+        return bool(getattr(nuisance, "any_size", False))
+    return all(takes_any_size(part) for part in getattr(nuisance, "nuisances", ()))
 
 
 def select_rows(draw: Draw, rows: Tensor) -> Draw:

@@ -77,6 +77,9 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         self.width_shares = nn.Parameter(torch.full((len(operations),), float(start)))
         self.register_buffer("caps", torch.tensor([CAPS[name] for name in operations]))
 
+    any_size = True
+    """Its operations are degrees, factors and levels, so pictures may have any size."""
+
     @property
     def operations(self) -> tuple[str, ...]:
         """Names of the family's operations, in the order of the draw."""

@@ -191,8 +191,8 @@ def test_pictures_are_scaled_to_the_size_the_translator_was_fitted_at(inside, tm
             picture.save(tmp_path / "photos" / str(label) / f"{row}.png")
     folder = tmp_path / "fit" / "translator" if inside else tmp_path / "fit"
     words = [f"data.path={tmp_path / 'photos'}", f"translator={folder}", "target=max", "near_copy=0"]
-    for back, size in (("false", (16, 16)), ("true", (60, 40))):
+    for back, size in (("square", (16, 16)), ("native", (60, 40))):
         out = tmp_path / f"out-{back}"
-        assert command(capsys, *words, f"out={out}", f"restore_size={back}")[0] == 0
+        assert command(capsys, *words, f"out={out}", f"results={back}")[0] == 0
         (new,) = (row for row in read_manifest(out) if row["kind"] == "generated" and row["status"] == "kept")
         assert Image.open(out / new["file"]).size == size

@@ -48,7 +48,8 @@ def test_every_new_image_is_the_draw_that_the_manifest_names(photos, tmp_path):
         expected = Rotation(30).apply(source, Rotation(30).sample(source.shape, generator=generator))
         found = np.array(Image.open(tmp_path / "out" / row["file"]))
         assert np.array_equal(found, to_uint8(expected)[0, 0].numpy())
-        assert row["strength"] == pytest.approx(float((expected - source).abs().mean()), abs=1e-6)
+        written = np.abs(found / 255 - source[0, 0].numpy()).mean()
+        assert row["strength"] == pytest.approx(written, abs=1e-6)
         assert row["source"].split("/")[0] == row["class"] == row["file"].split("/")[0]
     pairs = [(row["source"], row["copy"]) for row in rows]
     assert len(set(pairs)) == len(pairs)

@@ -11,12 +11,12 @@ import pytest
 from export_inputs import SETTINGS, as_folder, as_npz, as_shards, as_table, rows_of, tree
 from PIL import Image, ImageCms
 
-from gen_invariance import Identity, Rotation, SpatialTranslator, load_source
+from gen_invariance import Identity, Rotation, load_source
 from gen_invariance.errors import GenInvarianceError
 from gen_invariance.export.formats.base import open_format
 from gen_invariance.export.inputs import read_training_images
 from gen_invariance.export.manifest import read_manifest
-from gen_invariance.export.pictures import UnusablePictureError, decode, prepare, resize
+from gen_invariance.export.pictures import UnusablePictureError, decode, prepare
 from gen_invariance.export.runner import export_dataset
 from gen_invariance.export.settings import ExportSettings
 
@@ -119,21 +119,6 @@ def test_images_for_fitting(photos, tmp_path):
 # ---- pictures
 
 
-def test_sizes_on_the_way_there_and_back(tmp_path):
-    as_folder(tmp_path / "in", size=(40, 24))
-    data = open_format("folder", tmp_path / "in")
-    for back, size in ((False, (16, 16)), (True, (40, 24))):
-        settings = ExportSettings(target="max", image_size=16, restore_size=back, off_distribution=None)
-        export_dataset(data, SpatialTranslator(1, start=0.3), tmp_path / f"out{back}", settings)
-        rows = rows_of(tmp_path / f"out{back}", kind="generated")
-        assert rows
-        assert {Image.open(tmp_path / f"out{back}" / row["file"]).size for row in rows} == {size}
-        assert {(row["width"], row["height"]) for row in rows} == {size}
-    picture = prepare(Image.new("L", (40, 24)), size=16, whole=True, channels=1)
-    assert picture.pixels.shape == (1, 16, 27)
-    assert resize(decode(picture.pixels), picture.size).size == (40, 24)
-
-
 def test_modes_of_pictures(tmp_path):
     """Grey, colour, palette, transparent, 16-bit and turned pictures of one scene look alike to the translator."""
     colour = np.zeros((8, 12, 3), np.uint8)
@@ -156,10 +141,7 @@ def test_modes_of_pictures(tmp_path):
     assert {row["status"] for row in rows.values()} == {"kept"}
     assert {(row["width"], row["height"]) for row in rows.values()} == {(12, 8)}
     data = open_format("folder", tmp_path / "in")
-    pixels = {
-        entry.key: prepare(decode(data.read(entry)), size=None, whole=True, channels=3).pixels
-        for entry in data.entries()
-    }
+    pixels = {entry.key: prepare(decode(data.read(entry)), size=None, channels=3).pixels for entry in data.entries()}
     for name in ("rgba", "palette", "turned"):
         assert np.array_equal(pixels[f"a/{name}.png"], pixels["a/rgb.png"]), name
     assert np.array_equal(pixels["a/deep.png"], pixels["a/grey.png"])
@@ -228,7 +210,7 @@ def turned(orientation):
 def test_what_the_translator_sees_of_a_kind_of_picture(kind):
     rgb = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     content, expected = KINDS[kind](rgb)
-    found = prepare(decode(content), size=None, whole=True, channels=3).pixels.transpose(1, 2, 0)
+    found = prepare(decode(content), size=None, channels=3).pixels.transpose(1, 2, 0)
     assert np.abs(found.astype(int) - expected).max() <= 1
 
 

@@ -112,7 +112,7 @@ def images_door(root: Path, dice: random.Random, case: Path, base: Path) -> Door
 def export_options(dice: random.Random, base: Path) -> list[str]:
     options = [f"target={dice.choice(('max', '7', 'median', '3'))}", f"batch_size={dice.choice((2, 64))}", "tries=2"]
     options += [dice.choice(("originals=copy", "originals=link", "originals=reference"))]
-    options += ["restore_size=true"] if dice.random() < 0.2 else []
+    options += ["results=square"] if dice.random() < 0.2 else []
     return [*options, f"translator={base / 'fit'}"]
 
 

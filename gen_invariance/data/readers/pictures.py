@@ -11,7 +11,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -62,17 +62,25 @@ _TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
+"""EXIF tag that says how a stored picture lies."""
 
 
 class UnusablePictureError(Exception):
     """A picture that cannot be used; the text says why. Caught by those who know the file's name."""
 
 
-def decode_picture(file: Path | BinaryIO) -> Image.Image:
+def decode_picture(
+    file: Path | BinaryIO, *, look: Callable[[Image.Image], None] | None = None, side: int | None = None
+) -> Image.Image:
     """The picture in `file`, upright, in mode "L" or "RGB".
 
     What lies beside the pixels (EXIF, texts, profiles) may be damaged; the picture is readable all the same.
+
+    Args:
+        file: an encoded picture.
+        look: is shown the picture as it is stored, before it is turned or converted.
+        side: if the shorter side need not be longer, JPEG is decoded at a fraction of its size, not below this.
 
     Raises:
         UnusablePictureError: not one readable picture.
@@ -83,10 +91,10 @@ def decode_picture(file: Path | BinaryIO) -> Image.Image:
         except OSError as error:
             raise UnusablePictureError(f"cannot be read ({error.strerror or error})") from error
         with opened:
-            return decode_picture(opened)
+            return decode_picture(opened, look=look, side=side)
     try:
         try:
-            return _decode(file)
+            return _decode(file, look, side)
         except (UnusablePictureError, Image.DecompressionBombError):
             raise
         except Exception:
@@ -94,7 +102,7 @@ def decode_picture(file: Path | BinaryIO) -> Image.Image:
             bare = _without_remarks(file.read())
             if bare is None:
                 raise
-            return _decode(io.BytesIO(bare))
+            return _decode(io.BytesIO(bare), look, side)
     except UnusablePictureError:
         raise
     except Image.DecompressionBombError:
@@ -132,7 +140,7 @@ def read_formats() -> tuple[str, ...]:
     return tuple(name for name in _SUFFIXES if name in Image.OPEN)
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _decode(file: BinaryIO, look: Callable[[Image.Image], None] | None, side: int | None) -> Image.Image:
     with Image.open(file, formats=read_formats()) as image:
         pixels, most = image.width * image.height, _most_pixels()
         if most and pixels > most:
@@ -142,7 +150,11 @@ def _decode(file: BinaryIO) -> Image.Image:
             raise UnusablePictureError(f"{image.n_frames} pictures in one file, an animation or pages")
         with _one_large_at_a_time if pixels > _LARGE else nullcontext():
             bits = _stored_bits(image)
+            if side is not None:
+                image.draft(None, (side, side))
             image.load()
+            if look is not None:
+                look(image)
             return _upright(_grey_or_rgb(image, bits), image)
 
 
@@ -161,11 +173,17 @@ def _stored_bits(image: Image.Image) -> int:
 
 def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
     """`picture` turned as the EXIF data of `image` say; damaged ones say nothing, and viewers show it as stored."""
-    try:
-        turned = _TURNED.get(image.getexif().get(_ORIENTATION))
-    except Exception:  # the parser raises almost anything
-        turned = None
+    turned = _TURNED.get(read_orientation(image))
     return picture if turned is None else picture.transpose(turned)
+
+
+def read_orientation(image: Image.Image) -> int:
+    """How the stored picture lies, by EXIF from 1, upright, to 8; 1 where nothing, or nothing readable, says so."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # the parser raises almost anything
+        return 1
+    return orientation if orientation in _TURNED else 1
 
 
 def _grey_or_rgb(image: Image.Image, bits: int) -> Image.Image:

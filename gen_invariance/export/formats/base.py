@@ -27,6 +27,9 @@ FORMATS = {
 }
 """What opens a path of each format, below this package."""
 
+RESERVED = ("manifest.jsonl", "manifest.parquet", "preview.html")
+"""Files that every export writes."""
+
 Row = dict[str, Any]
 """One line of the manifest; see `manifest.COLUMNS`."""
 
@@ -55,7 +58,8 @@ class Entry:
 class Stored(NamedTuple):
     """One image to write: its entry, its file's name in the output, and its content.
 
-    `content` is an encoded file, or uint8 (C, H, W) for a format that keeps pixels.
+    `content` is an encoded file, or uint8 (C, H, W) for a format that keeps pixels; of originals it is empty, they are
+    taken over from where they lie.
     """
 
     entry: Entry
@@ -116,9 +120,16 @@ class Format(ABC):
     def read(self, entry: Entry) -> bytes | np.ndarray:
         """The encoded image, or its pixels uint8 (C, H, W); may raise OSError or UnusablePictureError."""
 
+    def extension(self, entry: Entry) -> str:
+        """End of the name of the image's file, such as ".JPG"; "" where its name is not known."""
+        return ""
+
     @abstractmethod
     def file_name(self, entry: Entry, suffix: str | None) -> str:
-        """Name in the output: of the original (`suffix` None) or of a new image; "" where it has no file."""
+        """Name in the output: of the original (`suffix` None) or of a new image, whose name ends in `suffix`.
+
+        "" where it has no file.
+        """
 
     def store_originals(self, output: Output, items: Sequence[Stored]) -> None:  # noqa: B027
         """Write originals of one unit of work, in a format that keeps them image by image."""
@@ -126,6 +137,14 @@ class Format(ABC):
     @abstractmethod
     def store_new(self, output: Output, unit: str, items: Sequence[Stored]) -> None:
         """Write the new images of one unit of work, at least one; done again after a kill, it writes the same."""
+
+    def holds_unit(self, output: Output, unit: str, rows: Sequence[Row]) -> bool:
+        """Whether what was written of a unit is still there; `rows` are those of its record that are kept."""
+        return True
+
+    def holds_image(self, out: Path, row: Row) -> bool:
+        """Whether the finished output still has the file of an image, by its manifest row."""
+        return not row["file"] or (out / row["file"]).is_file()
 
     def finish(  # noqa: B027
         self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]
@@ -153,12 +172,17 @@ class FileFormat(Format):
         return read_regular(self.image_file(entry), most=MOST_BYTES)
 
     def store_originals(self, output: Output, items: Sequence[Stored]) -> None:
-        """One file for each image, or a link to it."""
-        if output.originals == "copy":
-            self.store_new(output, "", items)
-            return
-        for item in items:
-            output.take_over(self.image_file(item.entry), item.file)
+        """One file for each image, or a link to it, several at once."""
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            list(pool.map(lambda item: output.take_over(self.image_file(item.entry), item.file), items))
+
+    def extension(self, entry: Entry) -> str:
+        """That of its file."""
+        return self.image_file(entry).suffix
+
+    def holds_unit(self, output: Output, unit: str, rows: Sequence[Row]) -> bool:
+        """Whether each image has its file."""
+        return all(self.holds_image(output.folder, row) for row in rows)
 
     def store_new(self, output: Output, unit: str, items: Sequence[Stored]) -> None:
         """One file for each image, several at once."""

@@ -66,7 +66,7 @@ class FolderFormat(FileFormat):
         if suffix is None:
             return os.fspath(path)
         stem = os.fsdecode(os.fsencode(path.stem)[:160])  # a name has 255 bytes, and some are added
-        return os.fspath(path.with_name(f"{stem}{suffix}.png"))
+        return os.fspath(path.with_name(f"{stem}{suffix}"))
 
 
 def _list_visible(folder: Path) -> list[Path]:

@@ -143,7 +143,16 @@ class HuggingFaceFormat(Format):
     def file_name(self, entry: Entry, suffix: str | None) -> str:
         """No file, but the name that a new image carries in its row."""
         part, row = entry.location
-        return "" if suffix is None else f"{part}-{row}{suffix}.png"
+        return "" if suffix is None else f"{part}-{row}{suffix}"
+
+    def holds_unit(self, output: Output, unit: str, rows: Sequence[Row]) -> bool:
+        """Whether the rows of new images are in the working folder."""
+        is_new = any(row["kind"] == "generated" for row in rows)
+        return not is_new or (output.state / "rows" / f"{unit}.arrow").is_file()
+
+    def holds_image(self, out: Path, row: Row) -> bool:
+        """Not asked of single rows: whoever reads the set again is told of a missing file."""
+        return True
 
     def store_new(self, output: Output, unit: str, items: Sequence[Stored]) -> None:
         """The unit's new rows as one Arrow file in the working folder."""

@@ -56,6 +56,15 @@ class NpzFormat(Format):
         with atomic_write(output.state / "arrays" / f"{unit}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, np.stack([item.content for item in items]))
 
+    def holds_unit(self, output: Output, unit: str, rows: Sequence[Row]) -> bool:
+        """Whether the array of new images is in the working folder."""
+        is_new = any(row["kind"] == "generated" for row in rows)
+        return not is_new or (output.state / "arrays" / f"{unit}.npy").is_file()
+
+    def holds_image(self, out: Path, row: Row) -> bool:
+        """Whether the file is there."""
+        return (out / self.path.name).is_file()
+
     def finish(self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]) -> None:
         """The file, with the rows of the new images behind those of the old."""
         groups = f"train_{self._group or 'groups'}"

@@ -14,8 +14,9 @@ from gen_invariance.errors import DataError, DataNotFoundError, printable
 from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored, sort_class_names, unique_keys
 from gen_invariance.files import atomic_write
 
-_Sample = tuple[str, str, tuple[str, int, int, str, str]]
-"""Key, class name, and location: shard, offset and size of the image, suffix and text of the label's member."""
+_Sample = tuple[str, str, tuple[str, int, int, str, str, str]]
+"""Key, class name, and location: shard, offset and size of the image, suffix and text of the label's member, and what
+the image's name ends in."""
 
 
 class ShardFormat(Format):
@@ -38,6 +39,8 @@ class ShardFormat(Format):
             raise DataError(
                 f"{printable(path)} holds no .tar shard; packed ones (.tar.gz) must be unpacked to .tar first"
             )
+        # The output of an export holds shards of new images already, which must not be written over.
+        self._prefix = _free_prefix(self._shards)
         self.class_names = sort_class_names(name for _, name, _ in self._samples())
         if not self.class_names:
             raise DataError(
@@ -77,14 +80,28 @@ class ShardFormat(Format):
 
     def store_new(self, output: Output, unit: str, items: Sequence[Stored]) -> None:
         """The unit's new images as one shard, without times or owners, so that its bytes depend on them alone."""
-        shard = output.folder / f"augmented-{unit}.tar"
+        shard = output.folder / f"{self._prefix}{unit}.tar"
         with atomic_write(shard) as temporary, tarfile.open(temporary, "w:") as tar:
             for item in items:
-                label_suffix, text = item.entry.location[3:]
-                for suffix, content in (("png", item.content), (label_suffix, text.encode())):
-                    member = tarfile.TarInfo(f"{item.file}.{suffix}")
+                label_suffix, text, _ = item.entry.location[3:]
+                label_name = f"{item.file.partition('.')[0]}.{label_suffix}"
+                for name, content in ((item.file, item.content), (label_name, text.encode())):
+                    member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
+
+    def extension(self, entry: Entry) -> str:
+        """That of the member."""
+        return entry.location[5]
+
+    def holds_unit(self, output: Output, unit: str, rows: Sequence[Row]) -> bool:
+        """Whether the unit's shard is there."""
+        is_new = any(row["kind"] == "generated" for row in rows)
+        return not is_new or (output.folder / f"{self._prefix}{unit}.tar").is_file()
+
+    def holds_image(self, out: Path, row: Row) -> bool:
+        """Whether its shard is there."""
+        return not row["file"] or (out / row["file"].partition("/")[0]).is_file()
 
     def finish(self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]) -> None:
         """The original shards."""
@@ -94,7 +111,7 @@ class ShardFormat(Format):
 
     def manifest_file(self, row: Row, index: int) -> str:
         """The shard of an original; SHARD/MEMBER of a new image."""
-        return row["file"] if row["kind"] == "original" else f"augmented-{row['unit']}.tar/{row['file']}.png"
+        return row["file"] if row["kind"] == "original" else f"{self._prefix}{row['unit']}.tar/{row['file']}"
 
     def read_back(self, out: Path, row: Row) -> bytes:
         """The member of the unit's shard."""
@@ -103,20 +120,26 @@ class ShardFormat(Format):
             return tar.extractfile(member).read()
 
 
+def _free_prefix(shards: Sequence[str]) -> str:
+    """What names of new shards begin with: nothing that an original's name begins with."""
+    prefixes = itertools.chain(["augmented-"], (f"augmented{number}-" for number in itertools.count(2)))
+    return next(prefix for prefix in prefixes if not any(shard.startswith(prefix) for shard in shards))
+
+
 def _read_samples(tar: tarfile.TarFile, shard: str) -> Iterator[_Sample]:
     """The samples of one shard; members of a sample share their name up to the first dot and lie together."""
     files = (member for member in tar if member.isfile())
     for key, members in itertools.groupby(files, key=lambda member: _split_name(member)[0]):
-        image, label = None, None
+        image, label, extension = None, None, ""
         for member in members:
             suffix = _split_name(member)[1]
             if f".{suffix.lower()}" in SUFFIXES:
-                image = (shard, member.offset_data, member.size)
+                image, extension = (shard, member.offset_data, member.size), f".{suffix}"
             elif suffix in ("cls", "json"):
                 label = _read_label(tar.extractfile(member).read(), suffix, f"{shard}/{member.name}") or label
         if image and label:
             name, suffix, text = label
-            yield f"{shard}/{key}", name, (*image, suffix, text)
+            yield f"{shard}/{key}", name, (*image, suffix, text, extension)
 
 
 def _split_name(member: tarfile.TarInfo) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError, printable
 from gen_invariance.export.formats.base import (
+    RESERVED,
     Entry,
     FileFormat,
     Output,
@@ -44,6 +45,8 @@ class TableFormat(FileFormat):
             )
         if self._suffix not in _SUFFIXES:
             raise DataError(f"{printable(path)}: a table must end in {', '.join(_SUFFIXES)}; rename or convert it")
+        if path.name in RESERVED:
+            raise DataError(f"{printable(path)}: the export writes a file of that name beside the table; rename it")
         self.class_names = sort_class_names(self._table()[label_column].map(str))
 
     def _table(self) -> pd.DataFrame:
@@ -102,7 +105,7 @@ class TableFormat(FileFormat):
         source = Path(entry.location[1])
         short = hashlib.sha256(entry.key.encode("utf-8", "surrogateescape")).hexdigest()[:12]
         stem = f"images/{_safe_name(self.class_names[entry.label])}/{_safe_name(source.stem[:64])}-{short}"
-        return f"{stem}{source.suffix}" if suffix is None else f"{stem}{suffix}.png"
+        return f"{stem}{source.suffix if suffix is None else suffix}"
 
     def finish(self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]) -> None:
         """The table: readable originals in their order, then the new images."""

@@ -85,6 +85,11 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         self.register_buffer("log_width", torch.zeros(bank_size))
         self.register_buffer("place", torch.zeros(bank_size, 2))
 
+    @property
+    def any_size(self) -> bool:
+        """Whether images of other sizes than fitted are translated alike; stroke width is counted in pixels."""
+        return "stroke" not in self.config.parts
+
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`row`: int64 (B,), rows of the bank."""
         return {"row": torch.randint(self.config.bank_size, (shape[0],), generator=generator)}

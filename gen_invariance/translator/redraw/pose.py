@@ -89,6 +89,9 @@ class PoseTranslator(ModelMixin, ConfigMixin):
         self.estimator = PoseEstimator(channels, width, slant=slant)
         self.register_buffer("bank", torch.zeros(bank_size, 3))
 
+    any_size = True
+    """Poses are read at a size of their own, so images may have any."""
+
     def pose(self, images: Tensor) -> Tensor:
         """Estimated poses (B, 3), relative to the class's upright: rotation in degrees, log scale, slope."""
         direction, log_scale, slope = self.estimator(images)
