@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _EXAMPLES = 3
 _CHUNK = 4096  # images that are copied to the CPU at once
 
-Digests = Sequence[tuple[bytes, str]]
-"""The digest of each image, and the name of its class."""
+Digests = Sequence[tuple[bytes, str | None]]
+"""The digest of each image, and the name of its class; None where that is not known, which contradicts no label."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,11 @@ def compare_digests(
     names = (train_name, test_name)
     contradictory: dict[bytes, tuple[str, str, str, str]] = {}
     shared: list[tuple[int, int]] = []
-    first: dict[bytes, tuple[int, int, str]] = {}  # part, row and class where an image comes first
+    first: dict[bytes, tuple[int, int, str | None]] = {}  # part, row and class where an image comes first
     for part, digests in enumerate((train, test)):
         for row, (digest, label) in enumerate(digests):
             first_part, first_row, first_label = first.setdefault(digest, (part, row, label))
-            if label != first_label and digest not in contradictory:
+            if None not in (label, first_label) and label != first_label and digest not in contradictory:
                 contradictory[digest] = (names[first_part](first_row), first_label, names[part](row), label)
             if part == 1 and first_part == 0:
                 shared.append((row, first_row))
@@ -142,7 +142,7 @@ def compare_digests(
         shared=len(shared),
         test_images=len(test),
         contradictory=len(contradictory),
-        shared_examples=tuple((test_name(a), train_name(b), test[a][1]) for a, b in shared[:_EXAMPLES]),
+        shared_examples=tuple((test_name(a), train_name(b), test[a][1] or train[b][1]) for a, b in shared[:_EXAMPLES]),
         contradictory_examples=tuple(contradictory.values())[:_EXAMPLES],
     )
 

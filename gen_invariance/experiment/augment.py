@@ -213,7 +213,8 @@ def _load_judge(folder: str, data: Format, device: torch.device) -> _Judge:
             f"the classifier in {folder} knows the classes {', '.join(known[:5])}..., the data "
             f"{', '.join(data.class_names[:5])}...; give one that was trained on these classes"
         )
-    return _Judge(model, prepared.train.images.shape[1:], [known.index(name) for name in data.class_names]).eval()
+    number = {name: label for label, name in enumerate(known)}
+    return _Judge(model, prepared.train.images.shape[1:], [number[name] for name in data.class_names]).eval()
 
 
 def format_summary(summary: ExportSummary) -> list[str]:

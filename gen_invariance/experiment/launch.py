@@ -93,6 +93,6 @@ def prepare_on_device(
     """The images of `task` for `seed` on the device of that name; `say` is told what is wrong with them."""
     chosen_device = choose_device(device)
     prepared = prepare(task, seed=seed, need_test=need_test, progress=shows_progress(progress))
-    for line in prepared.duplicates.lines():
+    for line in (*prepared.notes, *prepared.duplicates.lines()):
         say(line)
     return prepared.to(chosen_device)

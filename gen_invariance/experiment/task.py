@@ -36,6 +36,7 @@ class Prepared:
         flip_safe: whether a mirrored image keeps its label.
         files: of the source's training and test images, row for row; None where they did not come as files.
         source: identity of all images of the source, whatever the seed chose of them, if it was asked for.
+        notes: lines that say what of the source is not used.
     """
 
     train: ImageData
@@ -48,6 +49,7 @@ class Prepared:
     flip_safe: bool
     files: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
     source: DataIdentity | None = None
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def duplicates(self) -> DuplicateReport:
@@ -103,6 +105,7 @@ def prepare(
         flip_safe=source.flip_safe,
         files=(source.train_files, source.test_files),
         source=describe_data(source.parts) if describe_source else None,
+        notes=source.notes,
     )
 
 

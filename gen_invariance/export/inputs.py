@@ -28,7 +28,7 @@ def find_format_duplicates(data: Format) -> DuplicateReport:
     if data.name == "npz":
         train_images, test_images = read_npz(data.path)
         return DuplicateReport() if test_images is None else find_duplicates(train_images, test_images)
-    entries = [entry for entry in data.entries() if not entry.ignored]
+    entries = [entry for entry in data.entries() if not entry.ignored and not entry.problem]
     train = [entry for entry in entries if entry.part == "train"]
     test = [entry for entry in entries if entry.part != "train"]
     if not train or not test:
@@ -39,15 +39,15 @@ def find_format_duplicates(data: Format) -> DuplicateReport:
     )
 
 
-def _mark(data: Format, entries: list[Entry]) -> tuple[list[tuple[bytes, str]], list[str]]:
-    """Digest and class of each image that can be read, and their names."""
+def _mark(data: Format, entries: list[Entry]) -> tuple[list[tuple[bytes, str | None]], list[str]]:
+    """Digest and class of each image that can be read, and their names; no class where it is not known."""
     marks, names = [], []
     for entry in entries:
         try:
             digest = hashlib.blake2b(data.read(entry), digest_size=20).digest()
         except (OSError, UnusablePictureError):
             continue
-        marks.append((digest, data.class_names[entry.label]))
+        marks.append((digest, data.class_names[entry.label] if entry.label >= 0 else None))
         names.append(printable(entry.key))
     return marks, names
 
@@ -63,7 +63,7 @@ def read_training_images(data: Format, *, image_size: int | None = None, most: i
     Raises:
         DataError: no usable image, or pictures of several sizes.
     """
-    entries = [entry for entry in data.entries() if entry.part == "train" and not entry.ignored]
+    entries = [entry for entry in data.entries() if entry.part == "train" and not entry.ignored and not entry.problem]
     if len(entries) > most:
         entries = sorted(entries, key=lambda entry: hashlib.sha256(ascii(entry.key).encode()).digest())[:most]
 

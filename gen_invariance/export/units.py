@@ -148,8 +148,8 @@ class Job:
             return Decoded(reason=_reason(error))
 
     def _look_at_original(self, entry: Entry) -> Decoded:
-        if entry.ignored:
-            return Decoded(reason=entry.ignored)
+        if entry.ignored or entry.problem:
+            return Decoded(reason=entry.ignored or entry.problem)
         try:
             content = self.data.read(entry)
             picture = self._prepare(decode(content))

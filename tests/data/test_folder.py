@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gen_invariance.data.readers.folder import find_splits, read_image_folder
+from gen_invariance.data.readers.folder import read_image_folder
 from gen_invariance.errors import DataError, DataNotFoundError, GenInvarianceError, SettingsError, printable
 
 RED, GREEN, GREY = (200, 10, 20), (10, 200, 20), (90, 90, 90)
@@ -309,27 +309,6 @@ def test_fixed_classes_number_the_labels(root):
     with pytest.raises(DataError) as caught:
         read_image_folder(root, class_names=("cat", "bird"))
     one_line(caught, "'dog'")
-
-
-@pytest.mark.parametrize(
-    ("folders", "test"), [(["test"], "test"), (["val"], "val"), (["val", "test"], "test"), ([], None)]
-)
-def test_splits_are_found(tmp_path, folders, test):
-    for folder in ["train", *folders]:
-        save(tmp_path / folder / "cat" / "1.png")
-    splits = find_splits(tmp_path)
-    assert splits["train"] == tmp_path / "train"
-    assert splits.get("test") == (test and tmp_path / test)
-    with pytest.raises(DataError) as caught:
-        read_image_folder(tmp_path)
-    one_line(caught, tmp_path / "train")
-
-
-def test_a_class_may_be_called_train(tmp_path):
-    for name in ("bus", "train"):
-        save(tmp_path / name / "1.png")
-    assert find_splits(tmp_path) == {}
-    assert read_image_folder(tmp_path)[0].class_names == ("bus", "train")
 
 
 def test_printable_paths_are_one_line():

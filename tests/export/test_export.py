@@ -154,7 +154,7 @@ def test_unusable_files_are_named_and_do_not_count(photos, tmp_path):
     summary = export_dataset(open_format("folder", photos), Rotation(30), tmp_path / "out", SETTINGS)
     assert summary.after == (20, 20, 20)
     assert [key for key, _ in summary.problems] == ["two/bad.png", "two/empty.png", "two/gone.png", "two/pipe.png"]
-    assert [key for key, _ in summary.ignored] == ["stray.png", "two/more", "two/notes.txt"]
+    assert [key for key, _ in summary.ignored] == ["stray.png", "two/notes.txt"]
     assert not (tmp_path / "out" / "two" / "bad.png").exists()
     assert len(rows_of(tmp_path / "out", status="unusable")) == 4
 

@@ -21,6 +21,7 @@ class Source:
         flip_safe: a horizontal flip keeps the label (true of photos, false of letters and digits).
         skipped: (path, reason) of each damaged file that was left out.
         train_files, test_files: the file of each row, where the images came as files of their own.
+        notes: lines that say what of the data set is not used.
     """
 
     train: ImageData
@@ -29,6 +30,7 @@ class Source:
     skipped: tuple[tuple[Path, str], ...] = ()
     train_files: tuple[str, ...] | None = None
     test_files: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, ImageData]:

@@ -1,8 +1,8 @@
 """A user's image folder, `root/class_name/*.png`, read into `ImageData`.
 
-Classes and files are taken in sorted order, so class numbers do not depend on the file system; hidden files are
-ignored. `pictures` says how a picture is decoded. A damaged image stops the reading with its name unless the caller
-asks to skip damaged ones; what was skipped, and why, is in the report.
+Classes and files are taken in sorted order, so class numbers do not depend on the file system; `tree` says which files
+those are, and `pictures` how one is decoded. A damaged image stops the reading with its name unless the caller asks to
+skip damaged ones; what was skipped, and why, is in the report.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.readers.base import Reader, ReadOptions, Source, check_same_shape
 from gen_invariance.data.readers.pictures import (
-    SUFFIXES,
     UnusablePictureError,
     crop_centre,
     decode_picture,
     without_remarks_of_pillow,
 )
-from gen_invariance.errors import DataError, DataNotFoundError, SettingsError, printable
-
-_TEST_FOLDERS = ("test", "val", "validation", "valid")
+from gen_invariance.data.readers.tree import (
+    FoundFile,
+    choose_test_part,
+    existing_folder,
+    find_classes,
+    find_parts,
+    list_files,
+    sub_folders,
+)
+from gen_invariance.errors import DataError, SettingsError, printable
 
 
 @dataclass(frozen=True)
@@ -41,16 +47,21 @@ class FolderReport:
     Attributes:
         paths: the file of each row, in row order.
         skipped: (path, reason) of each damaged image that was skipped.
+        ignored: (path, reason) of each other file that is not read.
         groups: what names the group of each row; empty where no groups were asked for.
     """
 
     paths: tuple[Path, ...]
     skipped: tuple[tuple[Path, str], ...] = ()
+    ignored: tuple[tuple[Path, str], ...] = ()
     groups: tuple[str, ...] = ()
 
 
 class FolderReader(Reader):
-    """A user's image folder, with classes as sub-folders, or with train/ and test/ (or val/) above those."""
+    """A user's image folder, with classes as sub-folders, or with train/ and test/ (or val/) above those.
+
+    `tree.find_parts` tells the parts, `tree.choose_test_part` says which one is tested on.
+    """
 
     flip_safe = True  # taken to be photos
     needs_path = "the folder with one sub-folder of images for each class"
@@ -59,13 +70,16 @@ class FolderReader(Reader):
     def read(self, options: ReadOptions) -> Source:
         """The folder's images; test images get the classes of the training images."""
         root = existing_folder(self.path)
-        splits = find_splits(root)
-        train, report = read_image_folder(splits.get("train", root), **vars(options))
+        parts = find_parts(root)
+        test_part = choose_test_part(name for name, folder in parts.items() if sub_folders(folder))
+        train, report = read_image_folder(parts.get("train", root), **vars(options))
         train = replace(train, name=root.name or "folder")
         files = tuple(os.path.relpath(file, root) for file in report.paths)
-        if "test" not in splits:
-            return Source(train, None, self.flip_safe, report.skipped, files)
-        test, test_report = read_image_folder(splits["test"], class_names=train.class_names, **vars(options))
+        unused = [name for name in parts if name not in ("train", test_part)]
+        notes = _make_notes(report, root, unused)
+        if test_part is None:
+            return Source(train, None, self.flip_safe, report.skipped, files, notes=notes)
+        test, test_report = read_image_folder(parts[test_part], class_names=train.class_names, **vars(options))
         test = replace(test, name=train.name)
         channels = max(train.images.shape[1], test.images.shape[1])
         train, test = (
@@ -76,7 +90,20 @@ class FolderReader(Reader):
             train, test = replace(train, groups=train_groups), replace(test, groups=test_groups)
         check_same_shape(train, test, printable(root))
         test_files = tuple(os.path.relpath(file, root) for file in test_report.paths)
-        return Source(train, test, self.flip_safe, report.skipped + test_report.skipped, files, test_files)
+        skipped = report.skipped + test_report.skipped
+        notes = _make_notes(report, root, unused, test_report)
+        return Source(train, test, self.flip_safe, skipped, files, test_files, notes)
+
+
+def _make_notes(report: FolderReport, root: Path, unused: Sequence[str], *more: FolderReport) -> tuple[str, ...]:
+    """A line for each kind of files that are not read."""
+    notes = [f"note: {printable(root / name)} is neither trained nor tested on" for name in unused]
+    ignored = [each for part in (report, *more) for each in part.ignored]
+    if ignored:
+        first, reason = ignored[0]
+        number = "1 file is" if len(ignored) == 1 else f"{len(ignored):,} files are"
+        notes.append(f"note: {number} not read, the first is {printable(first)}: {reason}")
+    return tuple(notes)
 
 
 def read_image_folder(
@@ -115,8 +142,14 @@ def read_image_folder(
     pattern = None if group is None else _compile(group)
     root = existing_folder(path)
     names = _class_folders(root, class_names)
-    labelled = [(file, label) for label, name in enumerate(names) for file in _image_files(root / name)]
-    captured = {} if pattern is None else {file: _capture(pattern, file) for file, _ in labelled}
+    found = [(file, label) for label, name in enumerate(names) for file in _class_files(root / name)]
+    problems = tuple((file.path, file.problem) for file, _ in found if file.problem)
+    if problems and not skip_corrupt:
+        raise _unusable(*problems[0])
+    labelled = [(file.path, label) for file, label in found if not file.problem and not file.ignored]
+    captured = {}
+    if pattern is not None:
+        captured = {file: _capture(pattern, file, root / names[label]) for file, label in labelled}
     data, report = read_listed_images(
         labelled,
         names,
@@ -127,6 +160,8 @@ def read_image_folder(
         progress=progress,
     )
     _check_none_lost(root, names, data.labels.tolist(), class_names)
+    ignored = tuple((file.path, file.ignored) for file, _ in found if file.ignored)
+    report = replace(report, skipped=problems + report.skipped, ignored=ignored)
     if pattern is None:
         return data, report
     groups = tuple(captured[file] for file in report.paths)
@@ -148,11 +183,12 @@ def _compile(group: str) -> re.Pattern[str]:
     return pattern
 
 
-def _capture(pattern: re.Pattern[str], file: Path) -> str:
-    match = pattern.search(file.name)
+def _capture(pattern: re.Pattern[str], file: Path, class_folder: Path) -> str:
+    name = file.relative_to(class_folder).as_posix()
+    match = pattern.search(name)
     if match is None or match[1] is None:
         raise DataError(
-            f"{printable(file)}: group {pattern.pattern!r} does not match {printable(file.name)!r}; "
+            f"{printable(file)}: group {pattern.pattern!r} does not match {printable(name)!r}; "
             "rename the file, or change the expression"
         )
     return match[1]
@@ -182,7 +218,7 @@ def read_listed_images(
             elif skip_corrupt:
                 skipped.append((file, picture))
             else:
-                raise DataError(f"{printable(file)}: {picture}; repair or remove it, or set data.skip_corrupt=true")
+                raise _unusable(file, picture)
     if not rows:
         raise DataError(f"{name}: no readable image among {len(labelled)} files; check them")
     _check_sizes(rows)
@@ -195,55 +231,15 @@ def read_listed_images(
     return data, FolderReport(paths=tuple(file for file, _ in rows), skipped=tuple(skipped))
 
 
-def find_splits(path: Path | str) -> dict[str, Path]:
-    """{"train": ..., "test": ...} when `path` holds a train/ folder of class folders, else {}; "test" may be missing.
-
-    The test part is the first that exists of test/, val/, validation/, valid/.
-
-    Raises:
-        DataNotFoundError: no such folder.
-    """
-    root = existing_folder(path)
-    train = root / "train"
-    if not train.is_dir() or not sub_folders(train):
-        return {}
-    for name in _TEST_FOLDERS:
-        if (root / name).is_dir() and sub_folders(root / name):
-            return {"train": train, "test": root / name}
-    return {"train": train}
-
-
-def existing_folder(path: Path | str) -> Path:
-    """`path` as a `Path`, or `DataNotFoundError` when it is no folder."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        kind = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise DataNotFoundError(
-            f"{printable(folder)} {kind}; give a folder with one sub-folder of images for each class"
-        )
-    return folder
-
-
-def sub_folders(folder: Path) -> list[Path]:
-    """Folders in `folder` that are not hidden, sorted."""
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _unusable(file: Path, reason: str) -> DataError:
+    return DataError(f"{printable(file)}: {reason}; repair or remove it, or set data.skip_corrupt=true")
 
 
 def _class_folders(root: Path, class_names: Sequence[str] | None) -> list[str]:
     """Class names in label order."""
-    if find_splits(root):
-        raise DataError(
-            f"{printable(root)} holds train/ and test/ parts, not classes; read {printable(root / 'train')}"
-        )
-    names = [folder.name for folder in sub_folders(root)]
-    if not names:
-        raise DataError(
-            f"{printable(root)} has no sub-folders; put the images of each class into a sub-folder named after the "
-            "class"
-        )
     if class_names is None:
-        return names
-    unknown = sorted(set(names) - set(class_names))
+        return [folder.name for folder in find_classes(root)]
+    unknown = sorted({folder.name for folder in sub_folders(root)} - set(class_names))
     if unknown:
         raise DataError(
             f"{printable(root)}: class {unknown[0]!r} is not among the {len(class_names)} training classes; "
@@ -252,18 +248,14 @@ def _class_folders(root: Path, class_names: Sequence[str] | None) -> list[str]:
     return list(class_names)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """Image files of one class, sorted; a class of a fixed list may have no folder."""
+def _class_files(folder: Path) -> list[FoundFile]:
+    """Files of one class, sorted; a class of a fixed list may have no folder."""
     if not folder.is_dir():
         return []
-    files = [
-        entry
-        for entry in sorted(folder.iterdir())
-        if entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and not entry.is_dir()
-    ]
-    if not files:
+    files = list(list_files(folder))
+    if all(file.ignored for file in files):
         raise DataError(
-            f"class folder {printable(folder)} holds no image ({', '.join(sorted(SUFFIXES))}); add images or remove it"
+            f"class folder {printable(folder)} holds no image (.png, .jpg, .webp, .tif, ...); add images or remove it"
         )
     return files
 

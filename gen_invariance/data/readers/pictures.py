@@ -38,7 +38,7 @@ _SUFFIXES = {
 SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes.split())
 """Endings, in lower case, of the names of files that are read."""
 _UNREAD = """
-.heic .heif .hif .jxl .svg .svgz .eps .ps .ai .pdf .psd .psb .xcf .tga .ico .icns .pcx .exr .hdr .pfm .dds .qoi
+.heic .heif .hif .jxl .svg .svgz .eps .psd .xcf .tga .ico .icns .pcx .exr .hdr .pfm .dds .qoi
 .jxr .wdp .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .dcm .dicom .nii .fits .mhd .nrrd
 """
 UNREAD_SUFFIXES = frozenset(_UNREAD.split())

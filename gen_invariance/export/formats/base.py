@@ -42,10 +42,11 @@ class Entry:
 
     Attributes:
         key: names the image within the set, whatever machine the set lies on; draws are seeded by it.
-        label: class number; -1 for a file that is no image of a class.
+        label: class number; -1 for a file that is no image of a class, which only other parts than "train" take over.
         location: where the format finds it.
         part: only "train" images are counted and augmented; others are taken over.
         ignored: why the file is left out; empty for images.
+        problem: why an image cannot be used, as far as that is known without reading it.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Entry:
     location: tuple[Any, ...]
     part: str = "train"
     ignored: str = ""
+    problem: str = ""
 
 
 class Stored(NamedTuple):

@@ -6,14 +6,26 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gen_invariance.data.readers.folder import existing_folder, find_splits, sub_folders
-from gen_invariance.data.readers.pictures import SUFFIXES
+from gen_invariance.data.readers.tree import (
+    FoundFile,
+    existing_folder,
+    find_classes,
+    find_parts,
+    judge_file,
+    list_files,
+    list_visible,
+    sub_folders,
+)
 from gen_invariance.errors import DataError, printable
 from gen_invariance.export.formats.base import Entry, FileFormat, path_key
 
 
 class FolderFormat(FileFormat):
-    """Classes are the sub-folders, sorted. Images of other parts than train/ are taken over and not augmented."""
+    """Classes are the sub-folders, sorted. Images of other parts than train/ are taken over and not augmented.
+
+    `data.readers.tree` tells parts and classes. Images of other parts may lie in no class, or in one without a training
+    image.
+    """
 
     name = "folder"
 
@@ -24,37 +36,34 @@ class FolderFormat(FileFormat):
             raise DataError(f"{printable(self.path)} is a Hugging Face data set saved to disk; use data=huggingface")
         if any(name.endswith(".tar") for name in names):
             raise DataError(f"{printable(self.path)} holds tar shards, not class folders; use data=webdataset")
-        parts = {part: folder.name for part, folder in find_splits(self.path).items()}
+        parts = {part: folder.name for part, folder in find_parts(self.path).items()}
         self._parts = parts or {"train": ""}
-        self.class_names = tuple(path.name for path in sub_folders(self.path / self._parts["train"]))
-        if not self.class_names:
-            raise DataError(
-                f"{printable(self.path)} has no sub-folders; put the images of each class into a sub-folder named "
-                "after it"
-            )
+        self.class_names = tuple(folder.name for folder in find_classes(self.path / self._parts["train"]))
 
     def entries(self) -> Sequence[Entry]:
         """Images and left-out files by part, class and name."""
-        return [entry for part, folder in self._parts.items() for entry in self._part_entries(part, folder)]
+        entries = [entry for part, folder in self._parts.items() for entry in self._part_entries(part, folder)]
+        if self._parts["train"]:
+            entries += self._stray_entries("train", self.path, "lies in no part")
+        return entries
 
     def _part_entries(self, part: str, folder: str) -> Iterator[Entry]:
-        visible, labels = _list_visible(self.path / folder), self.labels
-        for path in visible:
-            if path.suffix.lower() in SUFFIXES and not path.is_dir():
-                yield self._entry(path, -1, part, "lies in no class folder")
-        for class_folder in filter(Path.is_dir, visible):
+        labels, root = self.labels, self.path / folder
+        yield from self._stray_entries(part, root, "lies in no class folder" if part == "train" else "")
+        for class_folder in sub_folders(root):
             label = labels.get(class_folder.name, -1)
-            for path in _list_visible(class_folder):
-                reason = "" if label >= 0 else "its class has no training image"
-                if path.is_dir():
-                    reason = "a folder inside a class folder"
-                elif path.suffix.lower() not in SUFFIXES:
-                    reason = "no image by its name"
-                yield self._entry(path, label, part, reason)
+            for file in list_files(class_folder):
+                yield self._entry(file, label, part)
 
-    def _entry(self, path: Path, label: int, part: str, ignored: str) -> Entry:
-        relative = path.relative_to(self.path)
-        return Entry(path_key(relative), label, (os.fspath(relative),), part, ignored)
+    def _stray_entries(self, part: str, folder: Path, reason: str) -> Iterator[Entry]:
+        """Pictures that lie in `folder` itself, left out where there is a reason; other files are not mentioned."""
+        for file in map(judge_file, list_visible(folder)):
+            if not file.ignored:
+                yield self._entry(FoundFile(file.path, ignored=reason) if reason else file, -1, part)
+
+    def _entry(self, file: FoundFile, label: int, part: str) -> Entry:
+        relative = file.path.relative_to(self.path)
+        return Entry(path_key(relative), label, (os.fspath(relative),), part, file.ignored, file.problem)
 
     def image_file(self, entry: Entry) -> Path:
         """The file of an image."""
@@ -67,7 +76,3 @@ class FolderFormat(FileFormat):
             return os.fspath(path)
         stem = os.fsdecode(os.fsencode(path.stem)[:160])  # a name has 255 bytes, and some are added
         return os.fspath(path.with_name(f"{stem}{suffix}"))
-
-
-def _list_visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
