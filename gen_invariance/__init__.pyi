@@ -44,6 +44,11 @@ from gen_invariance.nuisance.protocol import Nuisance as Nuisance
 from gen_invariance.nuisance.thickness import Thickness as Thickness
 from gen_invariance.order.settings import OrderSettings as OrderSettings
 from gen_invariance.records import load_records as load_records
+from gen_invariance.referee.candidates import Candidate as Candidate
+from gen_invariance.referee.candidates import read_candidate as read_candidate
+from gen_invariance.referee.choose import choose_augmentation as choose_augmentation
+from gen_invariance.referee.settings import RefereeSettings as RefereeSettings
+from gen_invariance.referee.train import train_candidate as train_candidate
 from gen_invariance.report.report_page import write_report as write_report
 from gen_invariance.report.settings import ReportSettings as ReportSettings
 from gen_invariance.report.summary import summarise as summarise

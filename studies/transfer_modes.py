@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gen_invariance.benchmark.jobs import run_jobs
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.heads import HEADS, fit_head
 from gen_invariance.classifier.joint import TaskLoss
@@ -29,6 +28,7 @@ from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import RunError
 from gen_invariance.experiment.train import resolve_plan
+from gen_invariance.jobs import run_jobs
 from gen_invariance.measure.accuracy import AccuracyScores, measure_accuracy, score_predictions
 from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance
 from gen_invariance.run import Run, config_digest, named_generator

@@ -20,7 +20,6 @@ import pandas as pd
 import torch
 
 from gen_invariance.benchmark.arms import Arm
-from gen_invariance.benchmark.jobs import run_jobs
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
@@ -29,6 +28,7 @@ from gen_invariance.experiment.launch import Say, say_nothing
 from gen_invariance.experiment.settings import Task
 from gen_invariance.experiment.task import Prepared, prepare
 from gen_invariance.files import write_json
+from gen_invariance.jobs import run_jobs
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance, row_cells
 from gen_invariance.report.metrics import progress_line

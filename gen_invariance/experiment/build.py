@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gen_invariance.augment.policy import policy
 from gen_invariance.augment.stage import TailAugment
@@ -78,28 +77,6 @@ def select_stage_source(settings: StageSettings, prepared: Prepared) -> ImageDat
     The oracle's nuisance takes the images before they met it, for otherwise its rows would carry the nuisance twice.
     """
     return prepared.originals("train") if settings.parts[0] == "true" else None
-
-
-def build_augmentation(name: str, *, flip: bool, options: Mapping[str, Any] | None = None) -> Nuisance | None:
-    """The plain augmentation of every row: "none", or names of `nuisance.build` joined by "+", applied in that order.
-
-    Args:
-        name: "crop_flip", "randaugment", "trivialaugment", "crop_flip+trivialaugment", ...
-        flip: whether a mirrored image keeps its label; "crop_flip" mirrors only then, unless its options say so.
-        options: by name.
-
-    Raises:
-        SettingsError: another name, or an option it lacks.
-    """
-    if name == "none":
-        return None
-    by_name = dict(options or {})
-    by_name["crop_flip"] = {"flip": flip, **by_name.get("crop_flip", {})}
-    try:
-        parts = [build_nuisance(part, **by_name.get(part, {})) for part in map(str.strip, name.split("+"))]
-    except SettingsError as error:
-        raise SettingsError(f"augmentation: {error}") from error
-    return parts[0] if len(parts) == 1 else Compose(parts)
 
 
 def build_model(settings: ClassifierSettings, train: ImageData, *, seed: int) -> Classifier:

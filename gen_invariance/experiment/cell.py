@@ -19,13 +19,14 @@ from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import long_tailed_indices
 from gen_invariance.errors import SettingsError
-from gen_invariance.experiment.build import TrainingParts, build_augmentation, build_stage, select_stage_source
+from gen_invariance.experiment.build import TrainingParts, build_stage, select_stage_source
 from gen_invariance.experiment.evaluate import make_records
 from gen_invariance.experiment.settings import ClassifierSettings, MeasureSettings, StageSettings, Task
 from gen_invariance.experiment.task import Prepared
 from gen_invariance.experiment.train import train_classifier
 from gen_invariance.measure.accuracy import measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
+from gen_invariance.nuisance.build import build_augmentation
 from gen_invariance.nuisance.compose import is_identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.records import Record, provenance

@@ -14,7 +14,6 @@ from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
 from gen_invariance.experiment.build import (
     TrainingParts,
-    build_augmentation,
     build_losses,
     build_model,
     build_stage,
@@ -26,6 +25,7 @@ from gen_invariance.experiment.build import (
 from gen_invariance.experiment.inspect import obey_verdict
 from gen_invariance.experiment.launch import Say, open_run_folder, prepare_on_device, say_nothing
 from gen_invariance.experiment.settings import ClassifierSettings, StageSettings, TrainRun
+from gen_invariance.nuisance.build import build_augmentation
 from gen_invariance.run import Run, is_first_process
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.verdict import read_verdict

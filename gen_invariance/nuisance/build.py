@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from gen_invariance.errors import SettingsError
+from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.settings import check_options
 
@@ -56,6 +57,28 @@ def build_nuisance(name: str, **options: Any) -> Nuisance:
     if missing:
         raise SettingsError(f"nuisance {name}: a {type(nuisance).__name__} has no {missing[0]}()")
     return nuisance
+
+
+def build_augmentation(name: str, *, flip: bool, options: Mapping[str, Any] | None = None) -> Nuisance | None:
+    """The plain augmentation of every row: "none", or names of this module joined by "+", applied in that order.
+
+    Args:
+        name: "crop_flip", "randaugment", "trivialaugment", "crop_flip+trivialaugment", ...
+        flip: whether a mirrored image keeps its label; "crop_flip" mirrors only then, unless its options say so.
+        options: by name.
+
+    Raises:
+        SettingsError: another name, or an option it lacks.
+    """
+    if name == "none":
+        return None
+    by_name = dict(options or {})
+    by_name["crop_flip"] = {"flip": flip, **by_name.get("crop_flip", {})}
+    try:
+        parts = [build_nuisance(part, **by_name.get(part, {})) for part in map(str.strip, name.split("+"))]
+    except SettingsError as error:
+        raise SettingsError(f"augmentation: {error}") from error
+    return parts[0] if len(parts) == 1 else Compose(parts)
 
 
 def _import(name: str) -> Callable[..., Nuisance]:

@@ -67,8 +67,8 @@ class FitSettings:
         return {name: value for name, value in given.items() if name not in _LATER or value != _LATER[name]}
 
 
-def parse_seconds(budget: str) -> float:
-    """Seconds of a text such as "90s", "1.5 min" or "2h".
+def parse_seconds(budget: str, where: str = "fit.budget") -> float:
+    """Seconds of a text such as "90s", "1.5 min" or "2h"; `where` is what errors call it.
 
     Raises:
         SettingsError: it is something else, or no time at all.
@@ -79,7 +79,7 @@ def parse_seconds(budget: str) -> float:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", budget)
     seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     if not seconds:
-        raise SettingsError(f"fit.budget must be a time such as 90s, 10min or 2h, got {budget!r}")
+        raise SettingsError(f"{where} must be a time such as 90s, 10min or 2h, got {budget!r}")
     return seconds
 
 

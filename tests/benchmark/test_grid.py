@@ -18,12 +18,12 @@ import pytest
 from gen_invariance.benchmark import grid as module
 from gen_invariance.benchmark.arms import read_arm
 from gen_invariance.benchmark.grid import GridCell, load_grid, run_grid
-from gen_invariance.benchmark.jobs import run_jobs
 from gen_invariance.benchmark.registry import read_benchmark, read_translator_fit
 from gen_invariance.benchmark.run import list_cells, run_benchmark
 from gen_invariance.benchmark.settings import BenchmarkRun
 from gen_invariance.cli.main import compose, run
 from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.jobs import run_jobs
 from gen_invariance.records import FAILED, finished_cells, load_records, measured
 from gen_invariance.report.summary import summarise
 from gen_invariance.settings import read_settings

@@ -17,9 +17,8 @@ from gen_invariance.benchmark.registry import (
 )
 from gen_invariance.benchmark.run import parse_numbers, parse_shard
 from gen_invariance.errors import CheckpointError, SettingsError
-from gen_invariance.experiment.build import build_augmentation
 from gen_invariance.experiment.task import prepare
-from gen_invariance.nuisance.build import build_nuisance
+from gen_invariance.nuisance.build import build_augmentation, build_nuisance
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.settings import read_settings
 from gen_invariance.translator.settings import FitSettings

@@ -15,10 +15,11 @@ from gen_invariance.data.longtail import long_tailed_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment import cell as module
 from gen_invariance.experiment import train as train_module
-from gen_invariance.experiment.build import build_augmentation, build_model, build_stage, select_stage_source
+from gen_invariance.experiment.build import build_model, build_stage, select_stage_source
 from gen_invariance.experiment.cell import CellInputs, Method, cell_digest, cell_settings, run_cell
 from gen_invariance.experiment.settings import ClassifierSettings, MeasureSettings, StageSettings, Task
 from gen_invariance.experiment.task import prepare
+from gen_invariance.nuisance.build import build_augmentation
 from gen_invariance.nuisance.compose import Compose, Identity
 from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
 from gen_invariance.nuisance.geometry import CropFlip

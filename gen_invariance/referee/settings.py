@@ -1,0 +1,72 @@
+"""How candidates are compared. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from gen_invariance.settings import Text, settings_class
+from gen_invariance.translator.settings import parse_seconds
+
+_PACE = ("budget", "splits", "processes")
+
+
+@settings_class("choose")
+class RefereeSettings:
+    """How candidates are compared on simulated tails.
+
+    The budget decides how many splits are made and nothing else: a split's figures depend on the data, the seed and
+    the settings alone.
+
+    Example:
+        >>> from gen_invariance import RefereeSettings
+        >>> RefereeSettings(budget="2min").seconds
+        120.0
+    """
+
+    budget: str = "10min"
+    """time for all splits together, such as 90s, 10min or 2h; every candidate is tried once whatever it says"""
+    splits: Annotated[int, Field(ge=1)] = 8
+    """simulated tails at most"""
+    steps: Annotated[int, Field(ge=20)] = 600
+    """updates of one training; heavy augmentation needs enough of them"""
+    batch_size: PositiveInt = 32
+    """images a step"""
+    learning_rate: PositiveFloat = 0.05
+    """peak rate of SGD, which falls along a cosine"""
+    backbone: str = "small_conv"
+    """network that is trained from scratch, unless weights are given"""
+    weights: Text | None = None
+    """DEFAULT, a weights file or a run folder: heads on cached features of that backbone are trained instead"""
+    image_size: Annotated[int, Field(ge=8)] | None = 32
+    """larger images are scaled down to this side; null keeps them"""
+    held_back: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """share of each large class that is held back to score on"""
+    score_images: Annotated[int, Field(ge=2)] = 40
+    """held-back images of a class at most; classes weigh the same"""
+    cut_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """share of the large classes that are cut down to tail sizes"""
+    head_from: Annotated[int, Field(ge=4)] = 20
+    """smallest class that is large; less where there are too few such classes"""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """confidence of intervals"""
+    views: PositiveInt = 4
+    """with weights: augmented views of each training image"""
+    processes: PositiveInt = 1
+    """workers of one thread each; the result does not depend on it, except through more splits in the time"""
+    fit_steps: NonNegativeInt = 300
+    """with translators that are fitted in steps (the pose of figures): so many"""
+
+    def __post_init__(self) -> None:
+        parse_seconds(self.budget, "choose.budget")
+
+    @property
+    def seconds(self) -> float:
+        """The budget in seconds."""
+        return parse_seconds(self.budget, "choose.budget")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the figures of a split, for a run's config."""
+        return {name: value for name, value in asdict(self).items() if name not in _PACE}
