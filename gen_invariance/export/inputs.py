@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from gen_invariance.data.duplicates import DuplicateReport, compare_digests, find_duplicates
 from gen_invariance.data.images import ImageData
-from gen_invariance.data.readers.arrays import read_npz
+from gen_invariance.data.readers.arrays import choose_npz_test, find_npz_parts, read_npz, read_npz_part
 from gen_invariance.data.readers.pictures import UnusablePictureError
 from gen_invariance.errors import DataError, printable
 from gen_invariance.export.formats.base import Entry, Format
@@ -26,8 +28,7 @@ def find_format_duplicates(data: Format) -> DuplicateReport:
     Images that cannot be read are left out, since the export names them.
     """
     if data.name == "npz":
-        train_images, test_images = read_npz(data.path)
-        return DuplicateReport() if test_images is None else find_duplicates(train_images, test_images)
+        return _find_npz_duplicates(data.path)
     entries = [entry for entry in data.entries() if not entry.ignored and not entry.problem]
     train = [entry for entry in entries if entry.part == "train"]
     test = [entry for entry in entries if entry.part != "train"]
@@ -37,6 +38,23 @@ def find_format_duplicates(data: Format) -> DuplicateReport:
     return compare_digests(
         train_marks, test_marks, train_name=train_names.__getitem__, test_name=test_names.__getitem__
     )
+
+
+def _find_npz_duplicates(path: Path) -> DuplicateReport:
+    train, test = read_npz(path)
+    if test is None:
+        return DuplicateReport()
+    report, parts = find_duplicates(train, test), find_npz_parts(path)
+    others = [part for part in parts if part not in ("train", choose_npz_test(parts))]
+    more = [read_npz_part(path, part, class_names=test.class_names).data for part in others]
+    alike = [
+        part for part in more if (part.images.shape[1:], part.class_names) == (test.images.shape[1:], test.class_names)
+    ]
+    if not alike:
+        return report
+    images, labels = (torch.cat([getattr(part, name) for part in (test, *alike)]) for name in ("images", "labels"))
+    everything = ImageData(images, labels, test.class_names)
+    return replace(find_duplicates(train, everything), shared_groups=report.shared_groups)
 
 
 def _mark(data: Format, entries: list[Entry]) -> tuple[list[tuple[bytes, str | None]], list[str]]:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gen_invariance import load_source
 from gen_invariance.data.readers.arrays import read_idx, read_idx_pair, read_npz
 from gen_invariance.errors import DataError, DataNotFoundError, GenInvarianceError, RangeError, ShapeError
 
@@ -218,3 +219,28 @@ def test_idx_files_that_do_not_belong_together_are_refused(tmp_path, images, lab
     one_line(caught, tmp_path / "labels")
     with pytest.raises(DataNotFoundError):
         read_idx_pair(tmp_path / "images", tmp_path / "nothing", num_classes=4)
+
+
+def test_labels_may_stand_in_a_column_and_a_validation_part_serves_as_test(tmp_path):
+    """As MedMNIST stores them."""
+    rows = np.random.default_rng(0).integers(0, 256, (9, 8, 8), np.uint8)
+    parts = {"train": rows[:4], "val": rows[4:6], "test": rows[6:]}
+    arrays = {f"{part}_images": images for part, images in parts.items()}
+    arrays |= {
+        f"{part}_labels": (np.arange(len(images)) % 2).astype(np.uint8)[:, None] for part, images in parts.items()
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    source = load_source("npz", tmp_path / "a.npz")
+    assert source.train.labels.tolist() == [0, 1, 0, 1]
+    assert np.array_equal(source.test.images[:, 0], rows[6:])
+    assert source.notes == (f"note: val_images of {tmp_path / 'a.npz'} are neither trained nor tested on",)
+    np.savez(tmp_path / "b.npz", **{name: array for name, array in arrays.items() if not name.startswith("test")})
+    source = load_source("npz", tmp_path / "b.npz")
+    assert np.array_equal(source.test.images[:, 0], rows[4:6])
+    assert source.notes == ()
+
+
+def test_what_a_file_holds_instead_is_said(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=np.zeros((2, 4, 4), np.uint8), y_train=np.arange(2))
+    with pytest.raises(DataError, match=r"has no train_images; found x_train, y_train"):
+        read_npz(tmp_path / "a.npz")

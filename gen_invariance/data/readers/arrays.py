@@ -10,13 +10,15 @@ import gzip
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from gen_invariance.data.grouping import number_groups
@@ -30,7 +32,7 @@ DAMAGED = (
 )
 """What reading a damaged .npz file raises; array headers are parsed as Python literals."""
 KeyOf = Callable[[Any, int, str], Hashable]
-_NPZ_KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names", "test_class_names")
+_TESTED_ON = ("test", "val", "valid", "validation")  # the first that a file has
 
 
 class NpzReader(Reader):
@@ -44,7 +46,11 @@ class NpzReader(Reader):
         train, test = read_npz(self.path, group=options.group)
         train, test = train.resized(options.image_size), None if test is None else test.resized(options.image_size)
         check_same_shape(train, test, printable(self.path))
-        return Source(train, test, self.flip_safe)
+        parts = find_npz_parts(self.path)
+        unused = [name for name in parts if name not in ("train", choose_npz_test(parts))]
+        where = printable(self.path)
+        notes = tuple(f"note: {name}_images of {where} are neither trained nor tested on" for name in unused)
+        return Source(train, test, self.flip_safe, notes=notes)
 
 
 def read_npz(
@@ -53,9 +59,10 @@ def read_npz(
     """Training and test images of an .npz file; None for the test images when it holds none.
 
     Keys: `train_images`, `train_labels`, and optionally `test_images`, `test_labels`, `class_names`, and
-    `test_class_names` when the test part shows other classes. Images are (N, H, W), (N, H, W, C) or (N, C, H, W)
-    with C of 1 or 3, uint8, or floating point in [0, 1]; labels are whole numbers (N,) from 0; names are strings.
-    Without names, classes are called by their numbers. `train_groups` and `test_groups`, whole numbers or strings (N,),
+    `test_class_names` when the test part shows other classes. Without a test part `val_images` and `val_labels` are it
+    (or `valid_...`, `validation_...`). Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3, uint8, or
+    floating point in [0, 1]; labels are whole numbers (N,) or (N, 1) from 0; names are strings. Without names, classes
+    are called by their numbers. `train_groups` and `test_groups`, whole numbers or strings (N,),
     say which images show the same thing; equal values mean the same thing in both. Other keys are ignored.
 
     Args:
@@ -72,57 +79,127 @@ def read_npz(
         RangeError: non-finite pixels, or pixels or labels out of range.
     """
     path, name = Path(path), group or usual
-    arrays = load_arrays(path, (*_NPZ_KEYS, f"train_{name}", f"test_{name}"))
+    part = choose_npz_test(find_npz_parts(path))
+    train = read_npz_part(path, "train", group=name)
     where = printable(path)
-    if group is not None and f"train_{group}" not in arrays:
+    if group is not None and train.group_values is None:
         raise DataError(
             f"{where} has no train_{group}, which group={printable(group)} asks for; add it, or leave group out"
         )
-    train = _part(arrays, "train", _class_names(arrays, "class_names", where), path)
-    train_keys = _group_keys(arrays, f"train_{name}", train, key_of, where)
-    if "test_images" not in arrays and "test_labels" not in arrays:
-        return replace(train, groups=number_groups(train_keys)[0]), None
-    test = _part(arrays, "test", _class_names(arrays, "test_class_names", where) or train.class_names, path)
-    test_keys = _group_keys(arrays, f"test_{name}", test, key_of, where)
-    train_groups, test_groups = number_groups(train_keys, test_keys)
-    return replace(train, groups=train_groups), replace(test, groups=test_groups)
+    train_keys = train.group_keys(key_of)
+    if part is None:
+        return replace(train.data, groups=number_groups(train_keys)[0]), None
+    test = read_npz_part(path, part, class_names=train.data.class_names, group=name)
+    train_groups, test_groups = number_groups(train_keys, test.group_keys(key_of))
+    return replace(train.data, groups=train_groups), replace(test.data, groups=test_groups)
 
 
-def load_arrays(path: Path | str, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of `keys` that the .npz file `path` holds; nothing is unpickled.
+class NpzPart(NamedTuple):
+    """One part of an .npz file: its images, and what tells the group of each."""
+
+    data: ImageData
+    group_values: list[Hashable] | None
+
+    def group_keys(self, key_of: KeyOf | None) -> list[Hashable] | None:
+        """The key of the group of each image; None where they are not known."""
+        if self.group_values is None or key_of is None:
+            return self.group_values
+        names, labels = self.data.class_names, self.data.labels.tolist()
+        values = zip(self.group_values, labels, strict=True)
+        return [key_of(value, label, names[label]) for value, label in values]
+
+
+def find_npz_parts(path: Path | str) -> tuple[str, ...]:
+    """Names of the parts of an .npz file, such as "train", "test" and "val": those with images or labels.
+
+    Raises:
+        DataNotFoundError, DataError: as `load_arrays`.
+    """
+    names = list_arrays(path)
+    return tuple(part for part in ("train", *_TESTED_ON) if {f"{part}_images", f"{part}_labels"} & set(names))
+
+
+def choose_npz_test(parts: Sequence[str]) -> str | None:
+    """The part that is tested on, if there is one."""
+    return next((part for part in _TESTED_ON if part in parts), None)
+
+
+def read_npz_part(
+    path: Path | str, part: str, *, class_names: tuple[str, ...] | None = None, group: str = "groups"
+) -> NpzPart:
+    """One part of an .npz file; see `read_npz`.
+
+    Args:
+        path: the file.
+        part: what its keys begin with.
+        class_names: of its classes, where the file has no names for this part.
+        group: which keys tell the groups.
+    """
+    path, where = Path(path), printable(path)
+    names_key = "class_names" if part == "train" else f"{part}_class_names"
+    groups_key = f"{part}_{group}"
+    arrays = load_arrays(path, (f"{part}_images", f"{part}_labels", names_key, groups_key))
+    names = _class_names(arrays, names_key, where) or class_names
+    data = _part(arrays, part, names, path)
+    return NpzPart(data, _group_values(arrays, groups_key, len(data), where))
+
+
+def list_arrays(path: Path | str) -> list[str]:
+    """Names of the arrays in an .npz file, in their order; errors as for `load_arrays`."""
+    with _open_npz(Path(path)) as stored:
+        return list(stored.files)
+
+
+def load_arrays(path: Path | str, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Those of `keys` that the .npz file `path` holds, None for all; nothing is unpickled.
 
     Raises:
         DataNotFoundError: no such file.
         DataError: truncated, damaged or no .npz file, or pickled objects under one of `keys`.
     """
     path = Path(path)
+    with _open_npz(path) as stored:
+        names = stored.files if keys is None else [key for key in keys if key in stored.files]
+        return {key: _load_array(stored, key, path) for key in names}
+
+
+def _load_array(stored: NpzFile, key: str, path: Path) -> np.ndarray:
+    try:
+        array = stored[key]
+    except DAMAGED as error:
+        if "Object arrays" in str(error):
+            raise DataError(
+                f"{printable(path)}: {printable(key)} holds pickled objects, which are never loaded; "
+                "store plain numbers or strings"
+            ) from error
+        raise _damaged(path, key, error) from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{printable(path)}: {printable(key)} is no array; write the file with numpy.savez")
+    return array
+
+
+@contextmanager
+def _open_npz(path: Path) -> Iterator[NpzFile]:
     if not path.is_file():
         raise DataNotFoundError(f"{printable(path)} does not exist or is not a file; give the path of an .npz file")
-    key = "its index"
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise DataError(f"{printable(path)} is truncated or no .npz file; write it with numpy.savez")
-        arrays = {}
-        with np.load(path, allow_pickle=False) as stored:
-            for key in keys:
-                if key in stored.files:
-                    arrays[key] = stored[key]
+        stored = np.load(path, allow_pickle=False)
     except DataError:
         raise
     except DAMAGED as error:
-        if "Object arrays" in str(error):
-            raise DataError(
-                f"{printable(path)}: {key} holds pickled objects, which are never loaded; "
-                "store plain numbers or strings"
-            ) from error
-        reason = printable(error)[:200] or type(error).__name__
-        raise DataError(
-            f"{printable(path)}: {key} cannot be read ({reason}); the file is damaged, write it anew"
-        ) from error
-    if wrong := [name for name, value in arrays.items() if not isinstance(value, np.ndarray)]:
-        raise DataError(f"{printable(path)}: {wrong[0]} is no array; write the file with numpy.savez")
-    return arrays
+        raise _damaged(path, "its index", error) from error
+    with stored:
+        yield stored
+
+
+def _damaged(path: Path, what: str, error: Exception) -> DataError:
+    reason = printable(error)[:200] or type(error).__name__
+    return DataError(
+        f"{printable(path)}: {printable(what)} cannot be read ({reason}); the file is damaged, write it anew"
+    )
 
 
 def _class_names(arrays: dict[str, np.ndarray], key: str, where: str) -> tuple[str, ...] | None:
@@ -144,31 +221,27 @@ def _class_names(arrays: dict[str, np.ndarray], key: str, where: str) -> tuple[s
 
 
 def _part(arrays: dict[str, np.ndarray], part: str, names: tuple[str, ...] | None, path: Path) -> ImageData:
-    """The images and labels of "train" or "test"."""
+    """The images and labels of "train" or another part."""
     where = printable(path)
     for key in (f"{part}_images", f"{part}_labels"):
         if key not in arrays:
-            raise DataError(f"{where} has no {key}; found {', '.join(arrays) or 'no known key'}; add that array")
+            found = ", ".join(map(printable, list_arrays(path)[:8])) or "nothing"
+            raise DataError(f"{where} has no {key}; found {found}; add that array")
     images = _images(arrays[f"{part}_images"], f"{where}: {part}_images")
     labels = _labels(arrays[f"{part}_labels"], len(images), names, f"{where}: {part}_labels")
     return ImageData(images, labels, names or names_or_numbers(None, int(labels.max()) + 1), path.stem)
 
 
-def _group_keys(
-    arrays: dict[str, np.ndarray], key: str, data: ImageData, key_of: KeyOf | None, where: str
-) -> list[Hashable] | None:
-    """The group of each image of `data`; None without that array."""
+def _group_values(arrays: dict[str, np.ndarray], key: str, num_images: int, where: str) -> list[Hashable] | None:
+    """What tells the group of each image; None without that array."""
     if key not in arrays:
         return None
     array = arrays[key]
     if array.dtype.kind not in "iuUS":
         raise DataError(f"{where}: {key} has dtype {array.dtype}; store whole numbers or strings, one for each image")
-    if array.shape != (len(data),):
-        raise ShapeError(f"{where}: {key} has shape {array.shape}, expected ({len(data)},); store one for each image")
-    if key_of is None:
-        return array.tolist()
-    labels = data.labels.tolist()
-    return [key_of(value, label, data.class_names[label]) for value, label in zip(array.tolist(), labels, strict=True)]
+    if array.shape != (num_images,):
+        raise ShapeError(f"{where}: {key} has shape {array.shape}, expected ({num_images},); store one for each image")
+    return array.tolist()
 
 
 def _images(array: np.ndarray, where: str) -> Tensor:
@@ -198,7 +271,7 @@ def _labels(array: np.ndarray, num_images: int, names: tuple[str, ...] | None, w
     """Int64 (N,) of an array of whole numbers in [0, K)."""
     if array.dtype.kind not in "iu":
         raise DataError(f"{where} has dtype {array.dtype}; store whole numbers, one class number for each image")
-    if array.shape != (num_images,):
+    if array.shape not in ((num_images,), (num_images, 1)):
         raise ShapeError(f"{where} has shape {array.shape}, expected ({num_images},); store one label for each image")
     # Without names a number beyond the images cannot belong to 0, 1, ..., K - 1, all of which occur.
     limit = num_images if names is None else len(names)
@@ -207,7 +280,7 @@ def _labels(array: np.ndarray, num_images: int, names: tuple[str, ...] | None, w
         raise RangeError(
             f"{where} must lie in [0, {limit}), got {low} to {high}; number the classes from 0 or name them"
         )
-    return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(array.astype(np.int64).reshape(-1))
 
 
 def read_idx(path: Path | str) -> Tensor:

@@ -282,7 +282,7 @@ def _decode(file: Path, image_size: int | None) -> np.ndarray | str:
     try:
         image = decode_picture(file)
     except UnusablePictureError as error:
-        return "empty file" if file.exists() and not file.stat().st_size else str(error)
+        return str(error)
     if image_size is not None:
         image = crop_centre(image).resize((image_size, image_size), Image.Resampling.BILINEAR)
     picture = np.asarray(image)

@@ -7,6 +7,7 @@ Pillow is told which formats it may take a file for: left to itself it starts Gh
 from __future__ import annotations
 
 import io
+import os
 import struct
 import threading
 import warnings
@@ -91,18 +92,11 @@ def decode_picture(
         except OSError as error:
             raise UnusablePictureError(f"cannot be read ({error.strerror or error})") from error
         with opened:
+            if not os.fstat(opened.fileno()).st_size:
+                raise UnusablePictureError("empty file")
             return decode_picture(opened, look=look, side=side)
     try:
-        try:
-            return _decode(file, look, side)
-        except (UnusablePictureError, Image.DecompressionBombError):
-            raise
-        except Exception:
-            file.seek(0)
-            bare = _without_remarks(file.read())
-            if bare is None:
-                raise
-            return _decode(io.BytesIO(bare), look, side)
+        return _decode_with_or_without_remarks(file, look, side)
     except UnusablePictureError:
         raise
     except Image.DecompressionBombError:
@@ -138,6 +132,21 @@ def read_formats() -> tuple[str, ...]:
     """What Pillow may take a file for, of what this Pillow knows; all are decoded in this process, without programs."""
     Image.init()
     return tuple(name for name in _SUFFIXES if name in Image.OPEN)
+
+
+def _decode_with_or_without_remarks(
+    file: BinaryIO, look: Callable[[Image.Image], None] | None, side: int | None
+) -> Image.Image:
+    try:
+        return _decode(file, look, side)
+    except (UnusablePictureError, Image.DecompressionBombError):
+        raise
+    except Exception:
+        file.seek(0)
+        bare = _without_remarks(file.read())
+        if bare is None:
+            raise
+        return _decode(io.BytesIO(bare), look, side)
 
 
 def _decode(file: BinaryIO, look: Callable[[Image.Image], None] | None, side: int | None) -> Image.Image:

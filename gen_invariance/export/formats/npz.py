@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from gen_invariance.data.readers.arrays import load_arrays, read_npz
-from gen_invariance.errors import DataError
+from gen_invariance.data.readers.arrays import find_npz_parts, load_arrays, read_npz
+from gen_invariance.errors import DataError, printable
 from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored, row_number
 from gen_invariance.files import atomic_write
 
-_KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names", "test_class_names")
-
 
 class NpzFormat(Format):
-    """Training arrays grow by the new images, which keep layout, dtype and size; test arrays are taken over.
+    """Training arrays grow by the new images, which keep layout, dtype and size; all others are taken over.
 
-    A new image is of the group of its source, where the file has groups. The arrays are held in memory, in each worker:
-    the format cannot be read piece by piece.
+    An array of as many rows as there are training images (groups, patients, ...) grows with them: a new image has the
+    values of its source. The arrays are held in memory, in each worker: the format cannot be read piece by piece.
 
     Args:
         path: the file.
@@ -35,6 +33,7 @@ class NpzFormat(Format):
         self.path, self._group = path, group
         self._data = read_npz(path, group=group)[0]
         self.class_names = self._data.class_names
+        self._check_arrays(load_arrays(path))  # before any work: all of them are written in the end
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self._group)
@@ -65,22 +64,40 @@ class NpzFormat(Format):
         """Whether the file is there."""
         return (out / self.path.name).is_file()
 
+    def _check_arrays(self, arrays: Mapping[str, np.ndarray]) -> list[str]:
+        """Names of the arrays that hold a row for each training image, beside images and labels.
+
+        Raises:
+            DataError: an array that may be of the training images or of another part.
+        """
+        others = [part for part in find_npz_parts(self.path) if part != "train"]
+        lengths = {len(arrays[f"{part}_images"]) for part in others if f"{part}_images" in arrays}
+        names = []
+        for name, array in arrays.items():
+            own = name.startswith(tuple(f"{part}_" for part in others)) or name.endswith("class_names")
+            if own or name in ("train_images", "train_labels") or array.shape[:1] != (len(self._data),):
+                continue
+            if not name.startswith("train_") and len(self._data) in lengths:
+                raise DataError(
+                    f"{printable(self.path)}: {printable(name)} has as many rows as two parts have images; call it "
+                    f"train_{printable(name)} or {others[0]}_{printable(name)}"
+                )
+            names.append(name)
+        return names
+
     def finish(self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]) -> None:
         """The file, with the rows of the new images behind those of the old."""
-        groups = f"train_{self._group or 'groups'}"
-        arrays = load_arrays(self.path, (*_KEYS, groups, groups.replace("train", "test", 1)))
+        arrays = load_arrays(self.path)
         new = [np.load(file, allow_pickle=False) for file in sorted((output.state / "arrays").glob("[!.]*.npy"))]
         generated = [row for row in rows if row["kind"] == "generated"]
         if sum(map(len, new)) != len(generated):
             raise DataError(f"{output.state} is damaged: its arrays do not fit its records; choose a new output folder")
         if new:
-            labels = np.asarray([row["label"] for row in generated], arrays["train_labels"].dtype)
+            sources = [row_number(row["source"]) for row in generated]
+            for name in ("train_labels", *self._check_arrays(arrays)):
+                arrays[name] = np.concatenate([arrays[name], arrays[name][sources]])
             images = _convert_like(np.concatenate(new), arrays["train_images"])
             arrays["train_images"] = np.concatenate([arrays["train_images"], images])
-            arrays["train_labels"] = np.concatenate([arrays["train_labels"], labels])
-            if groups in arrays:
-                sources = [row_number(row["source"]) for row in generated]
-                arrays[groups] = np.concatenate([arrays[groups], arrays[groups][sources]])
         with atomic_write(output.folder / self.path.name) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **arrays)
 
