@@ -1,4 +1,4 @@
-"""Where a loop computes: on the device of its data, whatever this process computed on before.
+"""Where things are computed: a loop on the device of its data, and new tensors whatever the process prefers.
 
 accelerate keeps one state for a whole process, made by whoever asks first. A notebook that trains on the CPU and then
 on a GPU would stay on the CPU, another GPU than the first could not be had, and a second loop at another precision
@@ -9,10 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@contextmanager
+def plain_defaults() -> Iterator[None]:
+    """Inside, tensors are made on the CPU and in float32 unless somebody says otherwise; also a decorator.
+
+    `torch.set_default_device`, `with torch.device(...)` and `torch.set_default_dtype` would have random numbers of CPU
+    generators drawn elsewhere, or others of another precision.
+    """
+    dtype = torch.get_default_dtype()
+    if dtype is not torch.float32:
+        torch.set_default_dtype(torch.float32)
+    try:
+        if torch.get_default_device().type == "cpu":
+            yield
+        else:
+            with torch.device("cpu"):
+                yield
+    finally:
+        if dtype is not torch.float32:
+            torch.set_default_dtype(dtype)
+
+
+def doubled(values: Tensor) -> Tensor:
+    """`values` in float64, where they are; on the CPU if their device has no float64, as Apple's."""
+    try:
+        return values.double()
+    except TypeError:
+        return values.cpu().double()
 
 
 @contextmanager
@@ -22,6 +54,9 @@ def use_accelerator(device: torch.device | str, *, mixed_precision: str = "no") 
     A state of accelerate's that was there before and differs, a user's own for instance, is put back at the end. Its
     classes offer no way to do that, so their private `_shared_state` is read and written here and nowhere else.
     """
+    from accelerate import Accelerator, PartialState  # slow to import, and only loops need it
+    from accelerate.state import AcceleratorState
+
     device = torch.device(device)
     shared = PartialState._shared_state, AcceleratorState._shared_state
     device_state, whole_state = shared

@@ -162,9 +162,7 @@ def test_from_fit_to_report(trained, tmp_path, capsys):
         assert len(np.unique(np.asarray(grid))) > 50
 
     stage = ["stage=translator", f"stage.translator={fit}", "stage.policy=everywhere"]
-    assert f"measure run={learned}" in printed(
-        ["train", *small, *stage, *SHORT, f"out={learned}"], capsys
-    )
+    assert f"measure run={learned}" in printed(["train", *small, *stage, *SHORT, f"out={learned}"], capsys)
     for folder in (trained, learned):
         table = printed(["measure", f"run={folder}", "draws=2"], capsys)
         assert "balanced accuracy" in table

@@ -7,6 +7,7 @@ changes).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -74,12 +75,14 @@ class CodeCache:
         """The nuisance's own draw."""
         return self.nuisance.sample(shape, generator=generator)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def translate(self, indices: Tensor, draw: Draw) -> Tensor:
         """As `nuisance.apply` of those images, in float32."""
         codes = self.codes(indices)
         return self.nuisance.render(codes, draw_to(draw, codes), tuple(self.images.shape[-2:])).float()
 
+    @torch.inference_mode(False)  # what is kept for a prediction serves a training, too
     @torch.no_grad()
     def codes(self, indices: Tensor) -> Tensor:
         """Codes of the images `indices`, int64 (M,), M > 0; made now where they are not kept."""
@@ -166,6 +169,7 @@ class TranslationBank:
         """`version`: float32 (B,) in [0, 1), which of an image's translations, as a share of them."""
         return {"version": torch.rand(shape[0], generator=generator)}
 
+    @torch.inference_mode(False)
     def translate(self, indices: Tensor, draw: Draw) -> Tensor:
         """Those versions of those images, float32; a bank that was never refreshed is filled now."""
         if self._generations and self._generations[0] < 0:
@@ -177,6 +181,7 @@ class TranslationBank:
         version = (draw["version"].to(slots.device) * count).long().minimum(count - 1)
         return to_float(self._bank[self._first[slots] + version])
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def refresh(self, step: int) -> None:
         """Redraw the blocks whose turn has come by `step`; the first call fills the bank."""
@@ -203,6 +208,32 @@ class TranslationBank:
 
 IndexedCache = CodeCache | TranslationBank
 """Stands in for a nuisance: `sample` draws, `translate` gives images by index, `refresh` follows the step."""
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What `enable_cache` was asked for. Copies of a stage share it, and it travels to other processes."""
+
+    images: Tensor
+    labels: Tensor
+    versions: int
+    uses: Tensor | None
+    period: int
+    seed: int
+    max_bytes: int
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CachePlan:
+        return self
+
+    def build(self, nuisance: Nuisance, probability: Tensor) -> IndexedCache | None:
+        """The cache for a stage that gives `nuisance` with `probability`, float (K,); None where there are no codes."""
+        frequency = probability[self.labels.cpu()] * (1 if self.uses is None else self.uses.cpu())
+        indices = (frequency > 0).nonzero().squeeze(1)
+        if self.versions:
+            bank = {"versions": self.versions, "period": self.period, "seed": self.seed}
+            return TranslationBank(nuisance, self.images, indices=indices, uses=frequency[indices], **bank)
+        coded = as_coded(nuisance)
+        return None if coded is None else CodeCache(coded, self.images, indices=indices, max_bytes=self.max_bytes)
 
 
 def _versions_by_image(versions: int, images: int, uses: Tensor | None) -> Tensor:

@@ -14,12 +14,15 @@ import torch
 from kornia.augmentation import IntensityAugmentationBase2D
 from torch import Tensor
 
-from gen_invariance.augment.reference import FrozenReference, Stream
+from gen_invariance.augment.reference import FrozenReference, Stream, describe_kind
 from gen_invariance.augment.stage import replace_rows
+from gen_invariance.data.images import check_axes, check_pixels
+from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 
-_KORNIA_PARAMS = ("batch_prob", "forward_input_shape", "data_keys")  # the last is added by AugmentationSequential
+_KORNIA_PARAMS = ("batch_prob", "forward_input_shape", "data_keys")
+"""What is no draw of the nuisance; containers add more, none of which has a row for each image."""
 
 
 class KorniaNuisance(IntensityAugmentationBase2D):
@@ -32,7 +35,8 @@ class KorniaNuisance(IntensityAugmentationBase2D):
         nuisance: hand-written or learned; kept out of `parameters()` and `state_dict()`.
         p: probability of each row.
         p_batch, same_on_batch, keepdim: as everywhere in kornia.
-        seed: of the generator of draws and gates; kornia's global random state is not touched.
+        seed: of a generator of its own for draws and gates; None draws from torch's global stream, as kornia does. See
+            `TailAugment`.
 
     Raises:
         SettingsError: `p` or `p_batch` outside [0, 1].
@@ -50,12 +54,13 @@ class KorniaNuisance(IntensityAugmentationBase2D):
         p_batch: float = 1.0,
         same_on_batch: bool = False,
         keepdim: bool = False,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(p=p, p_batch=p_batch, same_on_batch=same_on_batch, keepdim=keepdim)
         if not (0 <= p <= 1 and 0 <= p_batch <= 1):
             raise SettingsError(f"KorniaNuisance: p and p_batch must lie in [0, 1], got {p} and {p_batch}")
-        self._reference, self._stream = FrozenReference(nuisance), Stream(seed)
+        self._reference = FrozenReference(nuisance)
+        self._stream = Stream(seed, type(self).__name__, describe_kind(nuisance))
 
     @property
     def nuisance(self) -> Nuisance:
@@ -66,9 +71,11 @@ class KorniaNuisance(IntensityAugmentationBase2D):
         self._reference.change(fn)
         return super()._apply(fn, *args, **kwargs)
 
+    @torch.compiler.disable
+    @plain_defaults()
     def forward_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Gate and draw on the CPU from the own generator; always the same count of numbers, whatever `p` is."""
-        generator, count = self._stream.generator(), batch_shape[0]
+        """Gate and draw on the CPU; always the same count of numbers, whatever `p` is."""
+        generator, count = self._stream.of_call(None, tuple(batch_shape)), batch_shape[0]
         call = torch.rand(1, generator=generator) < self.p_batch
         rows = torch.rand(1 if self.same_on_batch else count, generator=generator) < self.p
         drawn = 1 if self.same_on_batch and count else count
@@ -81,6 +88,8 @@ class KorniaNuisance(IntensityAugmentationBase2D):
             "forward_input_shape": torch.tensor(batch_shape),
         }
 
+    @torch.compiler.disable
+    @plain_defaults()
     def apply_transform(
         self,
         input: Tensor,  # noqa: A002  (kornia's name)
@@ -88,10 +97,21 @@ class KorniaNuisance(IntensityAugmentationBase2D):
         flags: dict[str, Any],
         transform: Tensor | None = None,
     ) -> Tensor:
-        """The batch with its gated rows transformed."""
+        """The batch with its gated rows transformed.
+
+        Raises:
+            ShapeError: (B, H, W, C).
+            RangeError: pixels that were normalised or are 0..255.
+        """
+        check_axes(input, where="KorniaNuisance")
+        check_pixels(input, where="KorniaNuisance")
         gate = params["batch_prob"].to("cpu") > 0.5
-        draw = {name: value for name, value in params.items() if name not in _KORNIA_PARAMS}
-        draw = select_rows(draw, gate)
+        drawn = {
+            name: value
+            for name, value in params.items()
+            if name not in _KORNIA_PARAMS and isinstance(value, Tensor) and value.shape[:1] == gate.shape
+        }
+        draw = select_rows(drawn, gate)
 
         def translate(rows: Tensor) -> Tensor:
             return self._reference.on(input.device).apply(input.index_select(0, rows), draw)

@@ -56,7 +56,7 @@ def linear_ramp(counts: Tensor, *, threshold: float, maximum: float = 1.0) -> Te
     counts = counts.double()
     smallest = counts[counts > 0].min() if (counts > 0).any() else counts.new_tensor(0.0)
     if threshold <= smallest:
-        return torch.zeros(len(counts))
+        return torch.zeros_like(counts, dtype=torch.float32)
     ramp = ((threshold - counts) / (threshold - smallest)).clamp(0, 1) * maximum
     return torch.where(counts > 0, ramp, 0.0).float()
 

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gen_invariance.augment.cache import CODE_BYTES, CodeCache, IndexedCache, TranslationBank, as_coded
+from gen_invariance.augment.cache import CODE_BYTES, CachePlan, IndexedCache
 from gen_invariance.augment.policy import auto
-from gen_invariance.augment.reference import FrozenReference, Stream
-from gen_invariance.data.images import to_float
+from gen_invariance.augment.reference import FrozenReference, Stream, describe_kind
+from gen_invariance.data.images import check_pixels, to_float
+from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
 
 LAYOUTS = ("channels_first", "channels_last")
-_SLACK = 0.1  # bicubic resizing and added noise overshoot [0, 1] a little; normalised or 8-bit pixels by far more
 
 
 class Gate(NamedTuple):
@@ -51,6 +51,8 @@ def replace_rows(images: Tensor, rows: Tensor, translate: Callable[[Tensor], Ten
         translate: int64 (M,), M > 0, to images (M, C, H, W), which are computed in the nuisance's own precision:
             autocast would round coordinates, and so move pixels.
     """
+    if type(images) is not Tensor:  # subclasses that say what an image is would come back for some batches only
+        images = images.as_subclass(Tensor)
     indices = rows.nonzero().squeeze(1).to(images.device)
     if not len(indices):
         return images
@@ -65,12 +67,14 @@ class TailAugment(nn.Module):
     The nuisance is held outside the module tree: it stays in eval mode, its weights take no gradient, and neither
     `parameters()` nor `state_dict()` of a model that contains the stage mentions it. It goes where the images are;
     `stage.to(torch.bfloat16)` makes its network compute in half precision (an autocast around the stage does not).
-    `torch.compile` of a step that calls the stage breaks the graph around it.
+    `torch.compile` of a step that calls the stage breaks the graph around it. Under activation checkpointing a call
+    that is computed again draws what it drew before.
 
     Args:
-        nuisance: hand-written or learned.
+        nuisance: hand-written or learned; it is not changed, but it is set to eval mode and takes no gradient any more.
         probability: float (K,) in [0, 1], see `policy`.
-        seed: of the stage's own generator, used where a call brings none; each rank draws from its own stream.
+        seed: of the stage's own generator, used where a call brings none; None draws from torch's global stream, as
+            dropout does. Each rank and each worker of a `DataLoader` draws from its own stream.
         layout: "channels_first", or "channels_last" where batches arrive as (B, H, W, C); they leave channels first.
 
     Raises:
@@ -85,9 +89,11 @@ class TailAugment(nn.Module):
     """
 
     def __init__(
-        self, nuisance: Nuisance, probability: Tensor, *, seed: int = 0, layout: str = "channels_first"
+        self, nuisance: Nuisance, probability: Tensor, *, seed: int | None = None, layout: str = "channels_first"
     ) -> None:
         super().__init__()
+        if isinstance(probability, Tensor) and probability.is_meta:
+            raise SettingsError('stage: probability has no values, make it outside of torch.device("meta")')
         probability = torch.as_tensor(probability, dtype=torch.float32, device="cpu")
         if probability.ndim != 1 or not bool(((probability >= 0) & (probability <= 1)).all()):
             raise RangeError("stage: probability must hold one number in [0, 1] for each class; a policy makes it")
@@ -95,19 +101,24 @@ class TailAugment(nn.Module):
             raise SettingsError(f"stage: layout must be {' or '.join(LAYOUTS)}, got {layout!r}")
         # Plain attributes: half precision would round the probabilities, and rows are chosen on the CPU.
         self.probability, self.layout = probability, layout
-        self._reference, self._stream = FrozenReference(nuisance), Stream(seed)
-        self._range_checked = False
-        self._build_cache: Callable[[], IndexedCache | None] | None = None
+        self._reference = FrozenReference(nuisance)
+        self._stream = Stream(seed, type(self).__name__, describe_kind(nuisance))
+        self._plan: CachePlan | None = None
         self._cache: IndexedCache | None = None
+        self._step = 0  # that the cache was last refreshed for
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}  # built anew from the plan
 
     @classmethod
+    @plain_defaults()
     def from_pretrained(
         cls,
         path: Path | str,
         *,
         class_counts: Tensor | Sequence[int],
         probability: Tensor | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         layout: str = "channels_first",
     ) -> TailAugment:
         """The stage over the translator saved in `path`, by default with `policy.auto` of the class counts (K,).
@@ -132,7 +143,9 @@ class TailAugment(nn.Module):
 
     @property
     def generator(self) -> torch.Generator:
-        """The stage's own generator; save and restore its state to resume a loop exactly."""
+        """Where draws come from; save and restore its state to resume a loop exactly. Torch's own without a seed."""
+        if self._stream.seed is None:
+            return torch.default_generator
         return self._stream.generator()
 
     def _apply(self, fn: Any, recurse: bool = True) -> TailAugment:
@@ -150,7 +163,7 @@ class TailAugment(nn.Module):
         versions: int = 0,
         uses: Tensor | None = None,
         period: int = 1000,
-        seed: int = 0,
+        seed: int | None = None,
         max_bytes: int = CODE_BYTES,
     ) -> None:
         """Cache a fixed set by index: calls that give `indices` need less of the nuisance's network from now on.
@@ -165,40 +178,36 @@ class TailAugment(nn.Module):
             uses: (N,), how often each image comes, in any unit, so that all translations of a bank are used alike;
                 None is alike.
             period: steps after which each translation of the bank has been replaced.
-            seed: of the bank's draws.
+            seed: of the bank's draws; None draws one.
             max_bytes: most that kept codes may take.
         """
-
-        def build() -> IndexedCache | None:
-            frequency = self.probability[labels.cpu()] * (1 if uses is None else uses.cpu())
-            indices = (frequency > 0).nonzero().squeeze(1)
-            nuisance = self._reference.on(images.device)
-            if versions:
-                bank = {"versions": versions, "period": period, "seed": seed}
-                return TranslationBank(nuisance, images, indices=indices, uses=frequency[indices], **bank)
-            coded = as_coded(nuisance)
-            return None if coded is None else CodeCache(coded, images, indices=indices, max_bytes=max_bytes)
-
-        self._build_cache, self._cache = build, None
+        if seed is None:
+            seed = int(torch.randint(2**62, (), generator=self._stream.generator(), device="cpu"))
+        self._plan, self._cache = CachePlan(images, labels, versions, uses, period, seed, max_bytes), None
 
     def disable_cache(self) -> None:
         """Drop the cache; calls work as if `enable_cache` had never been called."""
-        self._build_cache = self._cache = None
+        self._plan = self._cache = None
 
     def refresh_cache(self, step: int) -> None:
         """Bring the cache to the state that `step` of a training needs: a bank redraws its share."""
+        self._step = step
         if self.cache is not None:
             self.cache.refresh(step)
 
     @property
     def cache(self) -> IndexedCache | None:
         """The cache that `enable_cache` asked for, built at its first use; None where there is none."""
-        if self._cache is None and self._build_cache is not None:
-            self._cache = self._build_cache()
+        if self._cache is None and self._plan is not None:
+            with plain_defaults(), torch.inference_mode(False):  # it may serve a training later
+                self._cache = self._plan.build(self._reference.on(self._plan.images.device), self.probability)
+                if self._cache is not None and self._step:
+                    self._cache.refresh(self._step)
         return self._cache
 
     # ---- batches
 
+    @plain_defaults()
     def sample(
         self,
         shape: torch.Size | tuple[int, ...],
@@ -215,11 +224,12 @@ class TailAugment(nn.Module):
             generator: CPU generator; None uses the stage's own.
             indexed: whether `apply_gate` will be given `indices`.
         """
-        generator = generator if generator is not None else self.generator
+        generator = generator if generator is not None else self._stream.generator()
         rows = torch.rand(shape[0], generator=generator) < _row_probability(labels, self.probability, count=shape[0])
         nuisance = (self.cache if indexed else None) or self.nuisance
         return Gate(rows, nuisance.sample((int(rows.sum()), *shape[1:]), generator=generator))
 
+    @plain_defaults()
     def apply_gate(
         self,
         images: Tensor,
@@ -244,6 +254,7 @@ class TailAugment(nn.Module):
         return replace_rows(images, gate.rows, translate), labels
 
     @torch.compiler.disable
+    @plain_defaults()
     def forward(
         self,
         images: Tensor,
@@ -258,8 +269,8 @@ class TailAugment(nn.Module):
         Args:
             images: floating point (B, C, H, W) in [0, 1], or uint8 (divided by 255); any device, also no rows at all.
                 Not changed. (B, H, W, C) where the stage was built with layout="channels_last".
-            labels: whole numbers (B,), or soft labels (B, K) after mixup or label smoothing: the probability of
-                such a row is that of its classes, weighted by the label.
+            labels: whole numbers (B,), also as a list or an array, or soft labels (B, K) after mixup or label
+                smoothing: the probability of such a row is that of its classes, weighted by the label.
             source: images and labels of a second, usually class-balanced, stream of the same shapes. Where given, a
                 gated row is replaced by the translated row of the source *and its label*, and the gate looks at the
                 source's labels (Zhou et al. 2022). Rows that are not gated stay as they are.
@@ -273,14 +284,13 @@ class TailAugment(nn.Module):
 
         Raises:
             ShapeError: dtype, axes, labels or source do not fit.
-            RangeError: a label that is no class; or, at the first call, pixels that were normalised or are 8-bit.
+            RangeError: a label that is no class, or pixels that were normalised or are 8-bit.
         """
-        images = _as_images(images, layout=self.layout)
-        if not self._range_checked:  # a stage behind Normalize shows in the first batch; reading every batch would cost
-            _check_range(images)
-            self._range_checked = bool(len(images))
+        if torch.compiler.is_exporting():
+            raise SettingsError("stage: it draws at random and cannot be exported; export the model without it")
+        images, labels = _as_images(images, layout=self.layout), _as_labels(labels)
         if source is not None:
-            source = (_as_images(source[0], layout=self.layout).to(images.dtype), source[1])
+            source = (_as_images(source[0], layout=self.layout).to(images.dtype), _as_labels(source[1]))
             if source[0].shape != images.shape or (source[1].shape, source[1].dtype) != (labels.shape, labels.dtype):
                 raise ShapeError(
                     f"stage: source images {tuple(source[0].shape)} with {source[1].dtype} labels "
@@ -288,6 +298,7 @@ class TailAugment(nn.Module):
                     f"{tuple(labels.shape)}"
                 )
         gate_labels = labels if source is None else source[1]
+        generator = self._stream.of_call(generator, images, gate_labels)
         gate = self.sample(images.shape, gate_labels, generator=generator, indexed=indices is not None)
         return self.apply_gate(images, labels, gate, source=source, indices=indices)
 
@@ -298,10 +309,15 @@ class TailAugment(nn.Module):
 
 
 def _as_images(images: Tensor, *, layout: str) -> Tensor:
-    """`images` as floating point (B, C, H, W); 8-bit pixels are divided by 255, floating point keeps its dtype.
+    """`images` as floating point (B, C, H, W) in [0, 1]; 8-bit pixels are divided by 255, others keep their dtype.
 
     A (B, C, H, W) tensor in torch's channels_last *memory format* is still (B, C, H, W), and stays in it.
     """
+    if not isinstance(images, Tensor):
+        raise ShapeError(
+            f"stage: expected a tensor (B, C, H, W), got a {type(images).__name__}; stack images of one size and "
+            "convert them"
+        )
     if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
         raise ShapeError(
             f"stage: expected images (B, C, H, W), floating point in [0, 1] or uint8, got {images.dtype} "
@@ -316,19 +332,16 @@ def _as_images(images: Tensor, *, layout: str) -> Tensor:
         )
     if layout == "channels_last":
         images = images.permute(0, 3, 1, 2)
+    check_pixels(images, where="stage")
     return to_float(images)
 
 
-def _check_range(images: Tensor) -> None:
-    """Raise `RangeError` unless the pixels lie about in [0, 1]; reads the tensor, so not for every step."""
-    if not images.numel():
-        return
-    low, high = (float(value) for value in images.detach().aminmax())
-    if not (low >= -_SLACK and high <= 1 + _SLACK):
-        raise RangeError(
-            f"stage: pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}]; call the stage before Normalize, and "
-            "divide 8-bit pixels by 255"
-        )
+def _as_labels(labels: Any) -> Tensor:
+    """`labels` as a tensor; lists and arrays are taken, too."""
+    try:
+        return labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(f"stage: labels must be numbers, got a {type(labels).__name__} of something else") from error
 
 
 def _row_probability(labels: Tensor, probability: Tensor, *, count: int) -> Tensor:

@@ -299,6 +299,7 @@ def _timm_blocks(model: nn.Module) -> Blocks:
 _LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 """Layers of each stage; table 1 of Tan and Le 2019, which Lite0 keeps."""
 
+
 class _LiteFeatures(nn.Module):
     """EfficientNet-Lite up to its pooled features, without the package's printing pooling branch."""
 

@@ -107,9 +107,7 @@ def fit_knn(
     return Head(classes, score)
 
 
-def fit_logistic(
-    features: Tensor, labels: Tensor, *, strength: PositiveFloat = 1.0, balanced: bool = True
-) -> Head:
+def fit_logistic(features: Tensor, labels: Tensor, *, strength: PositiveFloat = 1.0, balanced: bool = True) -> Head:
     """Logistic regression on standardised features, by scikit-learn on the CPU; see `fit_head`.
 
     Args:

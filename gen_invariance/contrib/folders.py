@@ -154,7 +154,7 @@ def load_networks(folder: Path, index: Mapping[str, Any]) -> dict[str, nn.Module
     return networks
 
 
-def _kind(entry: Any) -> type | None:
+def _kind(entry: Any) -> Any:
     """The class that an entry of `model_index.json` names, [library, class]; None where it names none."""
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)):
         return None

@@ -31,7 +31,7 @@ from diffusers.utils import is_transformers_available
 from gen_invariance.contrib.folders import check_configs, list_files, load_networks
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, first_line
-from gen_invariance.nuisance.protocol import Draw
+from gen_invariance.nuisance.protocol import Draw, whole
 from gen_invariance.settings import check_options
 
 _PIPELINE = "pipeline"
@@ -103,8 +103,8 @@ class DiffusersTranslator(ModelMixin, ConfigMixin):
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`prompt`: int64 (B,), position in the prompts; `seed`: int64 (B,), of the pipeline's own noise."""
         return {
-            "prompt": torch.randint(len(self.config.prompts), (shape[0],), generator=generator),
-            "seed": torch.randint(2**62, (shape[0],), generator=generator),
+            "prompt": whole(len(self.config.prompts), (shape[0],), generator=generator),
+            "seed": whole(2**62, (shape[0],), generator=generator),
         }
 
     @torch.no_grad()

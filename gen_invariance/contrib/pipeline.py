@@ -24,7 +24,8 @@ import gen_invariance.torchvision_guard  # noqa: F401
 # isort: split
 from diffusers import DiffusionPipeline
 
-from gen_invariance.data.images import check_images, to_float
+from gen_invariance.data.images import check_images, check_pixels, to_float
+from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError, first_line
 from gen_invariance.files import cannot_write, write_json, write_text
 from gen_invariance.nuisance.protocol import Draw, draw_to, select_rows
@@ -108,6 +109,7 @@ class TranslationPipeline(DiffusionPipeline):
         return pipeline
 
     @torch.no_grad()
+    @plain_defaults()
     def __call__(
         self,
         images: Tensor | Image.Image | Sequence[Image.Image],
@@ -132,6 +134,7 @@ class TranslationPipeline(DiffusionPipeline):
         Raises:
             SettingsError: no draw or batch, a strength outside [0, 1] or one the translator does not know.
             ShapeError: images of several sizes, or of other channels than the translator's.
+            RangeError: pixels that were normalised or are 0..255.
         """
         if num_draws < 1 or batch_size < 1 or not 0 <= strength <= 1:
             raise SettingsError(
@@ -170,6 +173,7 @@ class TranslationPipeline(DiffusionPipeline):
             images = pixels[:, None] if channels == 1 else pixels.permute(0, 3, 1, 2)
         images = to_float(images)
         check_images(images, channels=channels, where="translation")
+        check_pixels(images, where="translation")
         return images.to(self._execution_device, torch.float32)
 
     def _translate(self, images: Tensor, draw: Draw, strength: float) -> Tensor:

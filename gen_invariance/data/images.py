@@ -13,6 +13,7 @@ from torch import Tensor
 from gen_invariance.errors import DataError, RangeError, ShapeError
 
 _DIGEST_CHUNK = 4096  # images given to the digest at once
+_OVERSHOOT = 0.1
 _RESIZE_CHUNK = 4096  # images resized at once; bounds the memory for their float copies
 
 
@@ -214,6 +215,30 @@ def check_images(images: Tensor, *, channels: int | None = None, where: str = "i
             f"{where}: expected {channels} channel(s), got {images.shape[1]}; convert the images or "
             "build the model for that many channels"
         )
+
+
+def check_pixels(images: Tensor, *, where: str = "images") -> None:
+    """Raise unless floating-point pixels lie about in [0, 1]; reads them, which 8-bit ones are spared.
+
+    Bicubic resizing and added noise overshoot a little; normalised pixels, or 8-bit ones as floats, do by far more.
+
+    Raises:
+        RangeError: pixels that were normalised, are 0..255 or in [-1, 1], or NaN.
+    """
+    if not images.is_floating_point() or not images.numel():
+        return
+    low, high = torch.stack([value.float() for value in images.detach().aminmax()]).tolist()
+    if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+        raise RangeError(
+            f"{where}: pixels must lie in [0, 1], got [{low:.3g}, {high:.3g}]; give images as they are before "
+            "Normalize (normalise inside the model), and divide 8-bit pixels by 255"
+        )
+
+
+def check_axes(images: Tensor, *, where: str = "images", hint: str = "permute them to (B, C, H, W)") -> None:
+    """Raise `ShapeError` for images (B, H, W, C) where (B, C, H, W) are expected, as far as one can tell."""
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        raise ShapeError(f"{where}: images {tuple(images.shape)} seem to lie channels last; {hint}")
 
 
 def check_labels(labels: Tensor, num_classes: int | None = None) -> Tensor:

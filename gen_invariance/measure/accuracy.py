@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gen_invariance.data.images import check_labels
+from gen_invariance.data.images import check_axes, check_labels
 from gen_invariance.errors import ShapeError
 from gen_invariance.measure.predict import as_predict, predict_logits
 
@@ -69,11 +69,29 @@ def measure_accuracy(
         >>> measure_accuracy(model, images, labels).balanced
         1.0
     """
-    if labels.shape != images.shape[:1]:
-        raise ShapeError(f"measure: {len(images)} images but labels of shape {tuple(labels.shape)}")
+    labels = check_measured(images, labels)
     with as_predict(model) as predict:
         logits = predict_logits(predict, images, batch_size=batch_size)
     return score_predictions(logits.argmax(1), labels, num_classes or logits.shape[1])
+
+
+def check_measured(images: Any, labels: Any) -> Tensor:
+    """`labels` of the `images` that are to be measured, as a tensor on the CPU; lists and arrays are taken, too.
+
+    Raises:
+        ShapeError: images that are no (N, C, H, W), or labels that are no whole numbers (N,).
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise ShapeError(f"measure: images must be a tensor (N, C, H, W), got {got}")
+    check_axes(images, where="measure")
+    try:
+        labels = torch.as_tensor(labels, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(f"measure: labels must be numbers, got a {type(labels).__name__} of something else") from error
+    if labels.shape != images.shape[:1]:
+        raise ShapeError(f"measure: {len(images)} images but labels of shape {tuple(labels.shape)}")
+    return check_labels(labels)
 
 
 def score_predictions(predicted: Tensor, labels: Tensor, num_classes: int) -> AccuracyScores:
@@ -98,5 +116,5 @@ def mean_by_class(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Ten
     """
     labels = check_labels(labels, num_classes)
     count = torch.bincount(labels, minlength=num_classes)
-    total = torch.bincount(labels, weights=values.double().cpu(), minlength=num_classes)
+    total = torch.bincount(labels, weights=values.cpu().double(), minlength=num_classes)
     return total / count, count  # 0 / 0 is the NaN that an empty class gets

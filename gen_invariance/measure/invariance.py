@@ -67,7 +67,7 @@ def measure_invariance(
     Args:
         model: any torch model (measured in eval mode, on its own device) or callable, images to logits.
         images: float (N, C, H, W) in [0, 1], or uint8.
-        labels: int64 (N,).
+        labels: whole numbers (N,), also as a list or an array.
         nuisance: the transformations to be invariant to.
         originals: what the nuisance acts on, row for row `images` before they met it; None: `images` themselves.
         num_classes: K; None takes the number of logits.
@@ -85,7 +85,7 @@ def measure_invariance(
     Raises:
         SettingsError: fewer than one draw, or a negative standard error.
         ShapeError: no images, or labels or originals that do not fit them.
-        RangeError: a label that is no class, or a model that answers NaN.
+        RangeError: a label that is no class, pixels that were normalised or are 0..255, or a model that answers NaN.
 
     Example:
         >>> import torch

@@ -5,6 +5,7 @@ Its figures are those of `measure.invariance`; this module only gathers them ove
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,6 +65,13 @@ class ExpectedKL(Metric):
         self.add_state("total", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> ExpectedKL:
+        try:
+            return super()._apply(fn, *args, **kwargs)
+        except TypeError:  # a device without float64, as Apple's
+            self.total, self._defaults["total"] = self.total.float(), self._defaults["total"].float()
+            return super()._apply(fn, *args, **kwargs)
+
     def update(self, logits: Tensor, moved: Tensor, labels: Tensor) -> None:
         """Take in one batch; call again with other draws of the same images for a better mean over T.
 
@@ -76,6 +84,7 @@ class ExpectedKL(Metric):
             ShapeError: shapes that do not belong together.
             RangeError: a label outside [0, K).
         """
+        labels = torch.as_tensor(labels, device=logits.device)
         if logits.shape != (len(labels), self.num_classes) or moved.shape != logits.shape or labels.ndim != 1:
             raise ShapeError(
                 f"ExpectedKL: expected two sets of logits (B, {self.num_classes}) and labels (B,), got "
@@ -83,7 +92,7 @@ class ExpectedKL(Metric):
             )
         both = (F.log_softmax(value.detach().float(), dim=1) for value in (logits, moved))
         mean, count = mean_by_class(kl_divergence(*both), labels, self.num_classes)
-        self.total += torch.where(count > 0, mean * count, 0.0).to(self.total.device)
+        self.total += torch.where(count > 0, mean * count, 0.0).to(self.total)
         self.count += count.to(self.count.device)
 
     def compute(self) -> Tensor:

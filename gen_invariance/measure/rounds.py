@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen_invariance.augment.cache import CodeCache, as_coded
-from gen_invariance.data.images import to_float
+from gen_invariance.data.images import check_pixels, to_float
+from gen_invariance.devices import doubled, plain_defaults
 from gen_invariance.errors import SettingsError, ShapeError
-from gen_invariance.measure.accuracy import mean_by_class
+from gen_invariance.measure.accuracy import check_measured, mean_by_class
 from gen_invariance.measure.predict import Predict, predict_logits, refuse_nan
 from gen_invariance.measure.stratified import StratifiedDraws
 from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
@@ -61,22 +62,23 @@ class Rounds:
         num_classes: int | None = None,
         batch_size: int = 512,
     ) -> None:
-        if labels.shape != images.shape[:1]:
-            raise ShapeError(f"measure: {len(images)} images but labels of shape {tuple(labels.shape)}")
+        labels = check_measured(images, labels)
         if originals is not None and originals.shape != images.shape:
             raise ShapeError(f"measure: images {tuple(images.shape)} but originals {tuple(originals.shape)}")
+        for given in (images, *(() if originals is None else (originals,))):
+            check_pixels(given, where="measure")
         self.predicts, self.nuisance, self.batch_size = predicts, nuisance, batch_size
         self.clean = [
             F.log_softmax(predict_logits(predict, images, batch_size=batch_size), dim=1) for predict in predicts
         ]
-        self.sources, self.labels = images if originals is None else originals, labels.cpu()
+        self.sources, self.labels = images if originals is None else originals, labels
         self.num_classes = self.clean[0].shape[1] if num_classes is None else num_classes
-        _, self.count = mean_by_class(torch.zeros(len(images)), labels, self.num_classes)
+        _, self.count = mean_by_class(torch.zeros(len(images), device="cpu"), labels, self.num_classes)
         self._codes: CodeCache | None = None
         self._stratified: StratifiedDraws | None = None
         # Divergence, its square, equal answers, and divergence of odd rounds less that of even ones.
-        self._sums = torch.zeros(4, len(predicts), len(images), dtype=torch.float64, device=images.device)
-        self._rounds = torch.zeros(len(images), dtype=torch.int64)
+        self._sums = doubled(torch.zeros(4, len(predicts), len(images), dtype=torch.float32, device=images.device))
+        self._rounds = torch.zeros(len(images), dtype=torch.int64, device="cpu")
 
     @property
     def divergence(self) -> Tensor:
@@ -91,7 +93,7 @@ class Rounds:
     @property
     def by_class(self) -> Tensor:
         """Rounds of each class, int64 (K,)."""
-        return torch.zeros(self.num_classes, dtype=torch.int64).scatter(0, self.labels, self._rounds)
+        return torch.zeros(self.num_classes, dtype=torch.int64, device="cpu").scatter(0, self.labels, self._rounds)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `values` (N,) by class, float64 (K,)."""
@@ -117,13 +119,15 @@ class Rounds:
         generator = named_generator(0, "measure") if generator is None else generator
         coded = as_coded(self.nuisance) if draws > 1 else None
         if coded is not None:
-            self._codes = CodeCache(coded, self.sources, max_bytes=_CODE_BYTES, block=self.batch_size)
+            with plain_defaults():
+                self._codes = CodeCache(coded, self.sources, max_bytes=_CODE_BYTES, block=self.batch_size)
         if stratified:
             self._stratified = StratifiedDraws(len(self.labels), generator=generator)
-        active = torch.arange(len(self.labels))
+        active = torch.arange(len(self.labels), device="cpu")
         for number in range(1, draws + 1):
             # Drawn for all, so that what a class meets does not depend on which others have stopped.
-            draw = self.nuisance.sample(self.sources.shape, generator=generator)
+            with plain_defaults():
+                draw = self.nuisance.sample(self.sources.shape, generator=generator)
             if self._stratified is not None:
                 draw = self._stratified.assign(draw)
             for rows in active.split(self.batch_size):
@@ -138,21 +142,23 @@ class Rounds:
     def _add(self, rows: Tensor, draw: Draw, *, sign: int) -> None:
         """Add a round's divergences of the images `rows`, int64 (M,), under their `draw`."""
         here = rows.to(self.sources.device)
-        if self._codes is not None:
-            moved = self._codes.translate(here, draw)
-        else:
-            chunk = to_float(self.sources.index_select(0, here))
-            moved = self.nuisance.apply(chunk, draw_to(draw, chunk))
+        with plain_defaults():  # the models make their tensors where the caller wants them
+            if self._codes is not None:
+                moved = self._codes.translate(here, draw)
+            else:
+                chunk = to_float(self.sources.index_select(0, here))
+                moved = self.nuisance.apply(chunk, draw_to(draw, chunk))
         for model, predict in enumerate(self.predicts):
             answer = F.log_softmax(refuse_nan(predict(moved).float()), dim=1)
             clean = self.clean[model][here]
             divergence = kl_divergence(clean, answer)
-            same = (clean.argmax(1) == answer.argmax(1)).double()
-            self._sums[:, model, here] += torch.stack([divergence, divergence**2, same, sign * divergence])
+            same = (clean.argmax(1) == answer.argmax(1)).to(divergence)
+            place = here.to(self._sums.device)
+            self._sums[:, model, place] += torch.stack([divergence, divergence**2, same, sign * divergence])
 
     def _done(self, standard_error: float) -> Tensor:
         """Classes that need no more rounds, bool (K,)."""
-        done = torch.ones(self.num_classes, dtype=torch.bool)
+        done = torch.ones(self.num_classes, dtype=torch.bool, device="cpu")
         for model in range(len(self.predicts)):
             error = self.standard_error(self.divergence[model])
             done &= (error <= standard_error) | (self._draws_part(model) <= DRAWS_SHARE * error**2)
@@ -175,6 +181,6 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
     A class to which p gives no probability adds nothing, whatever q says.
     """
-    log_p, log_q = log_p.double(), log_q.double()
+    log_p, log_q = doubled(log_p), doubled(log_q)
     p = log_p.exp()
     return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(1).clamp(min=0)

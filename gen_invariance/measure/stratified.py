@@ -26,7 +26,7 @@ class StratifiedDraws:
     """
 
     def __init__(self, count: int, *, generator: torch.Generator) -> None:
-        self._start = torch.rand(count, dtype=torch.float64, generator=generator)
+        self._start = torch.rand(count, dtype=torch.float64, generator=generator, device=generator.device)
         self._round = 0
 
     def assign(self, draw: Draw) -> Draw:
@@ -38,6 +38,6 @@ class StratifiedDraws:
         first = next(iter(draw.values())).detach().cpu().reshape(len(position), -1)
         if not first.shape[1]:
             return draw
-        rows = torch.empty(len(position), dtype=torch.int64)
+        rows = torch.empty(len(position), dtype=torch.int64, device="cpu")
         rows[position.argsort()] = first[:, 0].argsort(stable=True)
         return select_rows(draw, rows)

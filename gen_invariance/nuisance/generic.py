@@ -97,7 +97,7 @@ class _Policy:
         draw = draw_to(draw, images)
         result = images.float().clone()  # histograms and warps want full precision
         for turn in range(draw["operation"].shape[1]):
-            operation, strength = draw["operation"][:, turn], draw["step"][:, turn] / _STEPS
+            operation, strength = draw["operation"][:, turn], draw["step"][:, turn].float() / _STEPS
             for number, name in enumerate(OPERATIONS):
                 rows = (operation == number).nonzero()[:, 0]
                 if name != "identity" and len(rows):
@@ -173,7 +173,8 @@ def _warp(name: str, images: Tensor, amount: Tensor) -> Tensor:
     down), or degrees (positive counter-clockwise).
     """
     height, width = images.shape[-2:]
-    theta = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)  # output to input, sides from -1 to 1
+    theta = torch.eye(2, 3, dtype=images.dtype, device=images.device)  # output to input, sides from -1 to 1
+    theta = theta.repeat(len(images), 1, 1)
     if name == "rotate":
         angle = torch.deg2rad(amount)
         theta[:, 0, 0] = theta[:, 1, 1] = angle.cos()

@@ -10,7 +10,7 @@ from kornia.geometry.transform import rotate, translate, warp_affine
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from gen_invariance.nuisance.protocol import Draw, apply_in_float32, draw_to, uniform
+from gen_invariance.nuisance.protocol import Draw, apply_in_float32, draw_to, uniform, whole
 from gen_invariance.settings import Fraction, settings_class
 
 
@@ -118,7 +118,7 @@ class CropFlip:
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`corner`: int64 (B, 2), row and column of the crop in the padded image; `mirror`: bool (B,)."""
-        corner = torch.randint(2 * self.padding + 1, (shape[0], 2), generator=generator)
+        corner = whole(2 * self.padding + 1, (shape[0], 2), generator=generator)
         mirror = uniform(shape[0], 0, 1, generator=generator) < 0.5 * self.flip
         return {"corner": corner, "mirror": mirror}
 

@@ -9,7 +9,7 @@ from kornia.enhance import adjust_brightness, adjust_gamma
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from gen_invariance.nuisance.protocol import Draw, apply_in_float32, draw_to, uniform
+from gen_invariance.nuisance.protocol import Draw, apply_in_float32, draw_to, uniform, whole
 from gen_invariance.settings import settings_class
 
 
@@ -31,7 +31,7 @@ class Background:
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`level`: int64 (B,), of 255."""
-        return {"level": torch.randint(self.levels, (shape[0],), generator=generator)}
+        return {"level": whole(self.levels, (shape[0],), generator=generator)}
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Fill the exact zeros of each image; a colour pixel counts as background when all its channels are 0."""

@@ -71,9 +71,19 @@ def draw_to(draw: Draw, images: Tensor) -> Draw:
     return {name: value.to(images.device, non_blocking=True) for name, value in draw.items()}
 
 
+def whole(high: int, size: tuple[int, ...], *, generator: torch.Generator, low: int = 0) -> Tensor:
+    """Whole numbers uniform in [low, high), int64 of `size`, on the generator's device."""
+    return torch.randint(low, high, size, generator=generator, device=generator.device)
+
+
+def normal(*size: int, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, float32 of `size`, on the generator's device."""
+    return torch.randn(size, generator=generator, dtype=torch.float32, device=generator.device)
+
+
 def uniform(count: int, low: float, high: float, *, generator: torch.Generator) -> Tensor:
     """`count` numbers uniform in [low, high), float32 (count,)."""
-    return torch.empty(count).uniform_(low, high, generator=generator)
+    return torch.empty(count, dtype=torch.float32, device=generator.device).uniform_(low, high, generator=generator)
 
 
 def apply_in_float32(function: Callable[[Tensor, Draw], Tensor], images: Tensor, draw: Draw) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from gen_invariance.nuisance.protocol import Draw, uniform
+from gen_invariance.nuisance.protocol import Draw, uniform, whole
 from gen_invariance.settings import Fraction, settings_class
 
 Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -68,8 +68,10 @@ class Thickness:
         """`dilate`: bool (B,); `side`: int64 (B,), pixels."""
         count = shape[0]
         dilates = uniform(count, 0, 1, generator=generator) < self.dilate_probability
-        grown = torch.tensor(self.dilate_sides)[torch.randint(len(self.dilate_sides), (count,), generator=generator)]
-        thinned = torch.tensor(self.erode_sides)[torch.randint(len(self.erode_sides), (count,), generator=generator)]
+        grown, thinned = (
+            torch.tensor(sides, device=generator.device)[whole(len(sides), (count,), generator=generator)]
+            for sides in (self.dilate_sides, self.erode_sides)
+        )
         return {"dilate": dilates, "side": torch.where(dilates, grown, thinned)}
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:

@@ -103,9 +103,7 @@ def _read_scale(arms: pd.DataFrame, baseline: str | None) -> Scale:
     return Scale(reference, matching[0] if matching else None, bool(generic_arms))
 
 
-def _gain_table(
-    benchmark: str, arms: pd.DataFrame, scale: Scale, *, metrics: Sequence[str], level: float
-) -> Table:
+def _gain_table(benchmark: str, arms: pd.DataFrame, scale: Scale, *, metrics: Sequence[str], level: float) -> Table:
     results = prepare_results(arms, baseline=scale.reference, level=level)
     summary, figures = results.summary, results.figures
     unequal = figures.groupby(["method", "seed"])["unequal"].transform("any")

@@ -161,9 +161,7 @@ def _metric_columns(
     return columns
 
 
-def _find_best_method(
-    figures: pd.DataFrame, metric: str, *, level: float, references: Collection[str]
-) -> str | None:
+def _find_best_method(figures: pd.DataFrame, metric: str, *, level: float, references: Collection[str]) -> str | None:
     """The method that is better than every other one by more than the paired interval, if there is one."""
     direction = metric_info(metric).higher_is_better
     figures = figures[~figures["method"].isin(references)]

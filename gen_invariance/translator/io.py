@@ -18,6 +18,7 @@ from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import CheckpointError, OutputError, SettingsError, first_line
 from gen_invariance.files import cannot_write
 from gen_invariance.settings import check_options
@@ -25,12 +26,14 @@ from gen_invariance.translator.quality.verdict import translator_folder
 from gen_invariance.translator.registry import kinds_by_class
 
 
+@plain_defaults()
 def load_translator(path: Path | str) -> nn.Module:
     """The translator saved in `path`, or in `path`/translator if `path` is a run folder; in eval mode, on the CPU.
 
     Reads JSON and safetensors only; nothing in the folder is executed.
 
     Raises:
+        SettingsError: inside of a block in which modules get no weights.
         CheckpointError: no translator there, of an unknown kind, one that may not be read, truncated, or its weights do
             not fit its config.
 
@@ -74,13 +77,23 @@ def load_translator(path: Path | str) -> nn.Module:
             f"cannot load the translator in {folder}: {first_line(error)}; "
             "it is truncated or its weights do not fit its config"
         ) from error
+    _check_loaded(folder, translator, loaded)
+    return translator.eval().requires_grad_(False)
+
+
+def _check_loaded(folder: Path, translator: nn.Module, loaded: dict[str, Any]) -> None:
+    """Raise unless all weights of `translator`, and no others, came from its files, as numbers."""
     if loaded["missing_keys"] or loaded["unexpected_keys"]:  # diffusers would start the missing ones at random
         raise CheckpointError(
             f"cannot load the translator in {folder}: its weights are those of another model than its config describes"
         )
+    if any(value.is_meta for value in translator.state_dict().values()):
+        raise SettingsError(
+            f"the translator in {folder} cannot be loaded where modules are made without weights (init_empty_weights); "
+            "load it before"
+        )
     if not all(bool(value.isfinite().all()) for value in translator.state_dict().values()):
         raise CheckpointError(f"the translator in {folder} holds NaN or infinite weights: its fit diverged; fit again")
-    return translator.eval().requires_grad_(False)
 
 
 def _check_sizes(model: type[nn.Module], config: dict[str, Any], folder: Path, weights: list[Path]) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.nuisance.protocol import Draw, draw_to, uniform
 from gen_invariance.settings import Fraction, settings_class
 from gen_invariance.translator.objective import PatchDiscriminator, least_squares
 from gen_invariance.translator.redraw.congeal import move_by, pose_matrix
@@ -145,7 +145,8 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`u`: float32 (B, P), uniform in [-1, 1), one column for each operation."""
-        return {"u": torch.empty(shape[0], len(self.operations)).uniform_(-1, 1, generator=generator)}
+        numbers = uniform(shape[0] * len(self.operations), -1, 1, generator=generator)
+        return {"u": numbers.view(shape[0], len(self.operations))}
 
     def read_parameters(self, draw: Draw) -> dict[str, Tensor]:
         """What a draw does, in readable units: degrees, factors, pixel units; each (B,)."""

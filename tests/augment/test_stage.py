@@ -185,7 +185,8 @@ def test_the_translator_follows_the_model_to_another_dtype():
     network = munit()
     model = nn.ModuleDict({"stage": TailAugment(Compose([Lighting(), network]), torch.full((CLASSES,), 0.3))})
     model.double()
-    assert next(network.parameters()).dtype == torch.float64
+    assert next(model["stage"].nuisance.nuisances[1].parameters()).dtype == torch.float64
+    assert next(network.parameters()).dtype == torch.float32, "the caller's own translator stays as it was"
     assert model["stage"].probability.dtype == torch.float32, "half or double would move rows over the threshold"
 
 

@@ -71,11 +71,14 @@ class Flip:
         return {"on": (torch.rand(shape[0], generator=generator) < 0.5).float()}
 
     def apply(self, images, draw):
-        return images + self.size * draw["on"].view(-1, 1, 1, 1)
+        return images + self.size / SPAN * draw["on"].view(-1, 1, 1, 1)
+
+
+SPAN = 8.0  # logits that one unit of light is worth; a power of 2, so that nothing is rounded
 
 
 def logistic(images):
-    value = images[:, 0, 0, 0]
+    value = SPAN * images[:, 0, 0, 0]
     return torch.stack([value, torch.zeros_like(value)], dim=1)
 
 
@@ -95,7 +98,7 @@ def assigned(on, start, number):
 def test_when_a_class_stops_by_hand(stratified):
     """Two coin flips a class, in plain Python; class 0 has alike images, class 1 images that differ more than draws."""
     alike, unlike = [0.1] * 6, [0.0, 6.0, 0.0, 6.0, 6.0, 0.0]
-    images = torch.tensor([*alike, *unlike]).view(-1, 1, 1, 1)
+    images = torch.tensor([*alike, *unlike]).view(-1, 1, 1, 1) / SPAN
     labels = torch.tensor([0] * 6 + [1] * 6)
     found = measure_invariance(
         logistic, images, labels, Flip(2.0), draws=200, standard_error=0.0, stratified=stratified,
@@ -107,7 +110,7 @@ def test_when_a_class_stops_by_hand(stratified):
         on = Flip(2.0).sample(images.shape, generator=generator)["on"].tolist()
         on = assigned(on, start, number) if stratified else on
         for place in range(12):
-            values[place].append(divergence(float(images[place]), 2.0 * float(on[place])))
+            values[place].append(divergence(SPAN * float(images[place]), 2.0 * float(on[place])))
         for label in (0, 1):
             if label in stopped or number < FEWEST or (stratified and number % 2):
                 continue
@@ -178,7 +181,7 @@ def test_a_comparison_is_the_difference_of_two_measurements(digits):
 
 def test_its_standard_error_is_that_of_the_pairs():
     """By hand from the pixels, and smaller than that of two separate measurements where the models are alike."""
-    images = torch.linspace(0, 3, 30).view(-1, 1, 1, 1)
+    images = torch.linspace(0, 3, 30).view(-1, 1, 1, 1) / SPAN
     labels = torch.zeros(30, dtype=torch.int64)
     sharper = compare_invariance(
         logistic, lambda x: 1.1 * logistic(x), images, labels, Flip(1.0), draws=3, stratified=False,
@@ -187,7 +190,7 @@ def test_its_standard_error_is_that_of_the_pairs():
     generator, pairs = named_generator(4), [0.0] * 30
     for _ in range(3):
         on = Flip(1.0).sample(images.shape, generator=generator)["on"].tolist()
-        for place, x in enumerate(images.flatten().tolist()):
+        for place, x in enumerate((SPAN * images).flatten().tolist()):
             pairs[place] += (divergence(x, on[place]) - divergence(1.1 * x, 1.1 * on[place])) / 3
     centre = sum(pairs) / 30
     expected = math.sqrt(sum((pair - centre) ** 2 for pair in pairs) / 29 / 30)

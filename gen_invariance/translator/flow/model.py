@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.nuisance.protocol import Draw, draw_to, normal, whole
 from gen_invariance.settings import Fraction, check_options
 from gen_invariance.translator.flow.view import check_removes, content_view
 from gen_invariance.translator.objective import check_side
@@ -134,8 +134,8 @@ class FlowTranslator(ModelMixin, ConfigMixin):
         """`style`: int64 (B,), rows of the bank; `noise`: float32 (B, 2, C, H, W), the flow's start and the view's."""
         count, *image = shape
         return {
-            "style": torch.randint(self.config.bank_size, (count,), generator=generator),
-            "noise": torch.randn(count, 2, *image, generator=generator),
+            "style": whole(self.config.bank_size, (count,), generator=generator),
+            "noise": normal(count, 2, *image, generator=generator),
         }
 
     def apply(self, images: Tensor, draw: Draw, *, strength: float | None = None, steps: int | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.nuisance.protocol import Draw, draw_to, normal, whole
 from gen_invariance.settings import settings_class
 from gen_invariance.translator.munit.cpu_convolutions import narrow_convolve, upsample_convolve
 from gen_invariance.translator.objective import PatchDiscriminator, check_side, convolution, least_squares
@@ -230,13 +230,13 @@ class MunitTranslator(ModelMixin, ConfigMixin):
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`style`: float32 (B, S), standard normal, or uniformly from the bank; on the CPU, or where the bank is."""
         if self.config.styles == "bank":
-            rows = torch.randint(self.config.bank_size, (shape[0],), generator=generator)
+            rows = whole(self.config.bank_size, (shape[0],), generator=generator)
             return {"style": self.bank[rows.to(self.bank.device)].float()}
         return self.sample_prior(shape, generator=generator)
 
     def sample_prior(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`style`: float32 (B, S), standard normal, wherever `sample` draws from."""
-        return {"style": torch.randn(shape[0], self.config.style_dim, generator=generator)}
+        return {"style": normal(shape[0], self.config.style_dim, generator=generator)}
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Each image's content in the drawn style; same shape, dtype, device and range."""

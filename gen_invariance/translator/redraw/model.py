@@ -29,7 +29,7 @@ from pydantic import PositiveInt
 
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.nuisance.protocol import Draw, draw_to, whole
 from gen_invariance.settings import Fraction, check_options
 from gen_invariance.translator.redraw.congeal import move_by
 from gen_invariance.translator.redraw.parts import find_shown_parts, pick_rows
@@ -92,7 +92,7 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`row`: int64 (B,), rows of the bank."""
-        return {"row": torch.randint(self.config.bank_size, (shape[0],), generator=generator)}
+        return {"row": whole(self.config.bank_size, (shape[0],), generator=generator)}
 
     def read_parameters(self, draw: Draw) -> dict[str, Tensor]:
         """What a draw gives, in readable units, each (B,): pixel units, pixels, degrees, factor, shares of the side."""

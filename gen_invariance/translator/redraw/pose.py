@@ -27,7 +27,7 @@ from diffusers.configuration_utils import register_to_config
 from pydantic import PositiveInt
 
 from gen_invariance.data.images import check_images
-from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.nuisance.protocol import Draw, draw_to, whole
 from gen_invariance.translator.redraw.congeal import move_by, pose_matrix
 
 SLOPES = (-0.5, -0.25, 0.0, 0.25, 0.5)
@@ -100,7 +100,7 @@ class PoseTranslator(ModelMixin, ConfigMixin):
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`pose`: int64 (B,), rows of the bank."""
-        return {"pose": torch.randint(self.config.bank_size, (shape[0],), generator=generator)}
+        return {"pose": whole(self.config.bank_size, (shape[0],), generator=generator)}
 
     def read_parameters(self, draw: Draw) -> dict[str, Tensor]:
         """The poses that a draw gives, in readable units: degrees, factor, pixels a pixel, each (B,)."""
