@@ -6,6 +6,7 @@ images, labels = augment(images, labels)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from gen_invariance.data.images import check_pixels, to_float
 from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
+from gen_invariance.translator.quality.verdict import read_verdict
 
 LAYOUTS = ("channels_first", "channels_last")
 
@@ -123,18 +125,31 @@ class TailAugment(nn.Module):
     ) -> TailAugment:
         """The stage over the translator saved in `path`, by default with `policy.auto` of the class counts (K,).
 
+        The default obeys the verdict on the translator, see `translator.quality.verdict.read_verdict`: it halves the
+        probabilities of one that is to be used with lower strength, and translates nothing with one that is not to be
+        used, which it says in a warning. A `probability` that is given is kept, with the same warning.
+
         Raises:
-            CheckpointError: no intact translator in `path`.
+            CheckpointError: no intact translator in `path`, or a damaged verdict on it.
             ShapeError: `probability` and `class_counts` are of different lengths.
         """
         from gen_invariance.translator.io import load_translator  # diffusers is slow to import
 
-        counts = torch.as_tensor(class_counts)
+        counts, translator = torch.as_tensor(class_counts), load_translator(path)
+        verdict = read_verdict(path)
+        if verdict is not None and verdict.strength == 0:
+            advice = "it is used as you ask with probability=..."
+            if probability is None:
+                advice = "nothing is translated; give probability=... to use it all the same, or fit another one"
+            warnings.warn(
+                f"the verdict on the translator in {path} is '{verdict.word}': {verdict.first_reason}; {advice}",
+                stacklevel=2,
+            )
         if probability is None:
-            probability = auto(counts)
+            probability = auto(counts) * (1.0 if verdict is None else verdict.strength)
         elif len(probability) != len(counts):
             raise ShapeError(f"stage: {len(probability)} probabilities for {len(counts)} classes; give one for each")
-        return cls(load_translator(path), probability, seed=seed, layout=layout)
+        return cls(translator, probability, seed=seed, layout=layout)
 
     @property
     def nuisance(self) -> Nuisance:

@@ -22,7 +22,7 @@ import torch
 from gen_invariance.benchmark.arms import Arm
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit
 from gen_invariance.data.readers.registry import load_source
-from gen_invariance.errors import GenInvarianceError, RunError, SettingsError
+from gen_invariance.errors import CheckpointError, GenInvarianceError, RunError, SettingsError
 from gen_invariance.experiment.cell import CellInputs, cell_digest, run_cell
 from gen_invariance.experiment.launch import Say, say_nothing
 from gen_invariance.experiment.settings import Task
@@ -34,6 +34,7 @@ from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, l
 from gen_invariance.report.metrics import progress_line
 from gen_invariance.run import Run, config_digest
 from gen_invariance.settings import read_settings
+from gen_invariance.translator.quality.verdict import read_verdict
 from gen_invariance.translator.settings import FitSettings
 
 
@@ -144,6 +145,8 @@ def run_grid(
     missing = [cell for cell in _select_shard(cells, *shard) if cell.key not in done]
     jobs = {job.name: job for job in _list_jobs(missing, out)}
     say(f"{len(cells)} cells, {len(missing)} to measure and {len(jobs) - len(missing)} translators to fit")
+    for line in dict.fromkeys(line for cell in missing for line in _find_warnings(cell, out)):
+        say(line)
     noted = set()
     for cell in missing:
         if cell.benchmark.name not in noted:
@@ -165,6 +168,27 @@ def run_grid(
         if ended.error is not None and ended.job.cell is not None:
             failed.append(f"{ended.job.name}: {ended.error}")
     return failed
+
+
+def _find_warnings(cell: GridCell, out: Path) -> Iterator[str]:
+    """A line for the cell's translator, given or fitted already, where the verdict on it is "do not use"."""
+    if cell.arm.given is not None:
+        yield from _warn_of(cell.arm.given.folder, f"{cell.benchmark.name}: {cell.arm.name}")
+    if cell.fit_folder is not None and (out / cell.fit_folder / "seconds.json").exists():
+        yield from _warn_of(out / cell.fit_folder, f"{cell.benchmark.name}, order {cell.order}: {cell.arm.name}")
+
+
+def _warn_of(folder: Path | str, where: str) -> Iterator[str]:
+    try:
+        verdict = read_verdict(folder)
+    except CheckpointError as error:  # whether the translator can be loaded, its cells say
+        yield f"warning: {where}: {error}"
+        return
+    if verdict is not None and verdict.strength == 0:
+        yield (
+            f"warning: {where}: the verdict on this translator is '{verdict.word}': {verdict.first_reason}; it is "
+            "measured all the same"
+        )
 
 
 def _select_shard(cells: Sequence[GridCell], index: int, parts: int) -> Iterator[GridCell]:
@@ -290,7 +314,8 @@ def _fit(folder: Path, job: _Job, prepared: Prepared) -> str:
         )
     seconds = perf_counter() - started
     write_json(folder / "seconds.json", {"seconds": seconds})
-    return f"{job.benchmark.name}, order {job.order}: {fit.choice} fitted in {seconds:.0f} s"
+    where = f"{job.benchmark.name}, order {job.order}"
+    return "; ".join([f"{where}: {fit.choice} fitted in {seconds:.0f} s", *_warn_of(folder, fit.choice)])
 
 
 def load_grid(cells: Sequence[GridCell], out: Path | str) -> pd.DataFrame:

@@ -106,8 +106,7 @@ def _inspect(settings: Any) -> None:
     from gen_invariance.experiment.inspect import run_inspect
 
     inspection, page = run_inspect(settings, say=_say)
-    verdict = inspection.quality.verdict
-    _say_all([verdict.word, *(f"  {reason}" for reason in verdict.reasons), f"page: {page}"])
+    _say_all([*inspection.quality.verdict.lines(), f"page: {page}"])
 
 
 def _augment(settings: Any) -> None:

@@ -271,7 +271,7 @@ class _Fit:
         return asked or last
 
     def finish(self) -> nn.Module:
-        """The translator with the weights that are kept, saved, in eval mode."""
+        """The translator with the weights that are kept, as its objective concludes, saved, in eval mode."""
         translator, best = self.objective.translator, self.monitor.best
         if best is not None:
             translator.load_state_dict(best)
@@ -279,9 +279,12 @@ class _Fit:
             translator.load_state_dict(self.average.module.state_dict())
         translator.eval()
         fill_bank(translator, self.data, self.members, self.run)
+        conclude, changed = getattr(self.objective, "conclude", None), False
+        if conclude is not None:
+            changed = conclude(self.data, torch.cat(self.members), generator=self.run.generator("conclude"))
         if self.accelerator.is_main_process:
             _save(translator, self.run)
-            if best is not None:
+            if best is not None or changed:
                 write_grid(KEPT_GRID, translator, self.data, self.members, self.run)
         self.accelerator.wait_for_everyone()
         return translator

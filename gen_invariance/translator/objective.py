@@ -17,6 +17,9 @@ from gen_invariance.nuisance.protocol import Draw
 class Objective(Protocol):
     """What `fit_objective` minimises: a translator, perhaps its adversary, their optimisers, and the loss terms.
 
+    One that has a method `conclude(data, rows, *, generator)`, as `spatial.SpatialObjective` does, looks at the result
+    once more after the last step, before it is saved, and says whether it changed it.
+
     Attributes:
         translator: the network that is fitted.
         discriminator: its adversary, updated before it in each step; None for none.

@@ -16,7 +16,7 @@ from gen_invariance.run import Run
 from gen_invariance.translator.settings import FitSettings
 
 KEPT_GRID = "kept.png"
-"""Sample grid of the weights that a monitored fit keeps."""
+"""Sample grid of what a fit keeps where that is not what its last step left: of a monitored fit, say."""
 
 
 def find_class_members(data: ImageData, settings: FitSettings) -> list[Tensor]:

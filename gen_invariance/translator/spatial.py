@@ -6,6 +6,11 @@ them be. After LieGAN (Yang et al., ICML 2023) and Augerino (Benton et al., Neur
 
     T(x) = clamp(gain * warp(x; degrees, scale) + bias),   each parameter = width * u,  u ~ U(-1, 1)
 
+Where the adversary cannot tell, or the bonus outweighs it, a width grows to its limit, whatever the images hold. So a
+width that ends there is looked at once more (`SpatialObjective.conclude`): it stays if a small network cannot tell
+images so changed from untouched ones either, as with digits that stand at every angle; else it is not identified, the
+operation is left out, and verdicts say "do not use".
+
 This form draws independently of the image. A nuisance that is limited and already present in the image therefore
 comes out too narrow: the image carries its own draw, and T(T0 x) is a convolution of the two.
 """
@@ -16,6 +21,7 @@ import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads t
 
 # isort: split
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,15 +35,23 @@ from kornia.filters import gaussian_blur2d
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from gen_invariance.data.images import check_images
+from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to, uniform
 from gen_invariance.settings import Fraction, settings_class
 from gen_invariance.translator.objective import PatchDiscriminator, least_squares
+from gen_invariance.translator.quality.discern import MOST, tell_apart
+from gen_invariance.translator.quality.verdict import describe_unidentified
 from gen_invariance.translator.redraw.congeal import move_by, pose_matrix
 
 CAPS = {"rotation": 180.0, "scale": math.log(1.6), "gain": math.log(2.0), "bias": 0.4}
 """Largest width of each operation: degrees, log factor, log factor, pixel units of [0, 1]."""
+
+AT_LIMIT = 0.97
+"""A width of this share of its cap or more counts as at its limit."""
+
+ALIKE = 0.6
+"""An operation at its limit stays if the area under the ROC curve is surely below; 0.5 is no difference at all."""
 
 UNITS = {"rotation": "degrees", "scale": "factor", "gain": "factor", "bias": "pixel units"}
 
@@ -49,6 +63,8 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         channels: 1 or 3.
         operations: which of rotation, scale, gain, bias the family holds.
         start: width at the start, as a share of the operation's cap.
+        not_identified: written by a fit: operations that it left out because the images did not decide their widths,
+            each with area under the ROC curve and its interval, see `quality.discern.tell_apart`.
 
     Raises:
         SettingsError: an unknown operation, or an empty family.
@@ -68,6 +84,7 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         channels: int = 1,
         operations: tuple[str, ...] = ("rotation", "scale", "gain", "bias"),
         start: Fraction = 0.1,
+        not_identified: Mapping[str, tuple[float, float, float]] | None = None,
     ) -> None:
         super().__init__()
         if not operations or set(operations) - set(CAPS) or len(set(operations)) < len(operations):
@@ -94,10 +111,22 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         values = (self.shares() * self.caps).tolist()
         return dict(zip(self.operations, values, strict=True))
 
+    @property
+    def unidentified(self) -> str:
+        """A sentence on the operations that the fit could not decide, which `assess` refuses; "" for none."""
+        return describe_unidentified(self.config.not_identified or {})
+
     def describe(self) -> str:
         """The learned distribution in words, a line for each operation."""
+        left_out = self.config.not_identified or {}
         lines = []
         for name, width in self.widths().items():
+            if name in left_out:
+                area = "AUC {:.2f} [{:.2f}, {:.2f}]".format(*left_out[name])
+                lines.append(
+                    f"{name}: not identified, left out (grew to its limit, which the images do not hold: {area})"
+                )
+                continue
             low, high = (math.exp(-width), math.exp(width)) if UNITS[name] == "factor" else (-width, width)
             lines.append(f"{name}: uniform in [{low:.3g}, {high:.3g}] {UNITS[name]}")
         return "\n".join(lines)
@@ -140,7 +169,8 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
         if widths.get("gain") or widths.get("bias"):  # a shift by 0 that cuts to [0, 1], once and at the end
             steps.append(("RandomBrightness", {"brightness": (1.0, 1.0), "p": 1.0}))
         if not steps:
-            raise SettingsError("the spatial translator does nothing: all its widths are 0; fit it first")
+            why = self.unidentified.rstrip(".") or "fit it first"
+            raise SettingsError(f"the spatial translator does nothing: all its widths are 0; {why}")
         return steps
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
@@ -251,6 +281,33 @@ class SpatialObjective:
             "adversarial": least_squares(self.discriminator(out["fake"]), 1.0),
             "width_bonus": -self.settings.bonus * self.translator.shares().sum(),
         }
+
+    @torch.no_grad()
+    def conclude(self, data: ImageData, rows: Tensor, *, generator: torch.Generator) -> bool:
+        """After the last step: leave out the operations at their limits that the images do not hold.
+
+        Args:
+            data: the training set.
+            rows: int64 (N,), those of the fit.
+            generator: CPU generator of all that is drawn.
+
+        Returns:
+            Whether the translator was changed.
+        """
+        translator = self.translator
+        rows = rows[torch.randperm(len(rows), generator=generator)[:MOST]]
+        groups = None if data.groups is None else data.groups.cpu()[rows]
+        left_out = {}
+        for number, (name, share) in enumerate(zip(translator.operations, translator.shares().tolist(), strict=True)):
+            if share < AT_LIMIT:
+                continue
+            alone = SpatialTranslator(translator.config.channels, operations=(name,), start=share).to(data.device)
+            area = tell_apart(alone.requires_grad_(False), data.float_images(rows), generator=generator, groups=groups)
+            if not area.high < ALIKE:
+                left_out[name] = (area.value, area.low, area.high)
+                translator.width_shares[number] = 0.0
+        translator.register_to_config(not_identified=left_out or None)
+        return bool(left_out)
 
 
 def _blur(images: Tensor) -> Tensor:

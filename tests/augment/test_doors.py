@@ -2,8 +2,10 @@
 
 import copy
 import io
+import json
 import os
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from torch import nn
 
 from gen_invariance import Compose, Identity, Lighting, MunitTranslator, Rotation, SpatialTranslator, TailAugment
 from gen_invariance.augment.kornia import KorniaNuisance
+from gen_invariance.augment.policy import auto
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.measure.predict import as_predict
+from gen_invariance.translator.quality.verdict import weights_digest
 
 ALWAYS = torch.ones(4)
 
@@ -47,6 +51,21 @@ def test_three_lines_from_a_saved_translator(tmp_path, batch):
     assert not changed[labels < 2].any()  # the head is left alone
     with pytest.raises(ShapeError, match="3 probabilities for 4 classes"):
         TailAugment.from_pretrained(tmp_path, class_counts=[1, 2, 3, 4], probability=torch.ones(3))
+
+
+@pytest.mark.parametrize(("word", "factor"), [("use", 1.0), ("use with lower strength", 0.5), ("do not use", 0.0)])
+def test_the_default_obeys_the_verdict(word, factor, tmp_path):
+    counts = [100, 100, 5, 5]
+    spatial().save_pretrained(tmp_path)
+    verdict = {"verdict": word, "reasons": ["Too dark."], "translator_digest": weights_digest(tmp_path)}
+    (tmp_path / "quality.json").write_text(json.dumps(verdict))
+    warned = "'do not use': Too dark; nothing is translated; give probability=" if factor == 0 else None
+    with pytest.warns(UserWarning, match=warned) if warned else nullcontext():
+        augment = TailAugment.from_pretrained(tmp_path, class_counts=counts)
+    assert torch.equal(augment.probability, factor * auto(torch.tensor(counts)))
+    with pytest.warns(UserWarning, match="as you ask") if warned else nullcontext():
+        augment = TailAugment.from_pretrained(tmp_path, class_counts=counts, probability=ALWAYS)
+    assert torch.equal(augment.probability, ALWAYS), "what is asked for is done"
 
 
 @pytest.mark.parametrize("build", [munit, spatial, lambda: Rotation(90), lambda: Compose([spatial(), Lighting()])])

@@ -1,5 +1,6 @@
 """The grid: what is missing is measured, failures stop nothing, shards share out, `kill -9` loses no record."""
 
+import functools
 import json
 import os
 import random
@@ -23,10 +24,13 @@ from gen_invariance.benchmark.run import list_cells, run_benchmark
 from gen_invariance.benchmark.settings import BenchmarkRun
 from gen_invariance.cli.main import compose, run
 from gen_invariance.errors import RunError, SettingsError
-from gen_invariance.jobs import run_jobs
+from gen_invariance.jobs import Done, run_jobs
 from gen_invariance.records import FAILED, finished_cells, load_records, measured
 from gen_invariance.report.summary import summarise
 from gen_invariance.settings import read_settings
+from gen_invariance.translator.quality.discern import tell_apart
+from gen_invariance.translator.quality.verdict import weights_digest
+from gen_invariance.translator.spatial import SpatialTranslator
 
 QUICK = [
     "training_options={epochs: 2, warmup: 0, checkpoint_every: 1}",
@@ -204,6 +208,45 @@ def test_a_failed_fit_fails_its_cells_and_no_other(tmp_path):
     assert len(failed) == 1
     assert "translator could not be fitted (SettingsError" in failed[0]
     assert {cell.method for cell in finished_cells(tmp_path / "records")} == {"ce"}
+
+
+def refuse(folder, reason):
+    about = {"verdict": "do not use", "reasons": [reason], "translator_digest": weights_digest(folder)}
+    (folder / "quality.json").write_text(json.dumps(about))
+
+
+def test_a_verdict_against_a_translator_is_said_and_its_cells_are_measured(whole, tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(module, "run_jobs", lambda given, *args, **more: jobs.extend(given) or [])
+    given, out = tmp_path / "given", tmp_path / "out"
+    SpatialTranslator(channels=1).save_pretrained(given)
+    refuse(given, "It blurs.")
+    shutil.copytree(whole / "fits", out / "fits")
+    refuse(next((out / "fits").glob("*/*/order0")), "It darkens.")
+    asked, lines = cells(f"methods=[ce,ce+{given}/,ce_drs+spatial]", "orders=0"), []
+    run_grid(asked, out, say=lines.append)
+    warned = [line for line in lines if "warning" in line]
+    assert len(warned) == 2
+    assert "'do not use': It blurs; it is measured all the same" in warned[0]
+    assert "order 0: ce_drs+spatial" in warned[1]
+    assert "It darkens" in warned[1]
+    assert [job.cell for job in jobs] == asked
+    (given / "quality.json").write_text("{")
+    run_grid(asked, out, say=lines.append)
+    assert any("quality.json is damaged" in line for line in lines)
+
+
+def test_a_fit_at_its_limit_is_said(tmp_path, monkeypatch):
+    def only_fits(jobs, do, **more):
+        return [Done(job, do(job, None)) for job in jobs if job.cell is None]
+
+    monkeypatch.setattr(module, "run_jobs", only_fits)
+    monkeypatch.setattr("gen_invariance.translator.spatial.tell_apart", functools.partial(tell_apart, steps=20))
+    network = "translator_options.spatial.network={start: 1.0, operations: [bias]}"
+    lines = []
+    run_grid(cells("methods=ce_drs+spatial", "orders=0", network), tmp_path, say=lines.append)
+    assert "spatial fitted in" in lines[-1]
+    assert "warning: spatial: the verdict on this translator is 'do not use': Not identified: bias" in lines[-1]
 
 
 def test_shards_share_out_whole_orders(tmp_path):

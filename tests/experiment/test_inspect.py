@@ -26,7 +26,15 @@ from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.nuisance.intensity import Lighting
 from gen_invariance.translator.io import save_translator
 from gen_invariance.translator.quality.inspection import compare_parameters
-from gen_invariance.translator.quality.verdict import DO_NOT, LOWER, USE, read_verdict, weights_digest
+from gen_invariance.translator.quality.verdict import (
+    DO_NOT,
+    LOWER,
+    USE,
+    Gain,
+    judge_by_gain,
+    read_verdict,
+    weights_digest,
+)
 from gen_invariance.translator.spatial import SpatialTranslator
 
 TASK = Task(
@@ -163,6 +171,18 @@ def test_the_page_holds_everything_and_escapes_names(good, folder, tmp_path):
     assert about["oracle"]["verdict"] == "use"
     assert about["parameters"]["rotation"]["kolmogorov_distance"] < 0.1
     assert about["figures"]["precision"]["untouched"] > 0.9
+
+
+def test_a_measured_gain_leads_the_page(good, folder, tmp_path):
+    found, _ = good
+    verdict = judge_by_gain(Gain(2.1, 0.8, 3.4, "trivialaugment"), found.quality.verdict.reasons)
+    judged = dataclasses.replace(found, quality=dataclasses.replace(found.quality, verdict=verdict))
+    facts = TASK.identity()
+    page = write_inspection(judged, tmp_path, translator=folder, data=facts, settings=SETTINGS, seed=0).read_text()
+    assert page.index(f"<strong>{verdict.reasons[0]}</strong>") < page.index("Use.")
+    assert page.count(verdict.reasons[0]) == 1
+    about = json.loads((tmp_path / "quality.json").read_text())
+    assert about["gain"] == {"points": 2.1, "low": 0.8, "high": 3.4, "against": "trivialaugment"}
 
 
 def test_a_folder_is_inspected_and_its_verdict_written_beside_it(folder, prepared):

@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_quality_measures import seeded
 
 from gen_invariance.data.images import ImageData, to_uint8
@@ -20,8 +22,12 @@ from gen_invariance.translator.quality.verdict import (
     RULES,
     USE,
     Figure,
+    Gain,
+    describe_unidentified,
+    judge_by_gain,
     judge_figures,
     read_verdict,
+    refuse_unidentified,
     weights_digest,
 )
 from gen_invariance.translator.settings import AssessSettings
@@ -314,6 +320,36 @@ def test_the_decisive_reason_comes_first():
     assert verdict.reasons[1].startswith("Some translated images lose")
 
 
+@given(
+    low=st.floats(-50, 50),
+    width=st.floats(0, 50),
+    share=st.floats(0, 1),
+    reasons=st.lists(st.text(max_size=5), max_size=3),
+)
+def test_a_measured_gain_decides_alone(low, width, share, reasons):
+    gain = Gain(min(low + share * width, low + width), low, low + width, "trivialaugment")
+    verdict = judge_by_gain(gain, reasons)
+    assert verdict.word == (USE if low > 0 else DO_NOT)
+    assert verdict.reasons[1:] == tuple(reasons)
+    assert f"{gain.points:+.1f} [{low:+.1f}, {low + width:+.1f}] balanced points" in verdict.reasons[0]
+    assert verdict.lines()[:2] == [verdict.reasons[0], verdict.word]
+
+
+@pytest.mark.parametrize("numbers", [(math.nan, 0, 1), (0, -math.inf, 1), (0, 1, -1)])
+def test_a_gain_without_an_interval_is_refused(numbers):
+    with pytest.raises(RangeError, match="no estimate"):
+        Gain(*numbers, "none")
+
+
+def test_what_a_fit_did_not_identify_is_refused_whatever_the_figures():
+    fine = judge_figures(figures_with(), chance=0.1)
+    assert refuse_unidentified(fine, "") is fine
+    refused = refuse_unidentified(fine, describe_unidentified({"rotation": (0.9, 0.8, 1.0)}))
+    assert refused.word == DO_NOT
+    assert refused.first_reason.startswith("Not identified: rotation (AUC 0.90 [0.80, 1.00])")
+    assert refused.reasons[1:] == fine.reasons
+
+
 # ---- the file
 
 
@@ -340,12 +376,28 @@ def test_a_verdict_is_found_from_the_run_and_from_the_translator(folder):
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [("{", "damaged"), ("[]", "damaged"), ('{"verdict": "use"}', "damaged"), ("null", "damaged")],
+    [
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"verdict": "use"}', "damaged"),
+        ("null", "damaged"),
+        ('{"verdict": "use", "gain": 3}', "damaged"),
+        ('{"verdict": "use", "gain": {"points": 3}}', "damaged"),
+        ('{"verdict": "use", "gain": {"points": 3, "low": 4, "high": NaN, "against": "none"}}', "damaged"),
+    ],
 )
 def test_a_damaged_file_is_named(folder, text, match):
     (folder.parent / QUALITY_FILE).write_text(text)
     with pytest.raises(CheckpointError, match=match):
         read_verdict(folder)
+
+
+def test_a_gain_is_read_back(folder):
+    gain = {"points": 2.1, "low": 0.8, "high": 3.4, "against": "trivialaugment@every_row"}
+    (folder.parent / QUALITY_FILE).write_text(verdict_file(folder, gain=gain))
+    assert read_verdict(folder).gain == Gain(**gain)
+    (folder.parent / QUALITY_FILE).write_text(verdict_file(folder, gain=None))
+    assert read_verdict(folder).gain is None
 
 
 def test_a_verdict_on_other_weights_is_refused(folder):

@@ -1,5 +1,6 @@
 """The learned widths: what a draw does in closed form, that widths have gradients, and that fitting finds them."""
 
+import functools
 import math
 
 import pytest
@@ -12,7 +13,10 @@ from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.run import named_generator
 from gen_invariance.translator.fit import fit_translator
+from gen_invariance.translator.io import load_translator
+from gen_invariance.translator.quality.discern import tell_apart
 from gen_invariance.translator.quality.measures import kolmogorov_distance
+from gen_invariance.translator.quality.verdict import DO_NOT, read_verdict
 from gen_invariance.translator.settings import FitSettings
 from gen_invariance.translator.spatial import CAPS, SpatialObjective, SpatialSettings, SpatialTranslator
 
@@ -219,6 +223,71 @@ def test_learns_wide_rotation_on_turned_digits_and_none_on_upright_ones(tmp_path
     narrow = learned_rotation(upright, tmp_path / "upright", steps=200)
     assert wide > 120, "uniform rotation runs to the cap of 180 degrees"
     assert narrow < 30, "the false width of the control"
+
+
+# ---- widths at their limits
+
+
+@pytest.fixture
+def quick_look(monkeypatch):
+    monkeypatch.setattr("gen_invariance.translator.spatial.tell_apart", functools.partial(tell_apart, steps=30))
+
+
+def digits_data(images):
+    return ImageData(
+        to_uint8(images), torch.from_numpy(load_digits().target[: len(images)]).long(), tuple("0123456789")
+    )
+
+
+def turned_digits(count=240):
+    images, nuisance = real_digits(count), Rotation(180)
+    return nuisance.apply(images, nuisance.sample(images.shape, generator=named_generator(0)))
+
+
+def concluded(images, **shares):
+    objective = SpatialObjective(SpatialTranslator(operations=tuple(shares)))
+    objective.translator.width_shares.data = torch.tensor(list(shares.values()))
+    changed = objective.conclude(digits_data(images), torch.arange(len(images)), generator=named_generator(0))
+    assert changed == bool(objective.translator.config.not_identified)
+    return objective.translator
+
+
+def test_a_limit_that_the_images_hold_stays_and_another_is_left_out(quick_look):
+    """Digits at every angle are turned by every angle; they are not twice as bright or half as bright."""
+    found = concluded(turned_digits(), rotation=1.0, gain=0.99, bias=0.5)
+    assert found.widths() == pytest.approx({"rotation": 180, "gain": 0, "bias": 0.2})
+    assert list(found.config.not_identified) == ["gain"]
+    lines = found.describe().splitlines()
+    assert lines[0] == "rotation: uniform in [-180, 180] degrees"
+    assert lines[1].startswith("gain: not identified, left out")
+    assert "gain (AUC" in found.unidentified
+    assert "rotation" not in found.unidentified
+
+
+def test_nothing_identified_is_the_identity(quick_look, tmp_path):
+    images = real_digits(150)
+    found = concluded(images, rotation=1.0)
+    draw = found.sample(images.shape, generator=named_generator(1))
+    torch.testing.assert_close(found.apply(images, draw), images, atol=1e-5, rtol=0)
+    with pytest.raises(SettingsError, match=r"does nothing.*Not identified: rotation"):
+        found.to_kornia()
+    found.save_pretrained(tmp_path)
+    assert load_translator(tmp_path).describe() == found.describe()
+    verdict = read_verdict(tmp_path)
+    assert verdict.word == DO_NOT
+    assert verdict.reasons == (found.unidentified,)
+    assert read_verdict(alone("gain", 1.0).save_pretrained(tmp_path / "other") or tmp_path / "other") is None
+
+
+def test_a_fit_that_ends_at_a_limit_says_so(quick_look, tmp_path):
+    settings = FitSettings(steps=1, batch_size=16, classes="all")
+    network = {"operations": ("rotation",), "start": 1.0}
+    fitted = fit_translator(
+        "spatial", digits_data(real_digits(100)), settings, network=network, out=tmp_path, progress=False
+    )
+    assert "not identified" in fitted.describe()
+    assert (tmp_path / "samples" / "kept.png").is_file(), "the last step shows another translator"
+    assert read_verdict(tmp_path).word == DO_NOT
 
 
 # ---- as plain kornia

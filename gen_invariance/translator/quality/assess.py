@@ -9,7 +9,7 @@ that does nothing gets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +30,7 @@ from gen_invariance.translator.quality.measures import (
     spread_of_draws,
     spread_within_classes,
 )
-from gen_invariance.translator.quality.verdict import Figure, Verdict, judge_figures, nan_to_none
+from gen_invariance.translator.quality.verdict import Figure, Verdict, judge_figures, nan_to_none, refuse_unidentified
 from gen_invariance.translator.settings import AssessSettings
 
 NEAR_COPY = 0.33
@@ -71,6 +71,7 @@ class Quality:
             "verdict": self.verdict.word,
             "strength": self.verdict.strength,
             "reasons": list(self.verdict.reasons),
+            "gain": None if self.verdict.gain is None else asdict(self.verdict.gain),
             "figures": {name: figure.to_json() for name, figure in self.figures.items()},
             "class_p_value": nan_to_none(self.class_p_value),
             "agreement_by_class": [nan_to_none(value) for value in self.agreement_by_class.tolist()],
@@ -181,6 +182,7 @@ def assess(
     worst, draw = _find_worst(after, labels, right_before.bool(), most=settings.failures)
     member = F.one_hot(labels, data.num_classes).double()
     count = member.sum(0)
+    verdict = judge_figures(figures, chance=1 / max(int((count > 0).sum()), 1))
     return Quality(
         figures=figures,
         agreement_by_class=(same.mean(0) @ member / count).cpu(),
@@ -190,7 +192,7 @@ def assess(
         worst=worst.cpu(),
         worst_images=moved[draw, worst].cpu(),
         worst_judged=after.argmax(2)[draw, worst].cpu(),
-        verdict=judge_figures(figures, chance=1 / max(int((count > 0).sum()), 1)),
+        verdict=refuse_unidentified(verdict, getattr(nuisance, "unidentified", "")),
     )
 
 

@@ -1,4 +1,8 @@
-"""From figures to a word: may a translator be used? The thresholds stand in one table, `RULES`."""
+"""From figures to a word: may a translator be used? The thresholds stand in one table, `RULES`.
+
+A gain in points of accuracy, measured in simulated tails, decides where there is one (`judge_by_gain`); without one the
+figures of `assess` decide (`judge_figures`). A translator whose fit found nothing in the images is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gen_invariance.errors import CheckpointError
+from gen_invariance.errors import CheckpointError, RangeError
 from gen_invariance.stats import Estimate
 
 QUALITY_FILE = "quality.json"
@@ -125,16 +129,58 @@ LEAST_JUDGE_GAIN = 2.0
 
 
 @dataclass(frozen=True)
+class Gain:
+    """What a translator gains in simulated tails of the data it was fitted on, in points of balanced accuracy.
+
+    Attributes:
+        points: the mean gain, paired.
+        low, high: its 95 % interval.
+        against: what it was compared with, such as "trivialaugment@every_row".
+
+    Raises:
+        RangeError: a number that is not finite, or ends of the interval the wrong way round.
+    """
+
+    points: float
+    low: float
+    high: float
+    against: str
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.points, self.low, self.high))) or self.low > self.high:
+            raise RangeError(
+                f"gain: {self.points} [{self.low}, {self.high}] is no estimate with an interval; give finite numbers, "
+                "low up to high"
+            )
+
+    def __str__(self) -> str:
+        """As in the sentence of `judge_by_gain`: "+2.1 [+0.8, +3.4]"."""
+        return f"{self.points:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What to do, and why.
 
     Attributes:
         word: "use", "use with lower strength" or "do not use".
         reasons: sentences, the decisive ones first.
+        gain: what decided, where it was measured; None where figures decided.
     """
 
     word: str
     reasons: tuple[str, ...]
+    gain: Gain | None = None
+
+    @property
+    def first_reason(self) -> str:
+        """The decisive reason without its full stop, to be quoted within a sentence."""
+        return self.reasons[0].rstrip(".") if self.reasons else "no reason is given"
+
+    def lines(self) -> list[str]:
+        """As a terminal shows it: a measured gain first, then the word and the reasons."""
+        first, rest = (self.reasons[:1], self.reasons[1:]) if self.gain else ((), self.reasons)
+        return [*first, self.word, *(f"  {reason}" for reason in rest)]
 
     @property
     def strength(self) -> float:
@@ -155,6 +201,45 @@ def judge_figures(figures: Mapping[str, Figure], *, chance: float, rules: Sequen
         reasons.append((LOWER, f"The judge names only {judge:.0%} of real images right, too few to be trusted."))
     reasons.sort(key=lambda reason: STRENGTH[reason[0]])
     return Verdict(reasons[0][0], tuple(text for _, text in reasons))
+
+
+def judge_by_gain(gain: Gain, reasons: Sequence[str] = ()) -> Verdict:
+    """The verdict where the gain was measured: use what gains for certain, and nothing else.
+
+    Args:
+        gain: in simulated tails of the data.
+        reasons: what figures say beside it, as an explanation.
+
+    >>> judge_by_gain(Gain(2.1, 0.8, 3.4, "trivialaugment")).reasons[0]
+    'In simulated tails of these data it gains +2.1 [+0.8, +3.4] balanced points over trivialaugment.'
+    >>> judge_by_gain(Gain(0.4, -0.5, 1.3, "trivialaugment")).word
+    'do not use'
+    """
+    sentence = f"In simulated tails of these data it gains {gain} balanced points over {gain.against}."
+    if gain.low > 0:
+        return Verdict(USE, (sentence, *reasons), gain)
+    sentence = f"{sentence[:-1]}: its interval is not above 0." if gain.high > 0 else sentence
+    return Verdict(DO_NOT, (sentence, *reasons), gain)
+
+
+def describe_unidentified(areas: Mapping[str, Sequence[float]]) -> str:
+    """A sentence on the parameters that a fit could not decide; "" where it decided all.
+
+    `areas`: by parameter, area under the ROC curve and its interval, see `discern.tell_apart`.
+    """
+    if not areas:
+        return ""
+    named = [f"{name} (AUC {value:.2f} [{low:.2f}, {high:.2f}])" for name, (value, low, high) in areas.items()]
+    what = "it grew to its limit" if len(named) == 1 else "they grew to their limits"
+    return (
+        f"Not identified: {', '.join(named)}; {what}, and the images do not show that they hold such changes: a small "
+        "network has to fail to tell them (AUC 0.5)."
+    )
+
+
+def refuse_unidentified(verdict: Verdict, problem: str) -> Verdict:
+    """`verdict`, or "do not use" where the fit has a `problem`: parameters that the images did not decide."""
+    return Verdict(DO_NOT, (problem, *verdict.reasons), verdict.gain) if problem else verdict
 
 
 def _apply(rule: Rule, figure: Figure) -> tuple[str, str]:
@@ -196,24 +281,37 @@ def weights_digest(path: Path | str) -> str:
 def read_verdict(translator: Path | str) -> Verdict | None:
     """The verdict that `inspect` left in the translator's folder or the run folder around it; None without one.
 
+    A translator that nobody inspected is refused where its own config names parameters that its fit did not identify.
+
     Raises:
         CheckpointError: the file is damaged, or speaks of other weights.
     """
     folder = translator_folder(translator)
     path = next((each for each in quality_files(folder) if each.is_file()), None)
     if path is None:
-        return None
+        problem = describe_unidentified(_read_unidentified(folder))
+        return Verdict(DO_NOT, (problem,)) if problem else None
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        verdict, digest = Verdict(saved["verdict"], tuple(map(str, saved["reasons"]))), saved["translator_digest"]
+        gain = None if saved.get("gain") is None else Gain(**saved["gain"])
+        verdict, digest = Verdict(saved["verdict"], tuple(map(str, saved["reasons"])), gain), saved["translator_digest"]
         STRENGTH[verdict.word]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RangeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); run gen-invariance inspect again") from error
     if digest != weights_digest(folder):
         raise CheckpointError(
             f"{path} speaks of other weights than those in {folder}; run gen-invariance inspect again"
         )
     return verdict
+
+
+def _read_unidentified(folder: Path) -> dict[str, list[float]]:
+    """What the config of a saved translator names; nothing where there is none, or it is damaged: loading says that."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("not_identified") or {}
+        return {str(name): [float(value), float(low), float(high)] for name, (value, low, high) in named.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def quality_files(folder: Path) -> tuple[Path, ...]:
