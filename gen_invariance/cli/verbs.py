@@ -109,6 +109,13 @@ def _inspect(settings: Any) -> None:
     _say_all([*inspection.quality.verdict.lines(), f"page: {page}"])
 
 
+def _choose(settings: Any) -> None:
+    from gen_invariance.experiment.choose import run_choose
+
+    chosen = run_choose(settings, say=_say)
+    _say_all([*chosen.choice.lines(), f"written: {chosen.file}"])
+
+
 def _augment(settings: Any) -> None:
     from gen_invariance.experiment.augment import check_complete, format_summary, run_augment
 
@@ -141,6 +148,7 @@ _REST = "the same command goes on with what is left"
 
 VERBS: dict[str, Verb] = {
     "fit": Verb(_fit, "experiment.settings:FitRun", after_stop=_FROM_CHECKPOINT),
+    "choose": Verb(_choose, "experiment.settings:ChooseRun", after_stop=_REST_ON_RESUME),
     "augment": Verb(_augment, "experiment.settings:AugmentSettings", after_stop=_REST_ON_RESUME),
     "train": Verb(_train, "experiment.settings:TrainRun", after_stop=_FROM_CHECKPOINT),
     "measure": Verb(_measure, "experiment.settings:MeasureRun"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -14,6 +14,7 @@ from gen_invariance.data.settings import LongTailSettings, SourceSettings
 from gen_invariance.errors import SettingsError
 from gen_invariance.export.settings import ResultSettings, WorkerSettings
 from gen_invariance.order.settings import OrderSettings
+from gen_invariance.referee.settings import RefereeSettings
 from gen_invariance.settings import Text, settings_class
 from gen_invariance.translator.settings import AssessSettings, FitSettings
 
@@ -92,6 +93,22 @@ class FitRun(RunSettings):
     fit: FitSettings = field(default_factory=FitSettings)
     out: Text = "runs/fit"
     """run folder; a new or an empty one"""
+
+
+@settings_class("choose")
+class ChooseRun(RefereeSettings, RunSettings):
+    """Settings of `run_choose`."""
+
+    data: Task = field(default_factory=Task)
+    candidates: tuple[Text, ...] | None = None
+    """words such as redraw@tail+trivialaugment@every_row; null: generic ones, and redraw in several uses"""
+    out: Text = "runs/choose"
+    """run folder; a new or an empty one"""
+
+    @property
+    def referee(self) -> RefereeSettings:
+        """How candidates are compared."""
+        return RefereeSettings(**{each.name: getattr(self, each.name) for each in fields(RefereeSettings)})
 
 
 @settings_class("stage")

@@ -61,9 +61,9 @@ def choose_augmentation(
 
     Some of the large classes are cut down to sizes of the tail (`simulate_tail`), a small network is trained with each
     candidate on what is left, and scored on images that were held back, over cut and uncut classes. That is repeated
-    with other classes and sizes; after every second time the worse half of the candidates is dropped. Candidates share
-    splits, initial weights and batches, so gains are paired differences (`race`). Test images are never looked at, and
-    translators are fitted on the cut images alone.
+    with other classes and sizes; after every second time only the best third goes on. Candidates share splits, initial
+    weights and batches, so gains are paired differences (`race`). Test images are never looked at, and translators are
+    fitted on the cut images alone.
 
     Args:
         data: training images, whole; never validation or test images. Trained on their device.
@@ -275,10 +275,13 @@ class _Race:
         self.learned = {candidate.name: candidate.learned for candidate in work.candidates}
         self.dropped: dict[str, int] = {}
         self.table = Table({}, {})
-        self.seconds, self.trainings = 0.0, 0
-        self.known = {(row.get("split"), row.get("candidate")): row for row in run.metrics() if "right" in row}
+        rows = run.metrics()
+        self.known = {(row.get("split"), row.get("candidate")): row for row in rows if "right" in row}
+        self.seconds = sum(float(row["seconds"]) for row in rows if "fit" in row)
+        self.trainings = 0
         self.started = time.perf_counter()
-        self.before = sum(float(row.get("seconds", 0)) for row in self.known.values()) / self.settings.processes
+        trained = sum(float(row["seconds"]) for row in self.known.values())
+        self.before = (self.seconds + trained) / self.settings.processes
         self.bar = tqdm(desc="choose", total=0, disable=None if progress is None else not progress)
         self.shared = work if self.settings.processes == 1 else work.share()
 
@@ -335,6 +338,7 @@ class _Race:
                 continue
             answer = json.loads(done.answer)
             if done.job.is_fit:
+                self.log.log(step=split, split=split, fit=done.job.name, **answer)
                 self.seconds += answer["seconds"]
                 continue
             self.log.log(step=split, split=split, candidate=done.job.name, **answer)

@@ -161,20 +161,20 @@ def rank_candidates(table: Table) -> list[str]:
     return sorted(table.figures, key=place, reverse=True)
 
 
+ROUND, KEPT = 2, 3
+"""Splits of a round, a pair of which each cuts what the other leaves whole; one of so many candidates goes on."""
+
+
 def find_survivors(table: Table, alive: Sequence[str], is_learned: Callable[[str], bool]) -> list[str]:
-    """Those of `alive` that go on to the next round, in their order: the better half, and the best of either kind.
+    """Those of `alive` that go on to the next round, in their order: the better third, and the best of either kind.
 
     Without the best that is not learned, and the best that is, nothing could be said of learning.
     """
     ranked = [name for name in rank_candidates(table) if name in alive]
-    kept = set(ranked[: max(2, -(-len(ranked) // 2))])
+    kept = set(ranked[: max(2, -(-len(ranked) // KEPT))])
     for learned in (True, False):
         kept |= set([name for name in ranked if is_learned(name) == learned][:1])
     return [name for name in alive if name in kept]
-
-
-ROUND = 2
-"""Splits of a round, a pair of which each cuts what the other leaves whole."""
 
 
 def ends_round(split: int) -> bool:

@@ -30,18 +30,18 @@ class RefereeSettings:
     """time for all splits together, such as 90s, 10min or 2h; every candidate is tried once whatever it says"""
     splits: Annotated[int, Field(ge=1)] = 8
     """simulated tails at most"""
-    steps: Annotated[int, Field(ge=20)] = 600
-    """updates of one training; heavy augmentation needs enough of them"""
+    steps: Annotated[int, Field(ge=20)] = 2000
+    """updates of one training; fewer are unfair to heavy augmentation, which pays late"""
     batch_size: PositiveInt = 32
     """images a step"""
-    learning_rate: PositiveFloat = 0.05
+    learning_rate: PositiveFloat = 0.1
     """peak rate of SGD, which falls along a cosine"""
     backbone: str = "small_conv"
     """network that is trained from scratch, unless weights are given"""
     weights: Text | None = None
     """DEFAULT, a weights file or a run folder: heads on cached features of that backbone are trained instead"""
-    image_size: Annotated[int, Field(ge=8)] | None = 32
-    """larger images are scaled down to this side; null keeps them"""
+    image_size: Annotated[int, Field(ge=8)] | None = 20
+    """larger images are scaled down to this side, for a first look; null keeps them"""
     held_back: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """share of each large class that is held back to score on"""
     score_images: Annotated[int, Field(ge=2)] = 40
