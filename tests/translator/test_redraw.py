@@ -272,7 +272,7 @@ def test_photographs_get_the_moments_of_a_head_image():
     cast = 0.3 * torch.rand(80, 3, 1, 1, generator=generator)
     images = (0.3 * base + 0.3 + cast).mul(255).round().to(torch.uint8)
     data = ImageData(images, torch.arange(80) % 2, class_names=("a", "b"), name="noise")
-    translator = fit_translator("redraw", data, progress=False)
+    translator = fit_translator("redraw", data, network={"bank_size": 64}, progress=False)
     assert translator.config.kind == "photo"
     floats = data.float_images()
     draw = translator.sample(floats.shape, generator=generator)
@@ -304,9 +304,11 @@ def test_a_pose_is_taken_from_the_same_head_image_as_the_tone():
     ("bad", "message"),
     [
         ({"parts": ()}, "some of tone, stroke, pose"),
-        ({"parts": ("colour",)}, "some of tone, stroke, pose"),
+        ({"parts": ("colours",)}, "some of tone, stroke, pose"),
+        ({"parts": ("colour",)}, "figures have no colour; choose of tone, stroke"),
         ({"kind": "drawing"}, "kind must be one of"),
-        ({"kind": "photo"}, "have no stroke, pose or place"),
+        ({"kind": "photo"}, "photographs have no stroke; choose of tone, colour"),
+        ({"kind": "photo", "parts": ("geometry",), "geometry": "guessed"}, "geometry must be one of auto, read"),
         ({"strength": 1.5}, "strength"),
     ],
 )

@@ -18,6 +18,7 @@ from gen_invariance.errors import RunError
 from gen_invariance.run import Run
 from gen_invariance.settings import settings_class
 from gen_invariance.translator.redraw.congeal import Congealed, PoseGrid, congeal, move_by, pose_matrix
+from gen_invariance.translator.redraw.fit_photo import fit_photo
 from gen_invariance.translator.redraw.model import RedrawTranslator
 from gen_invariance.translator.redraw.pose import SLOPES, PoseTranslator, shrink
 from gen_invariance.translator.redraw.shape import move_to_centre, read_place, read_width
@@ -63,6 +64,8 @@ def fit_redraw(
         SettingsError: no class is large enough.
         RunError: the loss became NaN or infinite.
     """
+    if translator.config.kind == "photo":
+        return fit_photo(translator, data, settings, run=run)
     tones, figures = _read_tones(translator, data)
     if translator.pose is not None:
         centred = move_to_centre(figures, read_place(figures)) if "place" in translator.config.parts else figures
@@ -76,9 +79,8 @@ def fit_redraw(
     translator.to(data.device)
     for name in ("ground", "base", "ink"):
         getattr(translator, name).copy_(getattr(tones, name)[rows])
-    if translator.config.kind != "photo":
-        translator.log_width.copy_(read_width(figures[rows]))
-        translator.place.copy_(read_place(figures[rows]))
+    translator.log_width.copy_(read_width(figures[rows]))
+    translator.place.copy_(read_place(figures[rows]))
     return translator.eval()
 
 
