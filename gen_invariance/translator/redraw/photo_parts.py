@@ -17,8 +17,8 @@ registered, than nearly all pairs of different classes do.
 | geometry: pairs aligned | .25 | .44 | .09 | .16 |
 
 Between at most .3. Contrast, light and noise wait to be asked for even so: a light field gained nothing on traffic
-signs (measured with prototypes), and drawn together with the others they took signs apart. Figures of `split_variance` on whole training sets of `../shared/data` (2,000 images each) and of
-`register.read_geometry`.
+signs (measured with prototypes), and all of them together made some signs unreadable. Figures of `split_variance` on
+2,000 training images of each set and of `register.read_geometry`.
 """
 
 from __future__ import annotations
