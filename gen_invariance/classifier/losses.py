@@ -3,6 +3,7 @@
 Each takes logits (B, K) and labels, int64 (B,) or soft float (B, K) with rows that sum to one, and gives the mean or,
 with reduction="none", one value a row. None needs a trainer. With class weights the mean is the weighted one of
 `torch.nn.functional.cross_entropy`: divided by the sum of the weights of the labels, so the step size stays comparable.
+Rows labelled -100 are left out, as they are there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 
 from gen_invariance.classifier.model import COSINE_SCALE
 from gen_invariance.data.images import names_or_numbers
-from gen_invariance.errors import SettingsError, ShapeError
+from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.settings import BelowOne, check_options
+
+IGNORED = -100
+"""The label of rows that count for nothing, torch's own default."""
 
 ClassWeights = str | Mapping[str, float] | None
 """None, "inverse", "effective_number", or a weight for each named class (classes left out get 1)."""
@@ -108,8 +112,11 @@ class CrossEntropy(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor, *, reduction: str = "mean") -> Tensor:
         """The loss of `logits` (B, K) under `labels`, int64 (B,) or soft (B, K): a scalar, or (B,) for "none".
 
+        Rows labelled `IGNORED` count for nothing: 0 with "none", left out of the mean.
+
         Raises:
             ShapeError: logits or labels do not fit the classes.
+            RangeError: a label that is no class (looked for on the CPU only: a GPU would have to be waited for).
             SettingsError: unknown reduction.
         """
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
@@ -124,18 +131,31 @@ class CrossEntropy(nn.Module):
             )
         if reduction not in ("mean", "none"):
             raise SettingsError(f"no reduction {reduction!r}; choose mean or none")
+        if hard:
+            labels = labels.long()
+            self._check_range(labels)
+        else:  # 0 times minus infinity, of a class that is masked, is no number
+            logits = logits.clamp_min(torch.finfo(logits.dtype).min / 2)
         rows = self._rows(logits, labels)
-        if reduction == "none":
-            return rows
-        return rows.mean() if self.class_weights is None else rows.sum() / self.row_weights(labels).sum()
+        return rows if reduction == "none" else rows.sum() / self.row_weights(labels).sum()
+
+    def _check_range(self, labels: Tensor) -> None:
+        if labels.device.type != "cpu" or not len(labels):
+            return
+        wrong = labels[((labels < 0) & (labels != IGNORED)) | (labels >= self.num_classes)]
+        if len(wrong):
+            raise RangeError(
+                f"labels must lie in [0, {self.num_classes}), or be {IGNORED} to leave a row out, got {wrong[0]}"
+            )
 
     def row_weights(self, labels: Tensor) -> Tensor:
         """What each row of `labels` counts in the mean, float32 (B,); a batch split into parts divides by their sum."""
-        if self.class_weights is None:
-            return torch.ones(len(labels), device=labels.device)
         if labels.is_floating_point():
+            if self.class_weights is None:
+                return torch.ones(len(labels), dtype=torch.float32, device=labels.device)
             return labels.to(self.class_weights) @ self.class_weights
-        return self.class_weights[labels]
+        kept = labels != IGNORED
+        return kept.float() if self.class_weights is None else self.class_weights[labels.long() * kept] * kept
 
     def _rows(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Weighted loss of each row, (B,)."""
@@ -157,12 +177,22 @@ class Focal(CrossEntropy):
         self.gamma = gamma
 
     def _rows(self, logits: Tensor, labels: Tensor) -> Tensor:
-        log_p = logits.log_softmax(1)
+        # The label's own terms only: of a masked class, minus infinity, none has a gradient.
+        log_p = logits.log_softmax(1).clamp_min(torch.finfo(logits.dtype).min)
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        if labels.ndim > 1:
+            labels = labels.to(logits.dtype)
+            terms = self._terms(log_p.masked_fill(labels == 0, 0.0))
+            return (labels * (terms if weights is None else terms * weights)).sum(1)
+        kept = labels != IGNORED
+        labels = labels * kept
+        terms = self._terms(log_p.gather(1, labels[:, None])[:, 0])
+        return torch.where(kept, terms if weights is None else terms * weights[labels], 0.0)
+
+    def _terms(self, log_p: Tensor) -> Tensor:
         # 1 - p with full precision near p = 1; kept off zero, where its power has no gradient for gamma < 1.
-        missing = (-torch.expm1(log_p)).clamp_min(torch.finfo(logits.dtype).tiny)
-        terms = -(missing**self.gamma) * log_p
-        terms = terms if self.class_weights is None else terms * self.class_weights.to(terms.dtype)
-        return terms.gather(1, labels[:, None])[:, 0] if labels.ndim == 1 else (labels.to(terms.dtype) * terms).sum(1)
+        missing = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+        return -(missing**self.gamma) * log_p
 
 
 class Ldam(CrossEntropy):
@@ -187,7 +217,7 @@ class Ldam(CrossEntropy):
 
     def _rows(self, logits: Tensor, labels: Tensor) -> Tensor:
         if labels.ndim == 1:
-            shift = F.one_hot(labels, self.num_classes) * self.margins.to(logits.dtype)
+            shift = F.one_hot(labels.clamp_min(0), self.num_classes) * self.margins.to(logits.dtype)
             return super()._rows(logits - shift, labels)
         # Each class with weight in a row's label is a label of its own; mixed labels have two, so this stays small.
         row, label = labels.nonzero(as_tuple=True)

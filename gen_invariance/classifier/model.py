@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from gen_invariance.data.images import check_images, to_float
 from gen_invariance.errors import SettingsError, ShapeError
 
+_TOO_SMALL = ("greater than actual input size", "Output size is too small", "should be less than the corresponding")
+"""What torch says of convolutions, pools and paddings that images are too small for."""
+
 Blocks = Mapping[str, Sequence[str]]
 """Block name -> dotted paths, inside the backbone, of the modules and parameters that belong to it; input first."""
 
@@ -142,8 +145,21 @@ class Classifier(nn.Module):
         return (images - self.mean[:, None, None]) / self.std[:, None, None]
 
     def features(self, images: Tensor) -> Tensor:
-        """Features (B, D) of `images`, float (B, C, H, W) in [0, 1]."""
-        return self.backbone(self.normalise(images))
+        """Features (B, D) of `images`, float (B, C, H, W) in [0, 1].
+
+        Raises:
+            ShapeError: images of fewer pixels than the backbone's convolutions and pools need.
+        """
+        try:
+            return self.backbone(self.normalise(images))
+        except RuntimeError as error:
+            if any(words in str(error) for words in _TOO_SMALL):
+                height, width = images.shape[-2:]
+                raise ShapeError(
+                    f"images of {height} x {width} pixels are too small for this backbone; scale them up "
+                    "(data.image_size, or input_size of the classifier), or choose small_conv"
+                ) from error
+            raise
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of `images`, float (B, C, H, W) in [0, 1]."""

@@ -42,6 +42,13 @@ def check_configs(folder: Path) -> None:
             continue
         config = _read(path)
         for key, value in _entries(config):
+            leaves = (
+                key == "weight_map"
+                and isinstance(value, dict)
+                and any(Path(str(each)).name != each for each in value.values())
+            )
+            if leaves:
+                raise CheckpointError(f"{path} names weights outside of its folder; copy the whole pipeline again")
             names_code = key == "auto_map" and value and not isinstance(value, int)  # a tokenizer may know the word
             names_kernel = key.endswith("attn_implementation") and "/" in str(value)
             if names_code or names_kernel:

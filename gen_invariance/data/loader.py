@@ -26,8 +26,9 @@ def find_labels(data: Any) -> Tensor:
     """The labels of `data`, int64 (N,), without decoding an image.
 
     Args:
-        data: labels themselves (tensor, array, list), an `ImageData`, a data set with `.targets` or `.labels`, or
-            `torch.utils.data.Subset`s of one, nested as deep as you like.
+        data: labels themselves (tensor, array, list, pandas series), an `ImageData`, a data set with `.targets` or
+            `.labels`, a Hugging Face data set with a column `label`, or `torch.utils.data.Subset`s of one, nested as
+            deep as you like.
 
     Raises:
         SettingsError: no labels to be found.
@@ -36,6 +37,11 @@ def find_labels(data: Any) -> Tensor:
         return find_labels(data.dataset)[torch.as_tensor(data.indices, dtype=torch.int64)]
     if isinstance(data, Tensor | np.ndarray | list | tuple):
         return check_sampled(_as_tensor(data))
+    if hasattr(data, "__array__") and not hasattr(data, "column_names"):
+        return check_sampled(_as_tensor(np.asarray(data)))
+    column = next((name for name in ("label", "labels") if name in (getattr(data, "column_names", None) or ())), None)
+    if column is not None:
+        return check_sampled(_as_tensor(list(data[column])))
     for name in ("targets", "labels"):
         found = getattr(data, name, None)
         if isinstance(found, Tensor | np.ndarray | list | tuple):
@@ -48,7 +54,7 @@ def find_labels(data: Any) -> Tensor:
 
 def _as_tensor(labels: Tensor | np.ndarray | Sequence[Any]) -> Tensor:
     try:
-        return labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+        return labels if isinstance(labels, Tensor) else torch.as_tensor(np.array(labels))
     except (TypeError, ValueError) as error:
         raise SettingsError(
             f"labels must be whole numbers, one for each image, got {type(labels).__name__} of something else; "
@@ -57,7 +63,10 @@ def _as_tensor(labels: Tensor | np.ndarray | Sequence[Any]) -> Tensor:
 
 
 class LongTailSampler(Sampler[int]):
-    """Indices for a `DataLoader` by a sampling rule, seeded by (seed, epoch); call `set_epoch` before each epoch.
+    """Indices for a `DataLoader` by a sampling rule, seeded by (seed, epoch).
+
+    `set_epoch` says which epoch comes next, and has to be called where a run goes on in the middle. Loops that never
+    call it get one epoch after another: each time the sampler is gone through is the next.
 
     The epoch's list is the same on all ranks, and rank r takes items r, r + world_size, ...: together the ranks
     draw exactly what one process would, with no item twice to fill up, so their lengths may differ by one. Under
@@ -106,16 +115,19 @@ class LongTailSampler(Sampler[int]):
         self.rule, self.seed, self.num_epochs = rule, seed, num_epochs
         self.num_samples = len(self.labels) if num_samples is None else num_samples
         self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self._is_told, self._begun = False, 0
         rule_name(rule)
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration draw the list of `epoch`."""
-        self.epoch = epoch
+        self.epoch, self._is_told = epoch, True
 
     def __len__(self) -> int:
         return len(range(self.rank, self.num_samples, self.world_size))
 
     def __iter__(self) -> Iterator[int]:
+        if not self._is_told:
+            self.epoch, self._begun = self._begun, self._begun + 1
         return iter(self.draw(self.epoch)[self.rank :: self.world_size].tolist())
 
     def draw(self, epoch: int, *, stream: str = "loader") -> Tensor:

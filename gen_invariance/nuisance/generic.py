@@ -111,6 +111,8 @@ class _Policy:
         if name in _ENHANCING:
             if name == "colour" and images.shape[1] == 1:
                 return images
+            if name == "sharpness" and min(images.shape[-2:]) < 3:  # its filter leaves the border as it is
+                return images
             return _ENHANCING[name](images, 1 + sign * strength * self.ranges[name])
         if name == "posterize":
             return enhance.posterize(images, 8 - (strength * self.ranges[name]).round().long())

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("imblearn")
 
@@ -11,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from gen_invariance import Identity, Rotation
 from gen_invariance.augment.sampler import NuisanceSampler
-from gen_invariance.errors import ShapeError
+from gen_invariance.errors import RangeError, SettingsError, ShapeError
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +59,48 @@ def test_in_a_pipeline(digits):
 def test_rows_that_are_no_images_of_the_shape(digits):
     with pytest.raises(ShapeError, match="are no images"):
         NuisanceSampler(image_shape=(1, 8, 9)).fit_resample(*digits)
+
+
+def test_rows_that_lie_channels_last():
+    with pytest.raises(ShapeError, match="seems to lie channels last"):
+        NuisanceSampler(image_shape=(16, 16, 1)).fit_resample(
+            np.random.default_rng(0).random((12, 256)), [0] * 9 + [1] * 3
+        )
+
+
+class Dim:
+    """Takes the same part off every value, so that hardly one stays whole."""
+
+    def sample(self, shape, *, generator):
+        return {}
+
+    def apply(self, images, draw):
+        return images * 0.737
+
+
+@given(
+    dtype=st.sampled_from(["bool", "uint8", "int8", "int16", "uint16", "int32", "int64", "uint32", "float32"]),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_whole_numbers_are_rounded(dtype, seed):
+    """The same in float64, rounded half to even and kept within the type."""
+    kind = np.dtype(dtype)
+    most = {"b": 2, "f": 256}.get(kind.kind) or min(int(np.iinfo(kind).max), 2**20)
+    rows = np.random.default_rng(seed).integers(0, most, (12, 16), endpoint=kind.kind not in "bf").astype(kind)
+    labels, pixel_range = np.array([0] * 9 + [1] * 3), (0, most)
+    found, _ = NuisanceSampler(Dim(), pixel_range=pixel_range, random_state=seed).fit_resample(rows, labels)
+    exact, _ = NuisanceSampler(Dim(), pixel_range=pixel_range, random_state=seed).fit_resample(
+        rows.astype(np.float64), labels
+    )
+    assert found.dtype == kind
+    wanted = exact[12:] if kind.kind == "f" else np.rint(exact[12:])
+    assert np.abs(found[12:].astype(np.float64) - wanted).max() <= (1e-4 if kind.kind == "f" else 0)
+
+
+@pytest.mark.parametrize(
+    ("pixel_range", "kind"), [((0, 1), RangeError), ((5, 5), SettingsError), ((9, 2), SettingsError)]
+)
+def test_a_pixel_range_that_cannot_be(digits, pixel_range, kind):
+    with pytest.raises(kind, match="pixel_range"):
+        NuisanceSampler(pixel_range=pixel_range).fit_resample(*digits)

@@ -320,3 +320,11 @@ def test_own_backbones_do_not_import_torchvision():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (1, 40)])
+def test_images_too_small_for_a_backbone_are_named(size):
+    model = build_classifier("convnext_tiny", num_classes=2)
+    with pytest.raises(ShapeError, match=f"images of {size[0]} x {size[1]} pixels are too small"):
+        model(torch.rand(2, 3, *size))
+    assert build_classifier("small_conv", num_classes=2)(torch.rand(2, 3, *size)).shape == (2, 2)

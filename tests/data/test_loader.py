@@ -210,3 +210,24 @@ def test_expected_uses_are_what_epochs_come_to(rule):
     assert ((counted / 60 - expected).abs() <= 5 * (expected / 60).sqrt()).all()
     if rule == "instance":
         torch.testing.assert_close(expected, torch.ones(len(LABELS), dtype=torch.float64))
+
+
+def test_a_loop_that_never_tells_the_epoch_gets_one_after_another():
+    labels = torch.tensor([0] * 30 + [1] * 3)
+    untold, told = LongTailSampler(labels, seed=3), LongTailSampler(labels, seed=3)
+    for epoch in range(3):
+        told.set_epoch(epoch)
+        assert list(untold) == list(told)
+        assert list(told) == list(told)
+
+
+@pytest.mark.parametrize("name", ["series", "hugging face", "array protocol"])
+def test_labels_in_other_containers(name):
+    labels = [0, 0, 1, 2]
+    if name == "series":
+        data = pytest.importorskip("pandas").Series(labels)
+    elif name == "hugging face":
+        data = pytest.importorskip("datasets").Dataset.from_dict({"label": labels})
+    else:
+        data = type("Array", (), {"__array__": lambda self, dtype=None, copy=None: np.array(labels)})()
+    assert find_labels(data).tolist() == labels

@@ -171,3 +171,13 @@ def test_misuse_is_named():
         policy.apply(
             torch.zeros(2, 1, 8, 8, dtype=torch.uint8), policy.sample((2, 1, 8, 8), generator=named_generator(0))
         )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 2), (3, 2)])
+@pytest.mark.parametrize("policy", [RandAugment, TrivialAugment])
+def test_images_smaller_than_a_filter(policy, size):
+    images = torch.rand(300, 3, *size, generator=torch.Generator().manual_seed(0))
+    draw = policy().sample(images.shape, generator=torch.Generator().manual_seed(1))
+    moved = policy().apply(images, draw)
+    assert moved.shape == images.shape
+    assert 0 <= moved.min() <= moved.max() <= 1

@@ -178,3 +178,13 @@ def test_before_training_scores():
     )
     guess = pr.predicted_before((0, 2), start_scores=scores, num_classes=4)
     assert guess.tolist() == [0.9, 1.0, 1.0, 0.6, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-9, 1e9, 1e15])
+@pytest.mark.parametrize("name", sorted(pr.FEATURE_SCORES))
+def test_scores_do_not_depend_on_the_scale_of_features(name, scale):
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [18, 4, 2])
+    features = rng.normal(size=(24, 8)) + labels[:, None]
+    expected = pr.FEATURE_SCORES[name](pr.Labelled(features, labels))
+    assert pr.FEATURE_SCORES[name](pr.Labelled(features * scale, labels)) == pytest.approx(expected, rel=1e-5, abs=1e-9)

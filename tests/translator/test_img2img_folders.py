@@ -84,6 +84,12 @@ def test_what_names_no_code_is_left_alone(folder):
     check_configs(folder)
 
 
+@pytest.mark.parametrize("name", ["../weights.safetensors", "/etc/passwd", "a/b.safetensors"])
+def test_weights_elsewhere(folder, name):
+    (folder / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    refused(folder, "names weights outside of its folder")
+
+
 @pytest.mark.parametrize("kind", ["AutoModel", "DiffusionPipeline", "StableDiffusionPipeline"])
 def test_parts_whose_kind_is_found_out_while_loading(folder, kind):
     change(folder, unet=["diffusers", kind])

@@ -26,17 +26,27 @@ _TINY = 1e-12
 class Labelled:
     """Labelled features, checked: `features` float64 (N, D), `labels` 0..C-1 without gaps, `counts` (C,).
 
+    Features of a tiny or huge scale are brought near 1: no score depends on it but by floors against dividing by 0.
+
+    Args:
+        features: float (N, D).
+        labels: whole numbers (N,).
+        rescale: False where their scale means something.
+
     Raises:
         ShapeError: not (N, D) and N labels.
         DataError: NaN or infinite features, or fewer than two classes.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, features: np.ndarray, labels: np.ndarray, *, rescale: bool = True) -> None:
         self.features = np.asarray(features, dtype=np.float64)
         if self.features.ndim != 2 or len(features) != len(labels):
             raise ShapeError(f"features are {np.shape(features)} for {len(labels)} labels; give (N, D) and N labels")
         if not np.isfinite(self.features).all():
             raise DataError("features hold NaN or infinite values; leave diverged runs out")
+        largest = np.abs(self.features).max(initial=0)
+        if rescale and largest > 0 and not 2**-10 <= largest <= 2**20:
+            self.features = self.features / 2.0 ** np.round(np.log2(largest))
         self.labels = np.unique(labels, return_inverse=True)[1]
         self.counts = np.bincount(self.labels)
         if len(self.counts) < 2:
@@ -223,7 +233,7 @@ def negative_cdnv(sample: Labelled) -> float:
 def gbc(sample: Labelled) -> float:
     """Minus the summed Gaussian Bhattacharyya coefficients over ordered class pairs, at most 0 (Pandy et al. 2022)."""
     floor = 1e-6 * max(float(sample.features.var()), _TINY)
-    squares = Labelled(np.square(sample.residual), sample.labels)
+    squares = Labelled(np.square(sample.residual), sample.labels, rescale=False)
     variance = squares.means + floor
     first, second = class_pairs(len(sample.counts)).T
     shared = (variance[first] + variance[second]) / 2
@@ -247,7 +257,7 @@ HEAD_SCORES: dict[str, Callable[[Labelled], float]] = {"leep": leep, "nce": nce}
 def after_training(sample: Labelled, *, probabilities: np.ndarray | None = None) -> dict[str, float]:
     """All scores of a trained backbone's features; LEEP and NCE only with the source head's probabilities (N, |A|)."""
     scores = {name: score(sample) for name, score in FEATURE_SCORES.items()}
-    by_head = None if probabilities is None else Labelled(probabilities, sample.labels)
+    by_head = None if probabilities is None else Labelled(probabilities, sample.labels, rescale=False)
     for name, score in HEAD_SCORES.items():
         scores[name] = float("nan") if by_head is None else score(by_head)
     return scores
