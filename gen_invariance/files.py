@@ -33,7 +33,10 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         OutputError: the folder is read-only, the disk is full, or the rename failed.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = path.name
+    if len(os.fsencode(name)) > 200:  # a name has 255 bytes, and some are added
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

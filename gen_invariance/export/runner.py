@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import nn
 
-from gen_invariance.errors import OutputError
-from gen_invariance.export.formats.base import Entry, Format, Output, Row
+from gen_invariance.errors import DataError, OutputError, printable
+from gen_invariance.export.formats.base import RESERVED, Entry, Format, Output, Row
 from gen_invariance.export.manifest import read_manifest, write_manifest
 from gen_invariance.export.output import STATE, keep_apart, lock_output, mark_done, open_output, reopen
 from gen_invariance.export.preview import write_preview
@@ -101,6 +101,7 @@ def export_dataset(
     out = Path(out).expanduser()
     keep_apart(data.path, out)
     entries, token = data.entries(), translator_token(nuisance)
+    _check_names(data, entries)
     identity = {
         "form": data.name,
         "entries": _digest(entries),
@@ -124,6 +125,17 @@ def export_dataset(
             write_preview(out, data, by_key)
             mark_done(out, identity)
     return _summarise(out, data, settings)
+
+
+def _check_names(data: Format, entries: Sequence[Entry]) -> None:
+    """Refuse originals whose place in the output is one of the files that every export writes."""
+    for entry in entries:
+        name = "" if entry.ignored or entry.problem else data.file_name(entry, None).partition("/")[0]
+        if name in RESERVED:
+            raise DataError(
+                f"{printable(data.path)}: the export writes a file called {name}, as {printable(entry.key)} asks for; "
+                "rename it"
+            )
 
 
 def _digest(entries: Sequence[Entry]) -> str:

@@ -74,6 +74,11 @@ def is_other_part_name(name: str) -> bool:
     return any(pattern.fullmatch(name.strip().casefold()) for pattern in _TEST)
 
 
+def name_part(name: str) -> str:
+    """Of the training part "train", of another part its name as it is, of any other word ""."""
+    return "train" if is_training_name(name) else name if is_other_part_name(name) else ""
+
+
 def choose_test_part(names: Iterable[str]) -> str | None:
     """The one to test on: a test part before one for evaluation, and that before one for validation."""
     names = list(names)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
+import os
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from gen_invariance.data.readers.pictures import SUFFIXES, UnusablePictureError
+from gen_invariance.data.readers.pictures import UnusablePictureError
+from gen_invariance.data.readers.tree import is_litter, name_part
 from gen_invariance.errors import DataError, DataNotFoundError, printable
 from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored, sort_class_names, unique_keys
+from gen_invariance.export.formats.tar_samples import Place, Sample, read_samples
 from gen_invariance.files import atomic_write
 
-_Sample = tuple[str, str, tuple[str, int, int, str, str, str]]
-"""Key, class name, and location: shard, offset and size of the image, suffix and text of the label's member, and what
-the image's name ends in."""
+_LOOKED_AT = 1 << 20  # bytes behind the last member, which are zeros
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class ShardFormat(Format):
     """The shards of a folder, or one of them. Shards are indexed once and read in place; they must not be packed.
 
+    Shards whose names say so (test-000.tar, val/000.tar) are other parts, where there are any others: taken over, and
+    not augmented.
+
     Args:
-        path: a folder of .tar files, or one .tar file.
+        path: a folder of .tar files, in folders of it too, or one .tar file.
     """
 
     name = "webdataset"
@@ -34,39 +40,61 @@ class ShardFormat(Format):
         if not path.exists():
             raise DataNotFoundError(f"{printable(path)} does not exist; give a folder of .tar shards or one of them")
         self._root = path if path.is_dir() else path.parent
-        self._shards = sorted(file.name for file in path.glob("[!.]*.tar")) if path.is_dir() else [path.name]
-        if not self._shards:
-            raise DataError(
-                f"{printable(path)} holds no .tar shard; packed ones (.tar.gz) must be unpacked to .tar first"
-            )
+        self._parts = _find_shards(path) if path.is_dir() else {path.name: "train"}
         # The output of an export holds shards of new images already, which must not be written over.
-        self._prefix = _free_prefix(self._shards)
-        self.class_names = sort_class_names(name for _, name, _ in self._samples())
+        self._prefix = _free_prefix(list(self._parts))
+        labels = (sample.label for shard, sample in self._samples() if self._parts[shard] == "train")
+        self.class_names = sort_class_names(label for label in labels if label is not None)
         if not self.class_names:
             raise DataError(
                 f"{printable(path)}: no sample has an image and a label (KEY.cls, or KEY.json with 'label')"
             )
 
-    def _samples(self) -> Iterator[_Sample]:
-        for shard in self._shards:
-            try:
-                with tarfile.open(self._root / shard, "r:") as tar:
-                    yield from _read_samples(tar, shard)
-            except tarfile.TarError as error:
-                reason = printable(error)[:100]
+    def _samples(self) -> Iterator[tuple[str, Sample]]:
+        """Each sample, and its shard."""
+        for shard in self._parts:
+            with self._open(shard) as tar:
+                for sample in read_samples(tar, shard):
+                    yield shard, sample
+                self._check_end(shard, tar.offset)
+
+    @contextmanager
+    def _open(self, shard: str) -> Iterator[tarfile.TarFile]:
+        try:
+            with tarfile.open(self._root / shard, "r:") as tar:
+                yield tar
+        except tarfile.TarError as error:
+            reason = printable(error)[:100]
+            raise DataError(
+                f"{printable(self._root / shard)} is truncated or no plain tar file ({reason}); write it again"
+            ) from error
+
+    def _check_end(self, shard: str, end: int) -> None:
+        """Raise where members follow behind what was read: a damaged header looks like the end."""
+        with open(self._root / shard, "rb") as file:
+            file.seek(end)
+            if file.read(_LOOKED_AT).strip(b"\0"):
                 raise DataError(
-                    f"{printable(self._root / shard)} is truncated or no plain tar file ({reason}); write it again"
-                ) from error
+                    f"{printable(self._root / shard)} is damaged at byte {end}, and what follows would be lost; write "
+                    "it again"
+                )
 
     def entries(self) -> Sequence[Entry]:
-        """One for each sample that has an image and a label."""
-        keys, names, locations = zip(*self._samples(), strict=True)
-        labels = map(self.labels.get, names)
-        return [Entry(*entry) for entry in zip(unique_keys(keys), labels, locations, strict=True)]
+        """One for each sample; in other parts than the training part it need have no label."""
+        samples, labels, entries = list(self._samples()), self.labels, []
+        keys = unique_keys(f"{shard}/{sample.key}" for shard, sample in samples)
+        for key, (shard, sample) in zip(keys, samples, strict=True):
+            part, label = self._parts[shard], -1 if sample.label is None else labels.get(sample.label, -1)
+            ignored = sample.ignored if part == "train" or not sample.place.extension else ""
+            entries.append(Entry(key, label, tuple(sample.place), part, ignored, sample.problem))
+        return entries
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes, straight from where they are in the shard."""
-        shard, offset, size, *_ = entry.location
+        place = Place(*entry.location)
+        return self._read_bytes(place.shard, place.image, place.image_size)
+
+    def _read_bytes(self, shard: str, offset: int, size: int) -> bytes:
         with open(self._root / shard, "rb") as file:
             file.seek(offset)
             content = file.read(size)
@@ -76,23 +104,28 @@ class ShardFormat(Format):
 
     def file_name(self, entry: Entry, suffix: str | None) -> str:
         """Originals stay in their shard; a new image is a member of its unit's shard, which `store_new` names."""
-        return entry.location[0] if suffix is None else f"{entry.key.rpartition('/')[2].replace('#', '-')}{suffix}"
+        if suffix is None:
+            return Place(*entry.location).shard
+        # What is behind the first dot is the kind of a member; the hash in `suffix` tells keys apart.
+        name = entry.key.rpartition("/")[2].replace("#", "-").replace(".", "-")
+        return f"{os.fsdecode(os.fsencode(name)[:160])}{suffix}"
 
     def store_new(self, output: Output, unit: str, items: Sequence[Stored]) -> None:
         """The unit's new images as one shard, without times or owners, so that its bytes depend on them alone."""
         shard = output.folder / f"{self._prefix}{unit}.tar"
         with atomic_write(shard) as temporary, tarfile.open(temporary, "w:") as tar:
             for item in items:
-                label_suffix, text, _ = item.entry.location[3:]
-                label_name = f"{item.file.partition('.')[0]}.{label_suffix}"
-                for name, content in ((item.file, item.content), (label_name, text.encode())):
+                place = Place(*item.entry.location)
+                label = self._read_bytes(place.shard, place.label, place.label_size)
+                label_name = f"{item.file.partition('.')[0]}.{place.label_suffix}"
+                for name, content in ((item.file, item.content), (label_name, label)):
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
 
     def extension(self, entry: Entry) -> str:
         """That of the member."""
-        return entry.location[5]
+        return Place(*entry.location).extension
 
     def holds_unit(self, output: Output, unit: str, rows: Sequence[Row]) -> bool:
         """Whether the unit's shard is there."""
@@ -101,12 +134,13 @@ class ShardFormat(Format):
 
     def holds_image(self, out: Path, row: Row) -> bool:
         """Whether its shard is there."""
-        return not row["file"] or (out / row["file"].partition("/")[0]).is_file()
+        shard = row["file"] if row["kind"] == "original" else row["file"].partition("/")[0]
+        return not shard or (out / shard).is_file()
 
     def finish(self, output: Output, rows: Iterable[Row], entries: Mapping[str, Entry]) -> None:
         """The original shards."""
         if output.originals != "reference":
-            for shard in self._shards:
+            for shard in self._parts:
                 output.take_over(self._root / shard, shard)
 
     def manifest_file(self, row: Row, index: int) -> str:
@@ -126,39 +160,23 @@ def _free_prefix(shards: Sequence[str]) -> str:
     return next(prefix for prefix in prefixes if not any(shard.startswith(prefix) for shard in shards))
 
 
-def _read_samples(tar: tarfile.TarFile, shard: str) -> Iterator[_Sample]:
-    """The samples of one shard; members of a sample share their name up to the first dot and lie together."""
-    files = (member for member in tar if member.isfile())
-    for key, members in itertools.groupby(files, key=lambda member: _split_name(member)[0]):
-        image, label, extension = None, None, ""
-        for member in members:
-            suffix = _split_name(member)[1]
-            if f".{suffix.lower()}" in SUFFIXES:
-                image, extension = (shard, member.offset_data, member.size), f".{suffix}"
-            elif suffix in ("cls", "json"):
-                label = _read_label(tar.extractfile(member).read(), suffix, f"{shard}/{member.name}") or label
-        if image and label:
-            name, suffix, text = label
-            yield f"{shard}/{key}", name, (*image, suffix, text, extension)
-
-
-def _split_name(member: tarfile.TarInfo) -> tuple[str, str]:
-    """Key of the sample, and what is behind the first dot of the member's own name."""
-    folder, slash, base = member.name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return f"{folder}{slash}{stem}" if folder else stem, suffix
-
-
-def _read_label(content: bytes, suffix: str, where: str) -> tuple[str, str, str] | None:
-    """Class name, and suffix and text of the member that a new sample carries for it; None where a .json has none."""
-    try:
-        text = content.decode("utf-8").strip()
-        if suffix == "cls":
-            return text, "cls", text
-        value = json.loads(text)
-    except ValueError as error:
-        raise DataError(
-            f"{printable(where)} is no label ({printable(error)[:80]}); store a class number or name"
-        ) from error
-    label = value.get("label", value.get("cls")) if isinstance(value, dict) else None
-    return None if label is None else (str(label), "json", json.dumps({"label": label}))
+def _find_shards(path: Path) -> dict[str, str]:
+    """The shards of a folder in order, below it, and the part that the name of each says."""
+    files = sorted(
+        file.relative_to(path)
+        for file in path.rglob("*.tar*")
+        if not any(is_litter(name, folder=True) for name in file.relative_to(path).parts)
+    )
+    shards = [file for file in files if file.suffix == ".tar"]
+    packed = [file for file in files if file.name.endswith(_PACKED)]
+    if packed or not shards:
+        found = f"packed shards ({printable(packed[0])})" if packed else "no .tar shard"
+        raise DataError(f"{printable(path)} holds {found}; packed ones (.tar.gz) must be unpacked to .tar first")
+    named = {file.as_posix(): [name_part(word) for word in re.split(r"[^A-Za-z]+", file.as_posix())] for file in shards}
+    parts = {shard: next(filter(None, names), "") for shard, names in named.items()}
+    if all(part not in ("", "train") for part in parts.values()):
+        if len(set(parts.values())) > 1:
+            found = ", ".join(sorted(set(parts.values())))
+            raise DataError(f"{printable(path)} holds shards of the parts {found} and none for training; give one part")
+        return dict.fromkeys(parts, "train")  # somebody asks for that part
+    return {shard: part or "train" for shard, part in parts.items()}
