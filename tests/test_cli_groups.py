@@ -211,6 +211,7 @@ def test_augment_keeps_the_groups_of_an_npz(tmp_path, capsys):
         "data.group=track",
         f"translator={tmp_path / 't'}",
         "target=43",
+        "force=true",
     ]
     code, _, err = command(capsys, *words, "progress=false", "off_distribution=null", f"out={tmp_path / 'out'}")
     assert (code, err) == (0, [])

@@ -10,6 +10,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,18 +21,27 @@ from torch import Tensor, nn
 
 from gen_invariance.configs import read_choice
 from gen_invariance.data.identity import tie_run
+from gen_invariance.data.images import ImageData
 from gen_invariance.errors import RunError, SettingsError
+from gen_invariance.experiment.advice import judge_translator, obey
 from gen_invariance.experiment.launch import Say, choose_device, say_nothing, shows_progress
 from gen_invariance.experiment.settings import AugmentSettings
 from gen_invariance.export.formats.base import FORMATS, Format, open_format
-from gen_invariance.export.inputs import find_format_duplicates, read_training_images
+from gen_invariance.export.inputs import (
+    check_sizes,
+    choose_fit_size,
+    count_training_images,
+    find_format_duplicates,
+    read_training_images,
+)
 from gen_invariance.export.output import check_output, keep_apart
 from gen_invariance.export.runner import ExportSummary, export_dataset
-from gen_invariance.export.settings import ExportSettings, WorkerSettings
+from gen_invariance.export.settings import ExportSettings, WorkerSettings, target_sizes
+from gen_invariance.nuisance.compose import Identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
 from gen_invariance.translator.io import load_translator
-from gen_invariance.translator.quality.verdict import read_verdict
+from gen_invariance.translator.quality.verdict import Verdict, read_verdict
 from gen_invariance.translator.samples import find_class_members
 
 _T = TypeVar("_T")
@@ -48,36 +59,98 @@ def run_augment(settings: AugmentSettings, *, say: Say = say_nothing) -> ExportS
 
     Args:
         settings: see `AugmentSettings`.
-        say: gets a line where the verdict of `inspect` changes what is done, or images are in two parts or classes.
+        say: gets a line where a verdict changes what is done, nothing is to be done, or images are in two parts.
 
     Raises:
         SettingsError: settings that do not fit each other.
         GenInvarianceError: as `export_dataset` and `fit_translator`.
     """
     data, out = _open_data(settings), Path(settings.out).expanduser()
-    strength = _choose_strength(settings, say)
     if settings.fit == bool(settings.translator):
         raise SettingsError("augment needs one of translator=FOLDER (that fit wrote) and fit=true; see its --help")
     keep_apart(data.path, out)
-    check_output(out, resume=settings.resume)  # before fitting for hours
-    for line in find_format_duplicates(data).lines():
+    begun = check_output(out, resume=settings.resume)  # before fitting for hours
+    if settings.translator and not settings.force:
+        obey(read_verdict(settings.translator), settings.translator, 1.0, say)
+    duplicates = find_format_duplicates(data)
+    for line in duplicates.lines():
         say(line)
-    device, image_size = choose_device(settings.device), settings.data.image_size
-    if settings.fit:
-        translator = _fit_translator(settings, data, device, say)
+    device, counts = choose_device(settings.device), count_training_images(data)
+    lacking = not any(counts) or target_sizes(counts, ExportSettings(target=settings.target)) != counts
+    chosen = _choose_translator(settings, data, device, say) if lacking or settings.translator else _Chosen(Identity())
+    predict = None if settings.classifier is None else _load_judge(settings.classifier, data, device)
+    select = partial(_select, ExportSettings, settings, image_size=chosen.image_size)
+    if lacking:
+        check_sizes(data, chosen.translator, select(strength=1.0), chosen.name)
+    if begun is not None:
+        strength = _begun_strength(begun) if settings.strength == "auto" else float(settings.strength)
     else:
-        translator = load_translator(settings.translator)
-        image_size = image_size or _read_fitted_size(Path(settings.translator))
+        asked = lacking and any(counts) and not settings.force
+        verdict = _ask(settings, chosen, data, device, say) if asked else None
+        strength = obey(verdict, chosen.name, settings.strength, say)
     return export_dataset(
         data,
-        translator,
+        chosen.translator,
         out,
-        _select(ExportSettings, settings, strength=strength, image_size=image_size),
+        select(strength=strength),
         workers=_select(WorkerSettings, settings, device=str(device)),
-        predict=None if settings.classifier is None else _load_judge(settings.classifier, data, device),
+        predict=predict,
         resume=settings.resume,
         progress=shows_progress(settings.progress),
     )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The translator of an export: its folder, the size it was fitted at, and the images if it was fitted just now."""
+
+    translator: Nuisance
+    folder: Path | None = None
+    image_size: int | None = None
+    images: ImageData | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.folder or "")
+
+
+def _choose_translator(settings: AugmentSettings, data: Format, device: torch.device, say: Say) -> _Chosen:
+    if settings.fit:
+        return _fit_translator(settings, data, device, say)
+    folder = Path(settings.translator)
+    return _Chosen(load_translator(folder), folder, settings.data.image_size or _read_fitted_size(folder))
+
+
+def _ask(settings: AugmentSettings, chosen: _Chosen, data: Format, device: torch.device, say: Say) -> Verdict | None:
+    """The verdict on the translator: the stored one, or that of a judge who is asked now."""
+    verdict = read_verdict(chosen.folder)
+    if verdict is not None:
+        return verdict
+    images = chosen.images
+    if images is None:
+        size = chosen.image_size or choose_fit_size(data)
+        channels = getattr(getattr(chosen.translator, "config", None), "channels", None)
+        images = read_training_images(data, image_size=size, channels=channels)
+    verdict = judge_translator(
+        chosen.folder,
+        images.to(device),
+        budget=settings.judge_budget,
+        seed=settings.seed,
+        out=chosen.folder if settings.fit else None,  # a folder that was named is only read
+        about={"source": data.name, "path": str(data.path)},
+        say=say,
+    )
+    if verdict is not None:
+        say(f"{verdict.word}: {verdict.reasons[0]}")
+    return verdict
+
+
+def _begun_strength(begun: Path) -> float:
+    """That of the export which is gone on with: it was asked for, or advised, when that began."""
+    try:
+        return float(json.loads(begun.read_text(encoding="utf-8"))["settings"]["strength"])
+    except (ValueError, KeyError, TypeError, OSError):
+        return 1.0  # the export says what is wrong with the file
 
 
 def _select(kind: Any, settings: AugmentSettings, **changes: Any) -> Any:
@@ -102,39 +175,24 @@ def _open_data(settings: AugmentSettings) -> Format:
     return open_format(task.source, task.path, **options)
 
 
-def _choose_strength(settings: AugmentSettings, say: Say) -> float:
-    """The share of missing images to make: what is asked for, or what the verdict on the translator advises."""
-    folder = settings.translator
-    verdict = read_verdict(folder) if folder and not settings.force else None
-    if verdict is not None and verdict.strength == 0:
-        raise SettingsError(
-            f"inspect says '{verdict.word}' of the translator in {folder}: {verdict.reasons[0].rstrip('.')}; fit a "
-            "better one, or add force=true to use it all the same"
-        )
-    if settings.strength != "auto":
-        return float(settings.strength)
-    if verdict is None or verdict.strength == 1:
-        return 1.0
-    say(
-        f"note: inspect says '{verdict.word}', so strength={verdict.strength:g}: classes get that share of the images "
-        "they lack to the target"
-    )
-    return verdict.strength
-
-
-def _fit_translator(settings: AugmentSettings, data: Format, device: torch.device, say: Say) -> Nuisance:
+def _fit_translator(settings: AugmentSettings, data: Format, device: torch.device, say: Say) -> _Chosen:
     """The translator that is fitted on the data first, or was before the command was stopped."""
     from gen_invariance.experiment.fit import build_evaluator
     from gen_invariance.translator.fit import fit_translator
 
     learn, image_size = settings.learn, settings.data.image_size
+    if image_size is None and (image_size := choose_fit_size(data)) is not None:
+        say(
+            f"fitting on squares of {image_size} x {image_size} pixels, since pictures are large or of several sizes; "
+            "data.image_size=N takes others, results keep the size of their source"
+        )
     choice = read_choice("translator", learn.translator)
     folder = Path(f"{settings.out.rstrip('/')}-translator")
     config = {"learn": learn.identity(), "data": str(data.path), "image_size": image_size}
     how: dict[str, Any] = {"kind": "fit", "seed": settings.seed, "config": config, "resume": settings.resume}
     if settings.resume and (folder / "translator" / "config.json").is_file():
         Run(folder, **how)  # the same settings
-        return load_translator(folder)
+        return _Chosen(load_translator(folder), folder, image_size)
     images = read_training_images(data, image_size=image_size).to(device)
     with Run.open(folder, **how) as run, _settings_named_as_here():
         tie_run(run, {"train": images})
@@ -151,7 +209,7 @@ def _fit_translator(settings: AugmentSettings, data: Format, device: torch.devic
             evaluate=evaluate,
             say=say,
         )
-    return load_translator(folder)
+    return _Chosen(load_translator(folder), folder, image_size, images)
 
 
 @contextmanager
@@ -223,10 +281,16 @@ def format_summary(summary: ExportSummary) -> list[str]:
     lines = [
         f"{_counted(old, 'original')}, {_counted(new, 'new image')}, {_counted(summary.rejected, 'result')} rejected"
     ]
+    if not (new or summary.short):
+        lines.append("no class lacks images to the target, so none was made; target=max asks for as many as possible")
     for name, before, after in zip(summary.class_names, summary.before, summary.after, strict=True):
         if after != before:
             lines.append(f"  {name}: {before} -> {after}")
-    lines += [f"class {name!r} lacks {_counted(missing, 'image')} to the target" for name, missing in summary.short]
+    for name, missing in summary.short[:_LISTED]:
+        why = f" (per_source={summary.per_source})" if name in summary.capped else ""
+        lines.append(f"class {name!r} lacks {_counted(missing, 'image')} to the target{why}")
+    if len(summary.short) > _LISTED:
+        lines.append(f"{len(summary.short) - _LISTED} more classes lack images, see the manifest")
     for what, listed in (("left out", summary.ignored), ("NOT USABLE", summary.problems)):
         lines += [f"{what}: {key}: {reason}" for key, reason in listed[:_LISTED]]
         if len(listed) > _LISTED:

@@ -16,7 +16,7 @@ from gen_invariance.export.settings import ResultSettings, WorkerSettings
 from gen_invariance.order.settings import OrderSettings
 from gen_invariance.referee.settings import RefereeSettings
 from gen_invariance.settings import Text, settings_class
-from gen_invariance.translator.settings import AssessSettings, FitSettings
+from gen_invariance.translator.settings import AssessSettings, FitSettings, parse_seconds
 
 
 @settings_class("data")
@@ -282,7 +282,9 @@ class AugmentInput:
     strength: float | str = "auto"
     """share of the images lacking to the target that is made, in (0, 1]; auto asks inspect's verdict"""
     force: bool = False
-    """use a translator whatever inspect says of it"""
+    """use a translator whatever is said of it, and ask nobody"""
+    judge_budget: str = "10min"
+    """time for judging a translator that nobody has judged, before anything is written: 90s, 10min, 2h"""
     classifier: Text | None = None
     """folder that train wrote: reject results that it takes for another class"""
     path_column: str | None = "path"
@@ -308,6 +310,7 @@ class AugmentSettings(WorkerSettings, ResultSettings, AugmentInput):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        parse_seconds(self.judge_budget, "augment.judge_budget")
         if self.strength != "auto" and not (isinstance(self.strength, float) and 0 < self.strength <= 1):
             raise SettingsError(f"augment.strength must be auto or a number in (0, 1], got {self.strength!r}")
 

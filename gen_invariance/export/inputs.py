@@ -5,20 +5,28 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from gen_invariance.data.duplicates import DuplicateReport, compare_digests, find_duplicates
-from gen_invariance.data.images import ImageData
+from gen_invariance.data.images import ImageData, to_float
 from gen_invariance.data.readers.arrays import choose_npz_test, find_npz_parts, read_npz, read_npz_part
 from gen_invariance.data.readers.pictures import UnusablePictureError
-from gen_invariance.errors import DataError, printable
+from gen_invariance.errors import DataError, GenInvarianceError, SettingsError, printable
 from gen_invariance.export.formats.base import Entry, Format
-from gen_invariance.export.pictures import decode, prepare
+from gen_invariance.export.native import translate_native, working_size
+from gen_invariance.export.pictures import decode, prepare, read_size
+from gen_invariance.export.settings import ExportSettings
+from gen_invariance.export.units import draw_generator, explain
+from gen_invariance.nuisance.protocol import Nuisance, takes_any_size
 
 _THREADS = 4
+_LARGEST_FIT = 128  # side: larger pictures are scaled down to be fitted on, unless a size is asked for
+_FIT_SIZE = 64
+_MOST_BYTES = 1 << 30  # of images that are fitted on
 
 
 def find_format_duplicates(data: Format) -> DuplicateReport:
@@ -70,32 +78,113 @@ def _mark(data: Format, entries: list[Entry]) -> tuple[list[tuple[bytes, str | N
     return marks, names
 
 
-def read_training_images(data: Format, *, image_size: int | None = None, most: int = 50_000) -> ImageData:
+def count_training_images(data: Format) -> list[int]:
+    """Training images of each class by their names; some may turn out not to be usable."""
+    counts = [0] * len(data.class_names)
+    for entry in _training_entries(data):
+        counts[entry.label] += 1
+    return counts
+
+
+def choose_fit_size(data: Format) -> int | None:
+    """Side of the squares to fit on where nobody says so; None where all are of one size that is small enough."""
+    size = None
+    for entry in _training_entries(data):
+        try:
+            found = read_size(data.read(entry))
+        except (OSError, UnusablePictureError):
+            continue  # the export names it
+        if min(found) > _LARGEST_FIT or found != (size or found):
+            return _FIT_SIZE
+        size = found
+    return None
+
+
+def check_sizes(data: Format, nuisance: Nuisance, settings: ExportSettings, name: str, *, looked_at: int = 16) -> None:
+    """Raise `SettingsError` where a translator of one size moves things, so that results cannot have their source's.
+
+    Args:
+        data: see `open_format`.
+        nuisance: the translator.
+        settings: of the export.
+        name: of the translator, for the error.
+        looked_at: pictures tried; the translator is refused if results of most are.
+    """
+    if (settings.results != "native" and not data.keeps_size) or takes_any_size(nuisance):
+        return
+    channels = getattr(getattr(nuisance, "config", None), "channels", None)
+    refused, tried = [], 0
+    for entry in _in_fixed_order(_training_entries(data))[:looked_at]:
+        try:
+            pixels = prepare(decode(data.read(entry)), size=None, channels=channels).pixels
+        except (OSError, UnusablePictureError):
+            continue
+        tried += 1
+        size = working_size(nuisance, pixels.shape[1:], image_size=settings.image_size)
+        generator = draw_generator(settings.seed, entry.key, 0)
+        translate = partial(_translate, nuisance, generator)
+        try:
+            with torch.no_grad():
+                usable = translate_native(to_float(torch.from_numpy(pixels)[None]), translate, size=size)[1]
+        except (RuntimeError, GenInvarianceError):
+            continue  # the export says of each picture what is wrong
+        if not usable:
+            refused.append((entry, pixels.shape[1:], min(size)))
+    if 2 * len(refused) > tried:
+        entry, (height, width), side = refused[0]
+        raise SettingsError(
+            f"the translator in {printable(name)} works at {side} pixels and moves or redraws shapes, which cannot be "
+            f"brought to the {width}x{height} of {printable(entry.key)}; fit one with data.image_size="
+            f"{min(height, width)}, or set results=square for results of {side} pixels"
+        )
+
+
+def _translate(nuisance: Nuisance, generator: torch.Generator, images: torch.Tensor) -> torch.Tensor:
+    return nuisance.apply(images, nuisance.sample(images.shape, generator=generator))
+
+
+def _training_entries(data: Format) -> list[Entry]:
+    entries = (entry for entry in data.entries() if entry.part == "train" and entry.label >= 0)
+    return [entry for entry in entries if not entry.ignored and not entry.problem]
+
+
+def _in_fixed_order(entries: list[Entry]) -> list[Entry]:
+    """Random, but always the same."""
+    return sorted(entries, key=lambda entry: hashlib.sha256(ascii(entry.key).encode()).digest())
+
+
+def read_training_images(
+    data: Format, *, image_size: int | None = None, most: int = 50_000, channels: int | None = None
+) -> ImageData:
     """The usable training images of a set, uint8 (N, C, S, S), in memory; grey when all pictures are.
 
     Args:
         data: see `open_format`.
         image_size: side to which the central square of each picture is scaled; None keeps sizes, which must be equal.
         most: images to take; of more, a random but fixed part is taken.
+        channels: 1 or 3; None gives 1 where all pictures are grey.
 
     Raises:
         DataError: no usable image, or pictures of several sizes.
     """
-    entries = [entry for entry in data.entries() if entry.part == "train" and not entry.ignored and not entry.problem]
+    entries = _training_entries(data)
+    if image_size is not None:
+        most = min(most, _MOST_BYTES // (3 * image_size**2))
     if len(entries) > most:
-        entries = sorted(entries, key=lambda entry: hashlib.sha256(ascii(entry.key).encode()).digest())[:most]
+        entries = _in_fixed_order(entries)[:most]
 
-    def read(entry: Entry) -> np.ndarray | None:
+    def read(entry: Entry) -> np.ndarray | str:
         try:
             return prepare(decode(data.read(entry)), size=image_size, channels=3).pixels
-        except (OSError, UnusablePictureError):
-            return None  # the export names it
+        except (OSError, UnusablePictureError) as error:
+            return explain(error)  # the export names all of them
 
-    pictures, labels = [], []
+    pictures, labels, problem = [], [], ""
     pool = ThreadPoolExecutor(_THREADS)
     try:
         for entry, picture in zip(entries, pool.map(read, entries), strict=True):
-            if picture is None:
+            if isinstance(picture, str):
+                problem = problem or f"; the first of {len(entries)} files, {printable(entry.key)}: {picture}"
                 continue
             pictures.append(picture)
             labels.append(entry.label)
@@ -107,7 +196,7 @@ def read_training_images(data: Format, *, image_size: int | None = None, most: i
     finally:
         pool.shutdown(cancel_futures=True)
     if not pictures:
-        raise DataError(f"{printable(data.path)} holds no image that can be used; check the files")
-    if all((picture == picture[:1]).all() for picture in pictures):
+        raise DataError(f"{printable(data.path)} holds no image that can be used{problem}")
+    if channels != 3 and all((picture == picture[:1]).all() for picture in pictures):
         pictures = [picture[:1] for picture in pictures]
     return ImageData(torch.from_numpy(np.stack(pictures)), torch.tensor(labels), data.class_names, data.path.stem)

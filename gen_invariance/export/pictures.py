@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from gen_invariance.data.readers.pictures import UnusablePictureError, crop_centre, decode_picture
+from gen_invariance.data.readers.pictures import UnusablePictureError, crop_centre, decode_picture, read_picture_size
 from gen_invariance.export.encoding import Encoding, look_at_encoding, to_image
 
 _MOST_LOOKED_AT = 2**18  # pixels of a larger picture that its description is taken from
@@ -57,6 +57,17 @@ def decode_with_encoding(content: bytes | np.ndarray) -> tuple[Image.Image, Enco
     look, finish = look_at_encoding(content)
     image = decode_picture(io.BytesIO(content), look=look)
     return image, finish(image)
+
+
+def read_size(content: bytes | np.ndarray) -> tuple[int, int]:
+    """(width, height) of a picture as it lies in its file, which is not decoded.
+
+    Raises:
+        UnusablePictureError: not one readable picture.
+    """
+    if isinstance(content, np.ndarray):
+        return content.shape[2], content.shape[1]
+    return read_picture_size(io.BytesIO(content))
 
 
 def prepare(image: Image.Image, *, size: int | None, channels: int | None) -> Picture:

@@ -39,6 +39,7 @@ class ExportSummary:
         ignored: (file, reason) of each file that is no image of a class.
         short: (class, images missing) of each class that did not reach the target.
         capped: those of them that `per_source` keeps from it.
+        per_source: results from one source at most.
         copied_in: what images that could not be used came into the output with, "shards" or "arrays"; "" if they are
             not in it.
     """
@@ -53,6 +54,7 @@ class ExportSummary:
     short: tuple[tuple[str, int], ...]
     copied_in: str = ""
     capped: tuple[str, ...] = ()
+    per_source: int | None = None
 
 
 def export_dataset(
@@ -196,4 +198,5 @@ def _summarise(out: Path, data: Format, settings: ExportSettings) -> ExportSumma
         short=tuple((name, goal - count) for name, goal, _, count in goals if count < goal),
         copied_in="" if settings.originals == "reference" else data.copied_whole,
         capped=tuple(name for name, goal, old, count in goals if count < goal and is_capped(old, goal, settings)),
+        per_source=settings.per_source,
     )

@@ -145,7 +145,7 @@ class Job:
             image, encoding = decode_with_encoding(self.data.read(entry))
             return Decoded(self._prepare(image), encoding)
         except (UnusablePictureError, OSError) as error:
-            return Decoded(reason=_reason(error))
+            return Decoded(reason=explain(error))
 
     def _look_at_original(self, entry: Entry) -> Decoded:
         if entry.ignored or entry.problem:
@@ -154,7 +154,7 @@ class Job:
             content = self.data.read(entry)
             picture = self._prepare(decode(content))
         except (UnusablePictureError, OSError) as error:
-            return Decoded(reason=_reason(error))
+            return Decoded(reason=explain(error))
         width, height = picture.size
         facts = {"width": width, "height": height, "sha256": _digest(content), "statistics": describe(picture.pixels)}
         return Decoded(facts=facts)
@@ -372,7 +372,8 @@ def translator_token(nuisance: Nuisance) -> str:
     return digest.hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def explain(error: Exception) -> str:
+    """Why a picture cannot be used, for the manifest."""
     return f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)
 
 

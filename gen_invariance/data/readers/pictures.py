@@ -111,6 +111,19 @@ def decode_picture(
         raise UnusablePictureError(f"cannot be decoded ({reason})") from error
 
 
+def read_picture_size(file: BinaryIO) -> tuple[int, int]:
+    """(width, height) of the picture in `file` as it is stored; it is not decoded.
+
+    Raises:
+        UnusablePictureError: not a picture.
+    """
+    try:
+        with Image.open(file, formats=read_formats()) as image:
+            return image.size
+    except Exception as error:  # damaged files make decoders raise almost anything
+        raise UnusablePictureError(f"not an image of a known format ({printable(error)[:100]})") from error
+
+
 @contextmanager
 def without_remarks_of_pillow() -> Iterator[None]:
     """Without Pillow's warnings of odd metadata and of large pictures, in all threads; enter it in one thread only."""
