@@ -124,6 +124,13 @@ def _augment(settings: Any) -> None:
     check_complete(summary)
 
 
+def _compare(settings: Any) -> None:
+    from gen_invariance.experiment.compare import run_compare
+
+    comparison = run_compare(settings, say=_say)
+    _say_all([*comparison.lines(), f"written: {comparison.folder / 'compare.json'}"])
+
+
 def _order(settings: Any) -> None:
     from gen_invariance.experiment.order import run_order
     from gen_invariance.report.diagram import diagram_text
@@ -150,6 +157,7 @@ VERBS: dict[str, Verb] = {
     "fit": Verb(_fit, "experiment.settings:FitRun", after_stop=_FROM_CHECKPOINT),
     "choose": Verb(_choose, "experiment.settings:ChooseRun", after_stop=_REST_ON_RESUME),
     "augment": Verb(_augment, "experiment.settings:AugmentSettings", after_stop=_REST_ON_RESUME),
+    "compare": Verb(_compare, "experiment.settings:CompareRun", after_stop=_REST_ON_RESUME),
     "train": Verb(_train, "experiment.settings:TrainRun", after_stop=_FROM_CHECKPOINT),
     "measure": Verb(_measure, "experiment.settings:MeasureRun"),
     "report": Verb(_report, "report.settings:ReportRun"),

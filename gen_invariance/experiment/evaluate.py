@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -275,10 +275,24 @@ def _write(measured: Measured, run: Run, task: Task, settings: MeasureRun, *, se
     write_csv(make_class_frame(measured), measured.path / "classes.csv")
 
 
+class NamedClasses(Protocol):
+    """What classes are named and counted by, and which are many- and few-shot; such as a `Prepared`."""
+
+    @property
+    def train(self) -> ImageData:
+        """Training images."""
+        ...
+
+    @property
+    def groups(self) -> Mapping[str, Tensor]:
+        """Of each group the classes in it, bool (K,)."""
+        ...
+
+
 def make_records(
     accuracy: AccuracyScores,
     invariance: InvarianceScores | None,
-    prepared: Prepared,
+    prepared: NamedClasses,
     *,
     common: Mapping[str, Any],
     totals: Mapping[str, float] | None = None,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, field, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
@@ -313,6 +313,57 @@ class AugmentSettings(WorkerSettings, ResultSettings, AugmentInput):
         parse_seconds(self.judge_budget, "augment.judge_budget")
         if self.strength != "auto" and not (isinstance(self.strength, float) and 0 < self.strength <= 1):
             raise SettingsError(f"augment.strength must be auto or a number in (0, 1], got {self.strength!r}")
+
+
+@settings_class("compare")
+class CompareRun:
+    """Settings of `run_compare`."""
+
+    original: Text
+    """the set as it was: a folder of class folders, a file, or whatever source says"""
+    augmented: Text
+    """the set that `augment` wrote of it"""
+    test: Text | None = None
+    """images to test on, a set of the same kind; null: the test part of original"""
+    source: Literal["folder", "table", "npz", "huggingface", "webdataset"] = "folder"
+    """the format of all of them, as data= of augment"""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    """each trains one classifier on either set"""
+    steps: PositiveInt = 1000
+    """updates of each training, the same for both sets"""
+    batch_size: PositiveInt = 32
+    """images a step"""
+    learning_rate: PositiveFloat = 0.05
+    """peak rate of SGD, which falls along a cosine"""
+    image_size: PositiveInt | None = 32
+    """side that the central squares of images are scaled to; null keeps images, which must be of one size"""
+    backbone: str = "small_conv"
+    """small_conv, resnet20, resnet32, efficientnet_lite0, ..."""
+    weights: Text | None = None
+    """start of the backbone: DEFAULT, a weights file or a run folder"""
+    augmentation: str = "crop_flip+trivialaugment"
+    """of every row, on both sets: none, crop_flip, trivialaugment, randaugment, or some of them joined by +"""
+    flip: bool = True
+    """whether a mirrored image keeps its label; false for signs and letters"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    out: Text = "runs/compare"
+    """run folder; a new or an empty one"""
+    resume: bool = False
+    """go on with the comparison that is in it"""
+    progress: bool | None = None
+    """true or false; null shows bars on a terminal"""
+    path_column: str | None = "path"
+    """of a table"""
+    label_column: str | None = "label"
+    """of a table or a Hugging Face data set"""
+    image_column: str | None = None
+    """of a Hugging Face data set with several columns of images"""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the figures beside the images and the seeds."""
+        names = ("steps", "batch_size", "learning_rate", "image_size", "backbone", "weights", "augmentation", "flip")
+        return {name: getattr(self, name) for name in names}
 
 
 @settings_class("order")

@@ -172,7 +172,27 @@ def read_training_images(
         most = min(most, _MOST_BYTES // (3 * image_size**2))
     if len(entries) > most:
         entries = _in_fixed_order(entries)[:most]
+    return _read_entries(data, entries, image_size, channels)
 
+
+def read_test_images(data: Format, *, image_size: int | None = None) -> ImageData | None:
+    """The usable images of the part that is tested on, as `read_training_images`; None where a set has no such part.
+
+    That is "test", or the first other part beside "train".
+    """
+    if data.name == "npz":
+        images = read_npz(data.path)[1]
+        return None if images is None else images.resized(image_size)
+    entries = [entry for entry in data.entries() if entry.part != "train" and entry.label >= 0]
+    entries = [entry for entry in entries if not entry.ignored and not entry.problem]
+    if not entries:
+        return None
+    parts = {entry.part for entry in entries}
+    part = "test" if "test" in parts else entries[0].part
+    return _read_entries(data, [entry for entry in entries if entry.part == part], image_size, None)
+
+
+def _read_entries(data: Format, entries: list[Entry], image_size: int | None, channels: int | None) -> ImageData:
     def read(entry: Entry) -> np.ndarray | str:
         try:
             return prepare(decode(data.read(entry)), size=image_size, channels=3).pixels
