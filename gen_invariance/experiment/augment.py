@@ -137,7 +137,7 @@ def _ask(settings: AugmentSettings, chosen: _Chosen, data: Format, device: torch
         budget=settings.judge_budget,
         seed=settings.seed,
         out=chosen.folder if settings.fit else None,  # a folder that was named is only read
-        about={"source": data.name, "path": str(data.path)},
+        about={"source": data.name, "path": str(data.path), "nuisance": "identity"},
         say=say,
     )
     if verdict is not None:

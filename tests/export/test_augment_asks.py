@@ -119,6 +119,16 @@ def test_the_judge_itself_is_asked(photos, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_the_judge_says_of_a_fit_lies_beside_it(photos, tmp_path, capsys):
+    words = [f"data.path={photos}", f"out={tmp_path / 'out'}", "fit=true", "learn.translator=spatial", "learn.steps=3"]
+    code, out, err = command(capsys, *words, "learn.batch_size=4", "learn.objective_options={learning_rate: 1e-9}")
+    verdict = read_verdict(tmp_path / "out-translator")
+    assert f"{verdict.word}: {verdict.reasons[0]}" in out
+    assert (code, (tmp_path / "out").exists()) == ((2, False) if verdict.word == DO_NOT else (0, True))
+    assert "translated" in (tmp_path / "out-translator" / "inspect.html").read_text()
+    assert len(err) == (code == 2)
+
+
 def test_too_few_images_to_tell(translator, tmp_path, capsys):
     root = as_folder(tmp_path / "in", {0: 12, 1: 5})
     code, out, err = command(capsys, f"data.path={root}", f"translator={translator}", f"out={tmp_path / 'out'}")
