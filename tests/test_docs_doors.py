@@ -27,6 +27,7 @@ TOY = {
     "measure": ["draws=2"],
     "inspect": ["inspect.judge_epochs=1", "inspect.draws=2", "inspect.max_images=40"],
     "augment": ["data.image_size=16", "learn.steps=100", "learn.batch_size=16", "learn.classes=all"],
+    "compare": ["image_size=16", "steps=4", "batch_size=8", "seeds=[0,1]"],
     "order": [
         "order.count=2",
         "order.seeds=[0]",
@@ -118,6 +119,7 @@ def translator(*, channels=1):
 
 def plain_photos(names):
     photos(Path("photos"), (12, 6, 3))
+    photos(Path("photos-test"), (4, 4, 4))
 
 
 def split_photos(names):
