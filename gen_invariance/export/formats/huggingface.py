@@ -6,6 +6,7 @@ formats "table" and "folder"; `open_dataset` tells them apart. Nothing is fetche
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,8 +29,9 @@ from gen_invariance.export.formats.base import (
     sort_class_names,
 )
 from gen_invariance.export.formats.folder import FolderFormat
-from gen_invariance.export.formats.table import TableFormat
-from gen_invariance.files import atomic_write, cannot_write, read_regular
+from gen_invariance.export.formats.hub_files import describe_file, find_data_files
+from gen_invariance.export.formats.table import TableFormat, find_parts_of_rows
+from gen_invariance.files import atomic_write, cannot_write, read_regular, write_text
 
 try:
     import datasets
@@ -121,12 +123,19 @@ class HuggingFaceFormat(Format):
         """One for each row. Training rows without a label are left out; in other splits they are taken over."""
         labels = {str(label): label for label in self.labels.values()} if self._coded else self.labels
         entries = []
-        for part in self._parts:
-            for row, value in enumerate(self._labels(part)):
+        for split in self._parts:
+            for row, (value, part) in enumerate(zip(self._labels(split), self._parts_of_rows(split), strict=True)):
                 label = labels.get(str(value), -1)
                 ignored = "has no label" if part == "train" and label < 0 else ""
-                entries.append(Entry(f"{part}/{row}", label, (part, row), part, ignored))
+                entries.append(Entry(f"{split}/{row}", label, (split, row), part, ignored))
         return entries
+
+    def _parts_of_rows(self, split: str) -> list[str]:
+        """The part of each row of a split: where "train" is the only one, a column may keep rows for testing."""
+        rows = self._parts[split]
+        if len(self._parts) > 1:
+            return [split] * len(rows)
+        return find_parts_of_rows(_Columns(rows), (self.image_column, self.label_column), printable(self.path))
 
     def read(self, entry: Entry) -> bytes:
         """The encoded image: from its row, or from the file that its row names."""
@@ -201,6 +210,9 @@ class HuggingFaceFormat(Format):
             whole.save_to_disk(final)
         elif self._has_one_part:
             parts["train"].to_parquet(final / self.path.name)
+            write_text(
+                final / "README.md", describe_file(self.path.name)
+            )  # else `load_dataset` reads the manifest, too
         else:
             (final / "data").mkdir()
             for part, rows in parts.items():
@@ -221,6 +233,26 @@ class HuggingFaceFormat(Format):
         return self._image_in(self._written[row_number(row["file"])])
 
 
+class _Columns:
+    """Columns of text, numbers and truth values."""
+
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self._rows = rows
+        plain = ("string", "large_string", "bool", "int8", "int32", "int64", "uint8")
+        self.columns = [
+            name
+            for name, feature in rows.features.items()
+            if isinstance(feature, datasets.Value) and feature.dtype in plain
+        ]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def column(self, name: str) -> list[Any]:
+        """Its cells."""
+        return self._rows.data.column(name).to_pylist()
+
+
 def _is_saved(path: Path) -> bool:
     """Whether `save_to_disk` wrote `path`."""
     return any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
@@ -235,9 +267,11 @@ def _load(path: Path) -> tuple[dict[str, datasets.Dataset], bool]:
             if _is_saved(path):
                 loaded = datasets.load_from_disk(path)
             elif path.is_file():
-                loaded = datasets.load_dataset("parquet", data_files={"train": [str(path)]})["train"]
+                loaded = datasets.load_dataset("parquet", data_files={"train": [glob.escape(str(path))]})["train"]
             else:
-                loaded = datasets.load_dataset("parquet", data_dir=str(path))
+                loaded = datasets.load_dataset("parquet", data_dir=str(path), data_files=find_data_files(path))
+    except DataError:
+        raise
     except Exception as error:  # the library hands on what pyarrow, json and fsspec raise
         reason = printable(str(error.__cause__ or error).strip() or type(error).__name__)[:200]
         raise DataError(

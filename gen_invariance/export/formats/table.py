@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from gen_invariance.data.readers.tree import is_training_name, name_part
@@ -114,7 +114,18 @@ class TableFormat(FileFormat):
             self._table().write(temporary, indices, {self.path_column: paths})
 
 
-def find_parts_of_rows(table: TableFile, taken: Sequence[str], where: str) -> list[str]:
+class Columns(Protocol):
+    """Rows with named columns."""
+
+    columns: list[str]
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> list[Any]:
+        """Its cells."""
+
+
+def find_parts_of_rows(table: Columns, taken: Sequence[str], where: str) -> list[str]:
     """The part of each row: "train", or what a column such as `split` says; all are "train" where there is none.
 
     Such a column is called split, subset, usage, ... and holds names of parts, of which one is for training; or it is
