@@ -11,6 +11,7 @@ record counts.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field
 
 from gen_invariance.errors import DataNotFoundError, SettingsError
@@ -314,9 +316,26 @@ def finished_cells(source: Path | str | pd.DataFrame) -> set[Cell]:
 def write_csv(frame: pd.DataFrame, path: Path | str) -> None:
     """Write records or a summary as CSV, whole or not at all; mappings become JSON.
 
+    Text that a spreadsheet would take for a formula, such as a class called "=1+1", gets an apostrophe in front.
+
     Raises:
         OutputError: read-only or full disk.
     """
     if "versions" in frame:
         frame = frame.assign(versions=[json.dumps(value, sort_keys=True, default=str) for value in frame["versions"]])
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+    text = {name: frame[name].map(_without_formula) for name in frame if not is_numeric_dtype(frame[name])}
+    frame = frame.assign(**text).rename(columns=_without_formula)
+    text = frame.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # which is not quoted by itself, and ends a line for many readers
+        text = frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    write_text(path, text)
+
+
+def _without_formula(value: object) -> object:
+    if not isinstance(value, str) or not value.lstrip().startswith(("=", "+", "-", "@")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value

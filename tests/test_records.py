@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import os
@@ -316,6 +317,19 @@ def test_csv_holds_every_record(tmp_path):
     again = pd.read_csv(tmp_path / "deep" / "records.csv", keep_default_na=False)
     assert again["class_name"].tolist() == ["", "k0", "k1", "k2", "k3", 'a,"b"\nc']
     assert json.loads(again["versions"][0]) == {"torch": "2.13.0"}
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "=cmd|'/C calc'!A0", "+x", "-x", "@SUM(A1)", "\t=1", " =1", "\r@x", "-1-1", "--1"]
+)
+def test_no_cell_of_a_csv_is_a_formula(tmp_path, text):
+    plain = ["-1.5", "a=b", "'x", "", "é", "-1e3"]
+    write_csv(pd.DataFrame({text: [text, *plain], "value": [-1.5, *range(6)]}), tmp_path / "a.csv")
+    with open(tmp_path / "a.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == [f"'{text}", "value"]
+    assert [row[0] for row in rows[1:]] == [f"'{text}", *plain]
+    assert rows[1][1] == "-1.5"
 
 
 def test_provenance_fits_a_record():

@@ -17,7 +17,7 @@ from gen_invariance.benchmark.settings import BenchmarkRun
 from gen_invariance.errors import RunError, SettingsError
 from gen_invariance.experiment.launch import Say, choose_device, say_nothing
 from gen_invariance.files import write_text
-from gen_invariance.records import finished_cells, measured
+from gen_invariance.records import finished_cells, measured, write_csv
 from gen_invariance.report.gains import gain_tables
 from gen_invariance.report.report_page import write_report
 from gen_invariance.report.settings import ReportSettings
@@ -191,7 +191,7 @@ def write_grid_report(cells: Sequence[GridCell], out: Path, *, baseline: str | N
         command="gen-invariance benchmark",
     )
     if len(effects):
-        effects.to_csv(out / "report" / "class_size.csv", index=False)
+        write_csv(effects, out / "report" / "class_size.csv")
         write_text(out / "report" / "class_size.md", size_effect_table(effects))
     return page
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from gen_invariance.files import write_text
 from gen_invariance.order.analysis.study import OrderStudy
+from gen_invariance.records import write_csv
 from gen_invariance.report.diagram import render, write_diagram
 from gen_invariance.report.pages import data_uri, write_page
 from gen_invariance.run import package_versions, source_commit
@@ -24,8 +25,8 @@ def write_study(folder: Path | str, study: OrderStudy, *, title: str, command: s
     folder = Path(folder)
     write_text(folder / "order.json", study.order.to_json() + "\n")
     diagram = write_diagram(folder, study.order, title=title)["svg"].read_bytes()
-    write_text(folder / "subsets.csv", study.table.to_csv(index=False))
-    write_text(folder / "predictors.csv", study.predictors.to_csv(index=False))
+    write_csv(study.table, folder / "subsets.csv")
+    write_csv(study.predictors, folder / "predictors.csv")
     return write_order_page(folder / "order.html", study, title=title, diagram=diagram, command=command)
 
 

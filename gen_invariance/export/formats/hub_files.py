@@ -16,6 +16,7 @@ import yaml
 
 from gen_invariance.data.readers.tree import is_litter, name_part
 from gen_invariance.errors import DataError, printable
+from gen_invariance.export.formats.base import RESERVED
 
 DataFiles = dict[str, list[str]]
 """Patterns of files, of each split."""
@@ -35,7 +36,8 @@ def find_data_files(path: Path) -> DataFiles | None:
         )
     if configs and "data_files" in configs[0]:
         return _patterns(configs[0]["data_files"])
-    files = [file.relative_to(path) for file in sorted(path.rglob("*.parquet"))]
+    found = (file for file in sorted(path.rglob("*.parquet")) if file.name not in RESERVED)  # the output of an export
+    files = [file.relative_to(path) for file in found]
     folders = sorted({file.parent for file in files if not any(is_litter(part, folder=True) for part in file.parts)})
     parts = [all(name_part(name) or "=" in name for name in folder.parts[-1:]) for folder in folders]
     if len(folders) > 1 and not all(parts):

@@ -6,6 +6,7 @@ and write them with fewer digits.
 
 from __future__ import annotations
 
+import csv
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,7 @@ class CsvTable(TableFile):
         table = self._rows.iloc[list(rows)].copy()
         for name, cells in changed.items():
             table[self.columns.index(name)] = list(cells)
+        odd = any("\r" in cell for column in table for cell in table[column])  # not quoted by itself
         table.to_csv(
             path,
             index=False,
@@ -103,6 +105,7 @@ class CsvTable(TableFile):
             sep=self._separator,
             encoding=self._encoding,
             lineterminator=self._line_end,
+            quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL,
         )
 
 
