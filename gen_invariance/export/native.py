@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gen_invariance.errors import ShapeError
 from gen_invariance.nuisance.protocol import Nuisance, takes_any_size
 
 LEAST_KEPT = 0.5
 """Correlation of edges before and after, below which a small result says nothing about the large picture."""
 
 _LEAST_NORM = 1e-6
+_MOST_ENLARGED = 2**22  # pixels that a smaller picture may be brought to
 
 
 def working_size(nuisance: Nuisance, size: tuple[int, int], *, image_size: int | None) -> tuple[int, int]:
@@ -23,6 +25,9 @@ def working_size(nuisance: Nuisance, size: tuple[int, int], *, image_size: int |
         nuisance: takes any size, knows the size it was fitted at, or has a `largest_side` up to which it works.
         size: height and width of the picture.
         image_size: the shorter side that the nuisance was fitted at; None takes pictures as they are.
+
+    Raises:
+        ShapeError: a long strip would become a picture of very many pixels.
     """
     if takes_any_size(nuisance):
         return size
@@ -31,7 +36,10 @@ def working_size(nuisance: Nuisance, size: tuple[int, int], *, image_size: int |
     if side is None or (largest and min(size) <= largest):
         return size
     scale = side / min(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    height, width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    if scale > 1 and height * width > _MOST_ENLARGED:
+        raise ShapeError(f"{size[1]}x{size[0]} pixels would be translated at {width}x{height}; crop it")
+    return height, width
 
 
 def translate_native(

@@ -52,6 +52,7 @@ def open_output(out: Path, identity: Mapping[str, Any], *, resume: bool) -> bool
         write_json(out / _BEGUN, identity)
         return False
     _check_same(about, identity)
+    _refuse_links(out)
     if about.name == _DONE:
         shutil.rmtree(out / STATE, ignore_errors=True)
         return True
@@ -83,6 +84,15 @@ def check_output(out: Path, *, resume: bool) -> Path | None:
             f"{printable(out)} is not empty and holds no export (found {foreign[0]!r}); choose an empty or a new folder"
         )
     return about
+
+
+def _refuse_links(out: Path) -> None:
+    """Raise where a link in the output would lead what is written outside of it; originals may be links to files."""
+    for folder, folders, files in os.walk(out):
+        inside = [*folders, *(files if STATE in Path(folder).relative_to(out).parts else ())]
+        link = next((Path(folder, name) for name in inside if Path(folder, name).is_symlink()), None)
+        if link is not None:
+            raise OutputError(f"{printable(link)} is a link, and an export writes nothing through links; remove it")
 
 
 def _check_same(about: Path, identity: Mapping[str, Any]) -> None:

@@ -10,15 +10,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from export_inputs import SETTINGS, as_folder, as_npz, rows_of
+from export_inputs import SETTINGS, as_folder, as_npz, build_small, rows_of, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_invariance import Rotation
-from gen_invariance.errors import DataError
+from gen_invariance.errors import DataError, OutputError
 from gen_invariance.export.formats.base import open_format, row_number
 from gen_invariance.export.pictures import encode
 from gen_invariance.export.runner import export_dataset
+from gen_invariance.export.settings import ExportSettings
 
 
 @given(
@@ -235,3 +236,32 @@ def test_names_of_255_bytes(tmp_path, name):
     made = rows_of(tmp_path / "out", source=f"two/{name}.png", kind="generated", status="kept")
     assert all((tmp_path / "out" / row["file"]).is_file() for row in made)
     assert made
+
+
+# ---- where is written, and how much
+
+
+@pytest.mark.parametrize("place", ["two", ".gen_invariance", ".gen_invariance/units", ".gen_invariance/lock"])
+def test_nothing_is_written_through_links_in_an_output(tmp_path, place, monkeypatch):
+    data = open_format("folder", as_folder(tmp_path / "in"))
+    with monkeypatch.context() as patch:
+        patch.setattr("gen_invariance.export.runner.write_preview", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_dataset(data, Rotation(30), tmp_path / "out", SETTINGS)
+    link, victim = tmp_path / "out" / place, tmp_path / "victim"
+    link.rename(victim) if link.exists() else victim.write_text("mine")
+    link.symlink_to(victim)
+    before = tree(victim) if victim.is_dir() else victim.read_bytes()
+    with pytest.raises(OutputError, match="is a link, and an export writes nothing through links"):
+        export_dataset(data, Rotation(30), tmp_path / "out", SETTINGS, resume=True)
+    assert (tree(victim) if victim.is_dir() else victim.read_bytes()) == before
+
+
+def test_a_strip_of_pixels_is_not_enlarged_without_bound(tmp_path):
+    """A PNG of 500 bytes would be a picture of 51 million pixels at the size that the translator works at."""
+    root = as_folder(tmp_path / "in")
+    (root / "two" / "strip.png").write_bytes(encode(np.zeros((1, 200_000, 1), np.uint8)))
+    settings = ExportSettings(target="max", image_size=16, off_distribution=None)
+    export_dataset(open_format("folder", root), build_small(), tmp_path / "out", settings)
+    reasons = {row["reason"] for row in rows_of(tmp_path / "out", source="two/strip.png", kind="generated")}
+    assert reasons == {"cannot be translated (1x200000 pixels would be translated at 16x3200000; crop it)"}
