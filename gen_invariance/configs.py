@@ -11,10 +11,11 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import MISSING
+from gen_invariance.settings import MISSING, TextKind
 
 
 def config_folder() -> Path:
@@ -76,7 +77,12 @@ def default_choices(verb: str) -> dict[str, str]:
 
 
 def compose_verb(
-    verb: str, words: Sequence[str], defaults: Mapping[str, Any], *, missing_is_error: bool = True
+    verb: str,
+    words: Sequence[str],
+    defaults: Mapping[str, Any],
+    *,
+    texts: Mapping[str, TextKind] = MappingProxyType({}),
+    missing_is_error: bool = True,
 ) -> dict[str, Any]:
     """The settings of a verb as plain values: defaults, under its files, under what `words` say.
 
@@ -84,6 +90,7 @@ def compose_verb(
         verb: a file of `configs/`.
         words: KEY=VALUE in Hydra's grammar; GROUP=CHOICE picks a file of a group.
         defaults: of the verb's settings, nested; `settings.MISSING` where there is none.
+        texts: settings that take text, which is taken as it is typed: the grammar knows no letters but ASCII.
         missing_is_error: whether settings that are still missing are an error.
 
     Raises:
@@ -93,9 +100,12 @@ def compose_verb(
     from omegaconf.errors import OmegaConfBaseException
 
     groups = default_choices(verb)
-    choices, changes = [], []
-    for key, value in _parse(words):
-        if key in groups and not isinstance(value, Mapping):
+    choices, changes, typed = [], [], {}
+    for key, value, is_literal in _parse(words, texts):
+        typed.pop(key, None)
+        if is_literal:  # set at the end: OmegaConf would look for ${...} in it
+            typed[key] = value
+        elif key in groups and not isinstance(value, Mapping):
             if value not in choice_names(key):
                 raise SettingsError(f"{key} has no choice {value!r}; choose one of {', '.join(choice_names(key))}")
             choices.append(f"{key}={value}")
@@ -109,38 +119,77 @@ def compose_verb(
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(f"cannot read the settings: {reason}; write KEY=VALUE, lists as [a,b]") from error
+    for key, value in typed.items():
+        *parents, name = key.split(".")
+        functools.reduce(_go_into, parents, composed)[name] = value
     missing = next(_missing(composed), None) if missing_is_error else None
     if missing is not None:
         raise SettingsError(f"{verb} needs {missing}=...; see gen-invariance {verb} --help")
     return composed
 
 
-def _parse(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Key and value of each KEY=VALUE."""
+def _go_into(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The mapping called `name` in `values`, made where there is none."""
+    if not isinstance(values.get(name), dict):
+        values[name] = {}
+    return values[name]
+
+
+def _parse(words: Sequence[str], texts: Mapping[str, TextKind]) -> Iterator[tuple[str, Any, bool]]:
+    """Key and value of each KEY=VALUE, and whether the value is as it was typed."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     for word in words:
-        word = _with_quoted_expression(word)
+        key, equals, typed = word.partition("=")
+        key = key.lstrip("+")
+        text = texts.get(key) if equals else None
+        if text is not None and text.is_only and not _has_own_meaning(typed, text):
+            yield key, typed, True
+            continue
         try:
             (override,) = OverridesParser.create().parse_overrides([word])
             value = override.value()
-        except (HydraException, ValueError) as error:
+            is_readable = not override.is_sweep_override()  # a, b
+        except (HydraException, ValueError):
+            is_readable = False
+        if is_readable and override.is_delete():
+            raise SettingsError(f"settings cannot be taken away ({word}); write KEY=VALUE")
+        if is_readable:
+            yield override.key_or_group, value, False
+        elif text is not None:
+            yield key, _read_list(typed) if text.is_list else typed, True
+        else:
             raise SettingsError(
                 f"cannot read {word}; write KEY=VALUE, a list as [a,b], a mapping as '{{a: 1}}' with its quotes"
-            ) from error
-        if override.is_delete():
-            raise SettingsError(f"settings cannot be taken away ({word}); write KEY=VALUE")
-        yield override.key_or_group, value
+            )
 
 
-def _with_quoted_expression(word: str) -> str:
-    """`word`; a regular expression, which only `group` takes, in the quotes that Hydra's grammar wants around one."""
-    given = re.fullmatch(r"(data(?:_options)?\.group=)(?![\w.-]*$|'.*'$|\".*\"$)(.*)", word)
-    if not given:
-        return word
-    expression = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + (match[2] and r"\'"), given[2])
-    return f"{given[1]}'{expression}'"
+def _has_own_meaning(value: str, text: TextKind) -> bool:
+    """Whether a value is more than the text it is typed as: null, in quotes, or a list where there may be one.
+
+    ./null is a folder called null.
+    """
+    brackets = ["''", '""', "[]"] if text.is_list else ["''", '""']
+    return value in ("null", MISSING) or _is_within(value, brackets)
+
+
+def _is_within(value: str, brackets: Sequence[str]) -> bool:
+    return len(value) > 1 and value[0] + value[-1] in brackets
+
+
+def _read_list(value: str) -> Any:
+    """[a,b], [[1,b],[c]] as lists of texts and whole numbers; any other text as it is."""
+    if not _is_within(value, ["[]"]):
+        return int(value) if re.fullmatch(r"-?\d{1,18}", value, re.ASCII) else value
+    words, depth = [""], 0
+    for letter in value[1:-1]:
+        depth += {"[": 1, "]": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += letter
+    return [_read_list(word.strip()) for word in words]
 
 
 def _missing(values: Mapping[str, Any], before: str = "") -> Iterator[str]:

@@ -22,7 +22,18 @@ import torch
 
 from gen_invariance.errors import CheckpointError, GenInvarianceError, OutputError
 
+_REMEDY = "free some space or choose a folder you may write to"
+_IN_THE_WAY = "something else of that name is in the way, choose another folder"
+_REMEDIES = {
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY), _IN_THE_WAY),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose a folder on another disk"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "choose a folder that is no link to itself",
+}
 _MAGIC = b"gen_invariance checkpoint 1 "
+_LONGEST_HEADER = 200
+_MOST_JSON = 2**28
 
 
 @contextmanager
@@ -57,7 +68,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 def cannot_write(path: Path | str, error: OSError) -> OutputError:
     """The one-line error for a failed write to `path`."""
     reason = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {reason}; free some space or choose a folder you may write to")
+    return OutputError(f"cannot write {path}: {reason}; {_REMEDIES.get(error.errno or 0, _REMEDY)}")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -147,10 +158,11 @@ def load_checkpoint(path: Path | str, *, kind: str | None = None) -> dict[str, A
 def _payload(path: Path) -> bytes:
     """What follows the header, if its checksum is right."""
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            header = file.readline(_LONGEST_HEADER).removesuffix(b"\n")
+            payload = file.read() if header.startswith(_MAGIC) else b""
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}; check the path") from error
-    header, _, payload = content.partition(b"\n")
     if not header.startswith(_MAGIC):
         raise CheckpointError(f"{path} is not a checkpoint of gen_invariance; give a file that a run wrote")
     if header[len(_MAGIC) :].decode("ascii", "replace") != hashlib.sha256(payload).hexdigest():
@@ -195,3 +207,33 @@ def read_regular(path: Path | str, *, most: int | None = None) -> bytes:
     """The bytes of a regular file; arguments and errors as for `open_regular`."""
     with open_regular(path, most=most) as file:
         return file.read()
+
+
+def read_json(path: Path | str) -> Any:
+    """What a file holds as JSON.
+
+    Raises:
+        OSError: it cannot be opened, is no regular file, or is larger than any that this package writes.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(read_regular(path, most=_MOST_JSON))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Refuse to write into a folder from elsewhere that could make it write somewhere else, or wait for ever.
+
+    Raises:
+        OutputError: a link below `folder` leads out of it, or something is neither a file nor a folder.
+    """
+    home = os.path.realpath(folder)
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.join(place, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISLNK(mode) and not os.path.realpath(path).startswith(home + os.sep):
+                raise OutputError(f"{path} is a link that leads out of {folder}; remove it")
+            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise OutputError(f"{path} is neither a file nor a folder; remove it")

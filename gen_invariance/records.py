@@ -6,7 +6,8 @@ Each process appends to a `records-*.jsonl` of its own in one folder, by a singl
 file may overwrite each other. A killed process may leave half a line at the end of its file, which readers skip. A
 cell ends with a marker line, written in the same call after its records, that says how many they are. So a cell that
 was cut short or damaged is known to be unfinished and can be run again. Where cells are measured twice the later
-record counts.
+record counts: each line says when it was written, by the clock, or just after the latest line that is there where that
+is of a clock ahead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import csv
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -31,10 +33,12 @@ from pandas.api.types import is_numeric_dtype
 from pydantic import AfterValidator, AllowInfNan, BeforeValidator, Field
 
 from gen_invariance.errors import DataNotFoundError, SettingsError
-from gen_invariance.files import cannot_write, utf8_text, write_text
+from gen_invariance.files import cannot_write, open_regular, read_regular, utf8_text, write_text
 from gen_invariance.run import package_versions, source_commit
 from gen_invariance.settings import settings_class
 
+_WRITTEN = re.compile(rb'"written": ([0-9.eE+]+)')
+_NO_CLOCK = 1e15
 FINISHED, FAILED = "finished", "failed"
 """Metrics of marker records: the last line of a cell, and a cell that ended with an error."""
 
@@ -146,6 +150,7 @@ class RecordWriter:
         self.folder = Path(folder)
         self.path: Path | None = None
         self._owner = 0
+        self._seen: dict[str, tuple[int, float]] = {}  # of each file how far it was read, and its latest time
 
     def write(self, records: Record | Iterable[Record]) -> None:
         """Append `records` by one write: after a kill they are there up to some line, never a line in the middle.
@@ -153,9 +158,27 @@ class RecordWriter:
         Raises:
             OutputError: read-only or full disk; what was half written is taken back.
         """
-        lines = [_encode(record) for record in ([records] if isinstance(records, Record) else records)]
-        if lines:
-            self._append("".join(lines).encode())
+        records = [records] if isinstance(records, Record) else list(records)
+        if records:
+            written = self._next_time()
+            self._append("".join(_encode(record, written) for record in records).encode())
+
+    def _next_time(self) -> float:
+        """The time to write beside a record: now, but after all that is there, for the later one counts."""
+        latest = 0.0
+        for file in self.folder.glob("records-*.jsonl"):
+            start, known = self._seen.get(file.name, (0, 0.0))
+            try:
+                with open_regular(file) as opened:
+                    opened.seek(start)
+                    added = opened.read()
+            except OSError:  # it is named when the records are read
+                continue
+            whole = added[: added.rfind(b"\n") + 1]
+            known = max([known, *(_read_time(each) for each in _WRITTEN.findall(whole))])
+            self._seen[file.name] = start + len(whole), known
+            latest = max(latest, known)
+        return max(time.time(), math.nextafter(latest, math.inf))
 
     def write_cell(self, records: Iterable[Record]) -> None:
         """Append all records of one cell and the marker that ends it.
@@ -211,11 +234,11 @@ def _make_marker(record: Record, metric: str, *, value: float) -> Record:
     return replace(record, metric=metric, value=value, class_name=None, class_index=None, class_count=None, group=None)
 
 
-def _encode(record: Record) -> str:
+def _encode(record: Record, written: float) -> str:
     row = asdict(record)
     if not math.isfinite(record.value):  # NaN and Infinity are not JSON
         row["value"] = None if math.isnan(record.value) else str(record.value)
-    return json.dumps({**row, "written": time.time()}, default=str) + "\n"
+    return json.dumps({**row, "written": written}, default=str) + "\n"
 
 
 def load_records(folder: Path | str) -> pd.DataFrame:
@@ -240,7 +263,7 @@ def load_records(folder: Path | str) -> pd.DataFrame:
         ...     load_records(folder)[["method", "value"]].values.tolist()
         [['ce', 0.5]]
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     if not path.exists():
         raise DataNotFoundError(f"no records at {path}; give the folder (or one .jsonl file) that a run wrote")
     if (path / "records").is_dir():
@@ -256,16 +279,25 @@ def as_frame(records: Iterable[Record]) -> pd.DataFrame:
     return _tidy(pd.DataFrame([vars(record) for record in records], columns=_COLUMNS))
 
 
+def _read_time(value: Any) -> float:
+    """When a line was written, in seconds; 0 where it says what no clock would."""
+    try:
+        seconds = float(value)
+    except (ValueError, TypeError):
+        return 0.0
+    return seconds if 0 <= seconds < _NO_CLOCK else 0.0
+
+
 def _read_rows(file: Path) -> list[dict[str, Any]]:
     rows = []
-    lines = file.read_bytes().split(b"\n")
+    lines = read_regular(file).split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             record = Record(**{name: row[name] for name in _COLUMNS if name in row or name == "config_digest"})
-            rows.append({**vars(record), "written": float(row.get("written") or 0)})
+            rows.append({**vars(record), "written": _read_time(row.get("written") or 0)})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines):
                 warnings.warn(

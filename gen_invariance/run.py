@@ -27,7 +27,10 @@ from gen_invariance.errors import CheckpointError, GenInvarianceError, OutputErr
 from gen_invariance.files import (
     cannot_write,
     load_checkpoint,
+    read_json,
+    read_regular,
     reads_back,
+    refuse_strangers,
     remove_leftovers,
     save_checkpoint,
     write_json,
@@ -130,14 +133,15 @@ class Run:
         resume: bool | None = False,
         allow_changed_settings: bool | None = None,
     ) -> None:
-        self.path, self.kind, self.seed = None if path is None else Path(path), kind, seed
+        self.path, self.kind, self.seed = None if path is None else Path(path).expanduser(), kind, seed
         self.config = json.loads(json.dumps(config or {}, default=str))
         self.changed_settings: tuple[str, ...] = ()
         self._rows: list[dict[str, Any]] = []  # the metrics of a run in memory
         if self.path is None:
             return
         self._metrics = self.path / "metrics.jsonl"
-        if (self.path / "run.json").exists():
+        if os.path.lexists(self.path / "run.json"):
+            refuse_strangers(self.path)
             self._check_same(resume=resume is not False, allow_changed_settings=allow_changed_settings)
             remove_leftovers(self.path)
         else:
@@ -166,8 +170,9 @@ class Run:
             >>> run.metrics()
             [{'step': 1, 'loss': 0.5}]
         """
-        was_folder = path is not None and Path(path).is_dir()
-        was_run = path is not None and (Path(path) / "run.json").exists()
+        path = None if path is None else Path(path).expanduser()
+        was_folder = path is not None and path.is_dir()
+        was_run = path is not None and (path / "run.json").exists()
         with first_process_first():
             run = cls(
                 path, kind=kind, seed=seed, config=config, resume=resume is not False or not is_first_process(),
@@ -186,9 +191,9 @@ class Run:
                 f"{self.path} already holds a run; add resume=true to continue it, or choose another folder"
             )
         try:
-            old = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            old = read_json(self.path / "run.json")
             old_kind, old_settings = old["kind"], {**old["config"], "seed": old["seed"]}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path / 'run.json'} is damaged ({error}); choose another folder") from error
         if old_kind != self.kind:
             raise SettingsError(f"{self.path} holds a '{old_kind}' run, not '{self.kind}'; choose another folder")
@@ -239,9 +244,9 @@ class Run:
         A run that was moved together with its data is looked for below the present folder, as before.
         """
         try:
-            about = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            about = read_json(self.path / "run.json")
             from_there = os.path.join(about["working_folder"], path)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError):
             return path  # of an earlier version
         return from_there if os.path.exists(from_there) else path
 
@@ -256,9 +261,9 @@ class Run:
             return
         path = self.path / "run.json"
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about = read_json(path)
             about["facts"] = {**about.get("facts", {}), **facts}
-        except (ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); choose another folder") from error
         write_json(path, about)
 
@@ -285,26 +290,27 @@ class Run:
         if not self._metrics.exists():
             return []
         rows = []
-        for line in self._metrics.read_bytes().splitlines():
+        for line in read_regular(self._metrics).splitlines():
             try:
                 rows.append(json.loads(line))
             except (ValueError, RecursionError):  # half a line, or a damaged one
                 continue
         return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step", 0), int | float)]
 
-    def save(self, step: int, state: Mapping[str, Any], *, keep: int = 2) -> Path | None:
+    def save(self, step: int, state: Mapping[str, Any], *, keep: int = 2, is_due: bool = True) -> Path | None:
         """Write the checkpoint of `step`; once it reads back intact, remove all but the newest `keep`.
 
-        Checkpoints of later steps go as well: the run is at `step`, so those were passed over as damaged. A run in
-        memory writes nothing and returns None.
+        One that is not due, since the run was told to stop, goes when the next one that is has been written, so that
+        in the end there are those of a run that nobody stopped. Checkpoints of later steps go as well: the run is at
+        `step`, so those were passed over as damaged. A run in memory writes nothing and returns None.
         """
         if self.path is None:
             return None
-        path = self.path / "checkpoints" / f"step-{step:08d}.ckpt"
+        path = self.path / "checkpoints" / f"{'step' if is_due else 'stop'}-{step:08d}.ckpt"
         save_checkpoint(path, {"kind": self.kind, "step": step, **state})
-        present = self._checkpoints()
-        index = present.index(path)
-        superseded = [*present[:index], *present[index + keep :]]
+        others = [each for each in list_checkpoints(self.path) if each != path]
+        older = [each for each in others if _named_step(each) <= step and each.name[:4] == "step"]
+        superseded = [each for each in others if each not in older[: keep - 1 if is_due else keep]]
         if superseded and not reads_back(path):
             warnings.warn(f"{path} was written but reads back damaged; older ones stay, check the disk", stacklevel=2)
             return path
@@ -319,7 +325,7 @@ class Run:
         """
         if self.path is None:
             return None
-        for path in self._checkpoints():
+        for path in list_checkpoints(self.path):
             try:
                 state = load_checkpoint(path, kind=self.kind)
                 _check_step(path, state)
@@ -328,19 +334,27 @@ class Run:
                 continue
             self._truncate_metrics(state["step"])
             return state
-        self._truncate_metrics(0)
+        self._truncate_metrics(None)
         return None
 
-    def _checkpoints(self) -> list[Path]:
-        pattern = re.compile(r"step-\d{8}\.ckpt")
-        folder = self.path / "checkpoints"
-        paths = folder.iterdir() if folder.is_dir() else ()
-        return sorted((path for path in paths if pattern.fullmatch(path.name)), reverse=True)
-
-    def _truncate_metrics(self, step: int) -> None:
+    def _truncate_metrics(self, step: int | None) -> None:
+        """Keep the lines up to `step`; None keeps none, for a run that begins anew writes all of them again."""
         if self._metrics.exists():
-            kept = [json.dumps(row) + "\n" for row in self.metrics() if row.get("step", 0) <= step]
-            write_text(self._metrics, "".join(kept))
+            rows = [] if step is None else [row for row in self.metrics() if row.get("step", 0) <= step]
+            write_text(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of the run in `folder`, newest first; of one step the one that was due."""
+    pattern = re.compile(r"(step|stop)-\d{8}\.ckpt")
+    paths = (folder / "checkpoints").iterdir() if (folder / "checkpoints").is_dir() else ()
+    found = [path for path in paths if pattern.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (_named_step(path), path.name[:4] == "step"), reverse=True)
+
+
+def _named_step(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(path.name[5:13])
 
 
 def _remove_if_nothing_computed(folder: Path, *, keep_folder: bool) -> None:

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,15 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 """Text that may look like a number, such as a folder called 2024."""
+
+
+def _expand(value: Any) -> Any:
+    value = str(value) if type(value) is int else value
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+PathText = Annotated[str, BeforeValidator(_expand)]
+"""Name of a file or folder; ~ is the home folder."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
@@ -213,6 +223,40 @@ def get_descriptions(kind: type, *, before: str = "") -> dict[str, str]:
         if is_settings_class(field.annotation):
             described |= get_descriptions(field.annotation, before=f"{before}{name}.")
     return described
+
+
+@dataclasses.dataclass(frozen=True)
+class TextKind:
+    """That a setting takes text: whether nothing else (but null, or a list of texts), and whether a list."""
+
+    is_only: bool
+    is_list: bool
+
+
+def get_texts(kind: type, *, before: str = "") -> dict[str, TextKind]:
+    """The settings of `kind` that take text, by the dotted name that a command line uses."""
+    texts: dict[str, TextKind] = {}
+    for name, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+        if is_settings_class(field.annotation):
+            texts |= get_texts(field.annotation, before=f"{before}{name}.")
+            continue
+        types_in_it = set(_walk_types(field.annotation))
+        if str in types_in_it and Mapping not in types_in_it:
+            is_only = not types_in_it & {int, float, bool, typing.Literal}
+            texts[before + name] = TextKind(is_only, is_list=tuple in types_in_it)
+    return texts
+
+
+def _walk_types(hint: Any) -> Iterator[Any]:
+    """The types that a type hint is made of."""
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        yield from _walk_types(typing.get_args(hint)[0])
+        return
+    yield origin or hint
+    if origin is not typing.Literal:
+        for part in typing.get_args(hint):
+            yield from _walk_types(part)
 
 
 def _settings_error(

@@ -346,3 +346,27 @@ def test_known_metrics_say_unit_and_direction_and_unknown_ones_stay_plain():
     assert metric_info("balanced_accuracy").show(0.12345) == "12.3"
     assert metric_info("ekld").show(math.nan) == "n/a"
     assert metric_info("mean_width").title == "Mean width"
+
+
+@pytest.mark.parametrize("ahead", [1e10, 9e14, 1e300, "Infinity", "NaN", "null"])
+def test_what_is_written_last_counts_whatever_the_clocks_say(tmp_path, ahead):
+    RecordWriter(tmp_path).write_cell([record(value=0.1)])
+    (file,) = tmp_path.iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    text = "".join(json.dumps(row).replace(json.dumps(row["written"]), str(ahead)) + "\n" for row in rows)
+    (tmp_path / "records-ahead.jsonl").write_text(text)
+    file.unlink()
+    for value in (0.2, 0.3):
+        RecordWriter(tmp_path).write_cell([record(value=value)])
+        assert measured(load_records(tmp_path))["value"].tolist() == [value]
+    writer = RecordWriter(tmp_path)
+    for value in (0.4, 0.5):
+        writer.write_cell([record(value=value)])
+        assert measured(load_records(tmp_path))["value"].tolist() == [value]
+
+
+def test_a_pipe_among_the_records_is_named(tmp_path):
+    os.mkfifo(tmp_path / "records-0.jsonl")
+    RecordWriter(tmp_path).write(record())
+    with pytest.raises(OSError, match="not a regular file"):
+        load_records(tmp_path)

@@ -155,6 +155,7 @@ def test_training_saves_in_the_middle_of_an_epoch(at, average, tmp_path):
     assert (saved["step"], saved.get("steps_of_epoch", 0)) == divmod(at + 1, 5)
     again, halted = train(tmp_path / "halted", loss(), resume=True)
     assert halted.metrics() == straight.metrics()
+    assert checkpoint_names(tmp_path / "halted") == checkpoint_names(tmp_path / "whole")
     assert all(map(torch.equal, whole.state_dict().values(), again.state_dict().values()))
 
 
@@ -173,10 +174,15 @@ def test_fitting_saves_at_the_step_in_hand(at, tmp_path):
     halted = stop_at(objective(), at)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "halted", halted)
-    assert [path.name for path in (tmp_path / "halted" / "checkpoints").iterdir()] == [f"step-{at + 1:08d}.ckpt"]
+    assert checkpoint_names(tmp_path / "halted") == [f"stop-{at + 1:08d}.ckpt"]
     found, run = fit(tmp_path / "halted", objective(), resume=True)
     assert run.metrics() == straight.metrics()
+    assert checkpoint_names(tmp_path / "halted") == checkpoint_names(tmp_path / "whole")
     assert all(map(torch.equal, expected.state_dict().values(), found.state_dict().values()))
+
+
+def checkpoint_names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
 # ---- signals, real processes

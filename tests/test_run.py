@@ -240,3 +240,28 @@ def test_a_run_in_memory_keeps_metrics_and_writes_nothing(tmp_path, monkeypatch)
     assert (run.path, run.config) == (None, {"steps": 1})
     assert torch.equal(torch.rand(2, generator=run.generator("a")), torch.rand(2, generator=named_generator(4, "a")))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("stops", [[98], [41, 42, 43, 79, 81, 119], [40, 80]])
+def test_stops_leave_the_checkpoints_of_a_run_that_was_not_stopped(tmp_path, stops):
+    whole, stopped = (Run(tmp_path / name, kind="fit") for name in ("whole", "stopped"))
+    for step in range(1, 121):
+        for run in (whole, stopped):
+            if step % 40 == 0:
+                run.save(step, {"weight": torch.tensor(step)})
+        if step in stops:
+            stopped.save(step, {"weight": torch.tensor(step)}, is_due=step % 40 == 0)
+            stopped = Run(tmp_path / "stopped", kind="fit", resume=True)
+            assert stopped.load_latest()["step"] == step
+    names = [sorted(os.listdir(run.path / "checkpoints")) for run in (whole, stopped)]
+    assert names == [["step-00000080.ckpt", "step-00000120.ckpt"]] * 2
+
+
+def test_a_run_that_begins_anew_writes_its_metrics_anew(tmp_path):
+    run = Run(tmp_path, kind="fit")
+    run.log(step=0, loss=1.0)
+    run.log(note="before the first checkpoint")
+    run = Run(tmp_path, kind="fit", resume=True)
+    assert run.load_latest() is None
+    run.log(step=0, loss=1.0)
+    assert run.metrics() == [{"step": 0, "loss": 1.0}]

@@ -17,6 +17,7 @@ from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.errors import CheckpointError, SettingsError
 from gen_invariance.experiment.cell import Method
 from gen_invariance.experiment.settings import ClassifierSettings, StageSettings
+from gen_invariance.files import read_regular
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.settings import read_settings
 
@@ -274,5 +275,5 @@ def compute_digest(folder: Path | str) -> str:
     digest = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.suffix in (".json", ".safetensors")):
         digest.update(file.relative_to(path).as_posix().encode())
-        digest.update(file.read_bytes())
+        digest.update(read_regular(file))
     return digest.hexdigest()

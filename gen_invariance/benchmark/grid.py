@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,13 +21,15 @@ import torch
 
 from gen_invariance.benchmark.arms import Arm
 from gen_invariance.benchmark.registry import Benchmark, TranslatorFit
+from gen_invariance.data.identity import tie_folder
 from gen_invariance.data.readers.registry import load_source
+from gen_invariance.data.settings import SourceSettings
 from gen_invariance.errors import CheckpointError, GenInvarianceError, RunError, SettingsError
 from gen_invariance.experiment.cell import CellInputs, cell_digest, run_cell
 from gen_invariance.experiment.launch import Say, say_nothing
 from gen_invariance.experiment.settings import Task
 from gen_invariance.experiment.task import Prepared, prepare
-from gen_invariance.files import write_json
+from gen_invariance.files import read_json, refuse_strangers, write_json
 from gen_invariance.jobs import run_jobs
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.records import Cell, Record, RecordWriter, finished_cells, load_records, provenance, row_cells
@@ -135,9 +137,11 @@ def run_grid(
 
     Raises:
         DataNotFoundError: files of a benchmark are missing; names them.
+        DataError: the data are not those that `out` was begun on.
         RunError: a worker process died.
     """
     out = Path(out)
+    refuse_strangers(out)
     for benchmark in {cell.benchmark.name: cell.benchmark for cell in cells}.values():
         if benchmark.missing():
             load_source(benchmark.task.source, benchmark.task.path)  # downloads it, or says what to put where
@@ -151,7 +155,7 @@ def run_grid(
     for cell in missing:
         if cell.benchmark.name not in noted:
             noted.add(cell.benchmark.name)
-            for line in _find_duplicates(cell.benchmark, cell.order):
+            for line in _find_duplicates(out, cell.benchmark, cell.order):
                 say(f"{cell.benchmark.name}: {line}")
     if processes > 1:
         _prepare.cache_clear()  # the workers read for themselves
@@ -225,26 +229,36 @@ def _name_fit_folder(benchmark: Benchmark, fit: TranslatorFit, order: int) -> st
 @functools.lru_cache(maxsize=2)  # the cut, and the cut with its tail filled up
 def _prepare(text: str, order: int) -> Prepared:
     """Images of a task given as JSON, kept for the next job on them."""
-    return prepare(Task(**json.loads(text)), seed=order)
+    return prepare(Task(**json.loads(text)), seed=order, describe_source=True)
 
 
-def _prepare_on(task: Task, order: int, device: str) -> Prepared:
-    return _prepare(json.dumps(task.identity(), default=str), order).to(device)
+def _to_text(task: Task) -> str:
+    return json.dumps(task.identity(), default=str)
 
 
-def _find_duplicates(benchmark: Benchmark, order: int) -> list[str]:
+def _prepare_on(out: Path, task: Task, order: int, device: str) -> Prepared:
+    """The images of a task; they must come from the data that the grid in `out` was begun on."""
+    prepared = _prepare(_to_text(task), order)
+    read = {each.name: getattr(task, each.name) for each in fields(SourceSettings)}
+    read["path"] = None if task.path is None else Path(task.path).name
+    tie_folder(out, f"{task.source}-{config_digest(read)[:8]}", prepared.source)
+    return prepared.to(device)
+
+
+def _find_duplicates(out: Path, benchmark: Benchmark, order: int) -> list[str]:
     """What is wrong with the images of a benchmark, a line each."""
     try:
-        return _prepare_on(benchmark.task, order, "cpu").duplicates.lines()
+        _prepare(_to_text(benchmark.task), order)
     except GenInvarianceError:  # the job on them meets it, too, and says it
         return []
+    return _prepare_on(out, benchmark.task, order, "cpu").duplicates.lines()
 
 
 def _carry_out(out: str, device: str, job: _Job, error: str | None) -> str:
     """Do a job in `out`; the line says what came out. `error` is that of a translator that the job needs."""
     folder = Path(out)
     if job.cell is None:
-        return _fit(folder / job.name, job, _prepare_on(job.benchmark.task, job.order, device))
+        return _fit(folder / job.name, job, _prepare_on(folder, job.benchmark.task, job.order, device))
     writer = RecordWriter(folder / "records")
     try:
         if error is not None:
@@ -268,12 +282,12 @@ def _make_failure(cell: GridCell) -> Record:
 
 def _measure(out: Path, cell: GridCell, device: str) -> list[Record]:
     benchmark, arm = cell.benchmark, cell.arm
-    prepared = _prepare_on(benchmark.task, cell.order, device)
+    prepared = _prepare_on(out, benchmark.task, cell.order, device)
     if benchmark.measure.nuisance is not None:
         prepared = replace(prepared, nuisance=build_nuisance(benchmark.measure.nuisance))
     filled, translator, fit_seconds, learned = None, None, None, None
     if arm.method.more_real:
-        filled = _prepare_on(replace(benchmark.task, fill_tail=True), cell.order, device)
+        filled = _prepare_on(out, replace(benchmark.task, fill_tail=True), cell.order, device)
     if arm.given is not None:
         translator = arm.given.load().to(device)
     elif arm.fit is not None:
@@ -297,7 +311,7 @@ def _load_fitted(folder: Path, device: str) -> tuple[Any, float]:
     """A translator that the grid fitted, and what that took."""
     from gen_invariance.translator.io import load_translator
 
-    seconds = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))["seconds"]
+    seconds = read_json(folder / "seconds.json")["seconds"]
     return load_translator(folder).to(device), seconds
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from gen_invariance.settings import Text, settings_class
+from gen_invariance.settings import PathText, Text, settings_class
 
 Options = Mapping[str, Any]
 
@@ -33,9 +33,9 @@ class BenchmarkRun:
     """class orders: a number, 0-2, or a list; images and their draws follow from it"""
     seeds: int | Text | tuple[int | str, ...] = "0"
     """of training"""
-    out: Text = "runs/benchmark"
+    out: PathText = "runs/benchmark"
     """folder; one that holds a grid already goes on"""
-    data_root: Text | None = None
+    data_root: PathText | None = None
     """folder that holds published sets, each as SOURCE/ or SOURCE.npz; null: the cache"""
     learned: Text | None = None
     """also measure eKLD against this translator, fitted on each class order"""
@@ -105,6 +105,6 @@ class DemoSettings:
 class DemoRun:
     """Settings of the verb `demo`."""
 
-    out: Text = "demo-report"
+    out: PathText = "demo-report"
     """folder; a demonstration that was stopped there goes on"""
     demo: DemoSettings = field(default_factory=DemoSettings)

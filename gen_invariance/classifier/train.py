@@ -241,20 +241,24 @@ class _State:
             about = {"sampling": rule_name(settings.rule(), epoch - 1), "staged_rows": staged}
             rate = settings.learning_rate_at(epoch - 1)
             self.run.log(step=epoch, loss=value, learning_rate=rate, **about, **figures)
-        if last or epoch % settings.checkpoint_every == 0:
+        if self._is_due(epoch):
             self.save(epoch)
 
     def leave(self, steps: int, per_epoch: int) -> None:
         """Save after `steps` steps, anywhere in an epoch."""
-        self._check_weights(steps // per_epoch + 1)
-        self.save(steps // per_epoch, steps=steps % per_epoch)
+        epoch, begun = divmod(steps, per_epoch)
+        self._check_weights(epoch + 1)
+        self.save(epoch, steps=begun, is_due=begun == 0 and self._is_due(epoch))
 
     def _check_weights(self, epoch: int) -> None:
         """A step's loss may be finite although the update after it was not; such weights must not be saved."""
         if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
             raise RunError(_broken(epoch, "a weight is NaN or infinite"))
 
-    def save(self, epoch: int, *, steps: int = 0) -> None:
+    def _is_due(self, epoch: int) -> bool:
+        return epoch == self.settings.epochs or epoch % self.settings.checkpoint_every == 0
+
+    def save(self, epoch: int, *, steps: int = 0, is_due: bool = True) -> None:
         """Write the checkpoint of `epoch` whole epochs and so many `steps` of the next.
 
         "model" is always what training would return (adapters apart), whatever else is needed to go on.
@@ -268,7 +272,7 @@ class _State:
             state["scaler"] = self.accelerator.scaler.state_dict()
         if steps:
             state |= {"steps_of_epoch": steps, "loss_sum": self.loss_sum, "staged": self.batches.staged}
-        self.run.save(epoch, state)
+        self.run.save(epoch, state, is_due=is_due)
 
     def restore(self, per_epoch: int) -> int:
         """Load the newest checkpoint, if any; returns the number of steps already done."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from gen_invariance.classifier.model import Classifier
 from gen_invariance.errors import CheckpointError, DataNotFoundError
 from gen_invariance.files import load_checkpoint
+from gen_invariance.run import list_checkpoints
 
 FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt")
 
@@ -33,10 +34,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        checkpoints = sorted((path / "checkpoints").glob("step-*.ckpt"))
+        checkpoints = list_checkpoints(path)
         if not checkpoints:
             raise DataNotFoundError(f"{path} holds no checkpoint; give the folder of a finished run or a weights file")
-        path = checkpoints[-1]
+        path = checkpoints[0]
     if not path.is_file():
         raise DataNotFoundError(f"no weights file {path}; check the path")
     try:

@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gen_invariance.cli.help import format_usage, format_verb_help
+from gen_invariance.cli.streams import lasting_streams
 from gen_invariance.cli.verbs import VERBS, printable
 from gen_invariance.configs import compose_verb, default_choices
 from gen_invariance.errors import GenInvarianceError, SettingsError, is_out_of_memory
-from gen_invariance.settings import get_defaults, get_descriptions
+from gen_invariance.experiment.settings import Task
+from gen_invariance.settings import TextKind, get_defaults, get_descriptions, get_texts
 from gen_invariance.stopping import Terminated, sigterm_raises
 
 _PEER_GONE = "connection (closed|reset|refused)|broken pipe|gloo|nccl"
@@ -32,8 +34,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Carry out one command line; returns the exit code."""
-    with sigterm_raises():
-        return _run(arguments)
+    with lasting_streams() as out, sigterm_raises():
+        code = _run(arguments)
+        out.flush()
+        if code == 0 and out.failure is not None and not isinstance(out.failure, BrokenPipeError):
+            return _fail(f"all is done, but the standard output cannot be written ({out.failure})", 2)
+        return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -48,19 +54,16 @@ def _run(arguments: list[str]) -> int:
             print(f"gen_invariance {version('gen_invariance')}")
         else:
             _run_verb(verb, words)
-        sys.stdout.flush()
     except GenInvarianceError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt as stop:
         return _fail(f"stopped; {after_stop}", 143 if isinstance(stop, Terminated) else 130)
-    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     except OSError as error:
         return _fail(f"{error.strerror or error}: {error.filename or 'a file'}; check the path, rights and space", 2)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            return _fail(f"out of memory ({str(error)[:200]}); use a smaller batch size, image size or network", 1)
+            reason = f" ({str(error)[:200]})" if str(error) else ""
+            return _fail(f"out of memory{reason}; use a smaller batch size, image size or network", 1)
         if os.environ.get("WORLD_SIZE", "1") != "1" and re.search(_PEER_GONE, str(error), re.IGNORECASE):
             return _fail(f"another process of this run died; {after_stop}", 1)
         raise
@@ -106,7 +109,14 @@ def compose(name: str, words: Sequence[str], *, missing_is_error: bool = True) -
     if words and words[0] in VERBS[name].actions:
         words = [f"action={words[0]}", *words[1:]]
     _check_keys(name, kind, words)
-    return compose_verb(name, words, get_defaults(kind), missing_is_error=missing_is_error)
+    texts = {key: text for key, text in get_texts(kind).items() if key not in default_choices(name)}
+    texts |= {
+        f"data_options.{key}": text for key, text in get_texts(Task).items()
+    }
+    for key in {word.partition("=")[0].lstrip("+") for word in words} - texts.keys():
+        if _is_option(key, get_descriptions(kind)):
+            texts[key] = TextKind(is_only=False, is_list=True)
+    return compose_verb(name, words, get_defaults(kind), texts=texts, missing_is_error=missing_is_error)
 
 
 def _check_keys(name: str, kind: type, words: Sequence[str]) -> None:
@@ -126,11 +136,15 @@ def _check_keys(name: str, kind: type, words: Sequence[str]) -> None:
 
 
 def _is_known(key: str, known: Mapping[str, str]) -> bool:
-    """Whether `key` is a setting, or lies in one that holds options by name (the last ones known on its way)."""
+    """Whether `key` is a setting, or an option in one."""
+    return key in known or _is_option(key, known)
+
+
+def _is_option(key: str, known: Mapping[str, str]) -> bool:
+    """Whether `key` lies in a setting that holds options by name (the last known one on its way)."""
     parents = [key[:end] for end, letter in enumerate(key) if letter == "."]
     holders = [parent for parent in parents if parent in known]
-    is_open = bool(holders) and not any(other.startswith(f"{holders[-1]}.") for other in known)
-    return key in known or is_open
+    return bool(holders) and key not in known and not any(other.startswith(f"{holders[-1]}.") for other in known)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ therefore holds the classes and a SHA-256 of the images of each part, as they ar
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.split import LongTailSplit, load_split_indices
 from gen_invariance.errors import CheckpointError, DataError, printable
-from gen_invariance.files import write_json
+from gen_invariance.files import read_json, write_json
 from gen_invariance.run import Run, is_first_process
 
 PARTS = ("train", "validation", "test")
@@ -112,6 +111,29 @@ def refuse_other_data(folder: Path, now: DataIdentity, *, split: LongTailSplit |
         raise DataError(f"the data are not those of the run in {printable(folder)}: {change}; {remedy}")
 
 
+def tie_folder(folder: Path, name: str, source: DataIdentity) -> None:
+    """Keep with a folder of several runs, such as a grid, what data called `name` they share, or compare it.
+
+    Raises:
+        DataError: they are others than those that the folder was begun on; names the first difference.
+        CheckpointError: the file that says so is damaged.
+    """
+    path = folder / "data" / f"{name}.json"
+    if not path.exists():
+        write_json(path, source)
+    try:
+        before = dict(read_json(path))
+        parts = [part for part in PARTS if (part in before) != (part in source)]
+        change = f"{_WORDS[parts[0]]} images have come or gone" if parts else find_data_change(before, source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); copy it anew, or choose another folder") from error
+    if change:
+        raise DataError(
+            f"the data are not those that {printable(folder)} was begun on: {change}; restore them, or choose another "
+            "folder"
+        )
+
+
 def find_change_since(folder: Path, parts: Mapping[str, ImageData]) -> str:
     """`find_data_change` of images and those that the run in `folder` saw; empty where that is not known."""
     before = _read_identity(folder)
@@ -129,10 +151,10 @@ def _read_identity(folder: Path) -> dict[str, Any] | None:
     """What `tie_run` kept; None for a run that is new, or of an earlier version."""
     path = folder / DATA_FILE
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_json(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it anew, or run again") from error
 
 

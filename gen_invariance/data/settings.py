@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import Text, settings_class
+from gen_invariance.settings import PathText, settings_class
 
 
 @settings_class("data")
@@ -18,7 +18,7 @@ class SourceSettings:
 
     source: str = "digits"
     """name of a reader: digits, folder, npz, table, cifar10 ..."""
-    path: Text | None = None
+    path: PathText | None = None
     """file or folder of the source, where it needs one"""
     image_size: PositiveInt | None = None
     """side to scale images to; null keeps the size"""

@@ -6,7 +6,6 @@ Rooms that only some exports need are imported where they are needed: they take 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from gen_invariance.export.inputs import (
 from gen_invariance.export.output import check_output, keep_apart
 from gen_invariance.export.runner import ExportSummary, export_dataset
 from gen_invariance.export.settings import ExportSettings, WorkerSettings, target_sizes
+from gen_invariance.files import read_json
 from gen_invariance.nuisance.compose import Identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import Run
@@ -229,7 +229,7 @@ def _read_fitted_size(folder: Path) -> int | None:
     if not (folder / "run.json").is_file() and folder.name == "translator":
         folder = folder.parent
     try:
-        config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+        config = read_json(folder / "run.json")["config"]
         return config.get("image_size") or config["data"].get("image_size")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # a translator without its run folder

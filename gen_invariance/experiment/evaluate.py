@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
@@ -24,7 +23,7 @@ from gen_invariance.experiment.build import build_model, compute_translated_shar
 from gen_invariance.experiment.launch import choose_device
 from gen_invariance.experiment.settings import ClassifierSettings, MeasureRun, StageSettings, Task
 from gen_invariance.experiment.task import Prepared, prepare
-from gen_invariance.files import write_json
+from gen_invariance.files import read_json, write_json
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
 from gen_invariance.nuisance.build import build_nuisance
@@ -86,14 +85,14 @@ def open_run(
         DataError: the data have changed since.
         CheckpointError: not a training run, or its checkpoints are damaged.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     about_path = folder / "run.json"
     if not about_path.is_file():
         raise DataNotFoundError(f"{folder} is not a run folder (no run.json); give the folder that train wrote")
     try:
-        about = json.loads(about_path.read_text(encoding="utf-8"))
+        about = read_json(about_path)
         kind, seed, config = about["kind"], about["seed"], about["config"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{about_path} is damaged ({error}); train again") from error
     if kind != "train":
         raise CheckpointError(
@@ -229,7 +228,7 @@ def _choose_automatically(translator: str | None, prepared: Prepared, run: Run) 
         return "translator", translator, "translator= names it"
     if not is_identity(prepared.nuisance):
         return "data", None, "it acted on the images"
-    folder, stage = run.config["stage"].get("translator"), read_stage(run)
+    stage, folder = read_stage(run), run.config["stage"].get("translator")
     folder = run.locate(os.path.expanduser(folder)) if isinstance(folder, str) else None
     nothing = "nothing acted on the images and"
     if not folder or "translator" not in stage.nuisance or not compute_translated_share(stage, prepared).classes:

@@ -22,7 +22,7 @@ from gen_invariance.errors import CheckpointError, DataError
 from gen_invariance.experiment.build import build_model
 from gen_invariance.experiment.launch import Say, prepare_on_device, say_nothing
 from gen_invariance.experiment.settings import ClassifierSettings, InspectRun, InspectSettings, StageSettings, Task
-from gen_invariance.files import write_json
+from gen_invariance.files import read_json, write_json
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator, package_versions, source_commit
 from gen_invariance.translator.io import load_translator
@@ -241,11 +241,11 @@ def differences_from_fit(translator: Path | str, task: Task, *, seed: int) -> li
     if not path.is_file():
         return []
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path)
         data = about["config"].get("data", {})
         data = {"path": data} if isinstance(data, str) else data  # as `augment` writes it
         fitted = {"group": None, **data, "seed": about["seed"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); copy the translator's folder elsewhere") from error
     now = {"group": None, **json.loads(json.dumps(task.identity(), default=str)), "seed": seed}
     names = [name for name in now if name in fitted and fitted[name] != now[name]]

@@ -15,7 +15,7 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.export.settings import ResultSettings, WorkerSettings
 from gen_invariance.order.settings import OrderSettings
 from gen_invariance.referee.settings import RefereeSettings
-from gen_invariance.settings import Text, settings_class
+from gen_invariance.settings import PathText, Text, settings_class
 from gen_invariance.translator.settings import AssessSettings, FitSettings, parse_seconds
 
 
@@ -62,7 +62,7 @@ class RunSettings:
     """of everything random"""
     device: str = "auto"
     """auto, cpu or cuda"""
-    out: Text = "runs/run"
+    out: PathText = "runs/run"
     """run folder; a new or an empty one"""
     resume: bool = False
     """go on with the run that is in it"""
@@ -91,7 +91,7 @@ class FitRun(RunSettings):
     data: Task = field(default_factory=Task)
     translator: TranslatorChoice = field(default_factory=TranslatorChoice)
     fit: FitSettings = field(default_factory=FitSettings)
-    out: Text = "runs/fit"
+    out: PathText = "runs/fit"
     """run folder; a new or an empty one"""
 
 
@@ -102,7 +102,7 @@ class ChooseRun(RefereeSettings, RunSettings):
     data: Task = field(default_factory=Task)
     candidates: tuple[Text, ...] | None = None
     """words such as redraw@tail+trivialaugment@every_row; null: generic ones, and redraw in several uses"""
-    out: Text = "runs/choose"
+    out: PathText = "runs/choose"
     """run folder; a new or an empty one"""
 
     @property
@@ -144,7 +144,7 @@ class ClassifierSettings:
     """of that loss"""
     second_loss_options: Mapping[str, Any] | None = None
     """of the loss from the second phase on; null keeps loss_options"""
-    weights: Text | None = None
+    weights: PathText | None = None
     """start of the backbone: DEFAULT, a weights file or a run folder"""
 
 
@@ -152,7 +152,7 @@ class ClassifierSettings:
 class StageOfRun(StageSettings):
     """What the stage of one training gives, and to whom."""
 
-    translator: Text | None = None
+    translator: PathText | None = None
     """folder that fit wrote, for nuisance=translator"""
 
 
@@ -165,7 +165,7 @@ class TrainRun(RunSettings):
     training: TrainSettings = field(default_factory=TrainSettings)
     stage: StageOfRun = field(default_factory=StageOfRun)
     transfer: TransferPlan = field(default_factory=lambda: TransferPlan("none"))
-    out: Text = "runs/train"
+    out: PathText = "runs/train"
     """run folder; a new or an empty one"""
     augmentation: str = "none"
     """of every row: none, randaugment, trivialaugment, or crop_flip (mirrored where the data allow it)"""
@@ -187,13 +187,13 @@ class MeasureSettings:
 class MeasureRun:
     """Settings of `measure_run`."""
 
-    run: Text
+    run: PathText
     """folder that train wrote"""
     nuisance: str = "auto"
     """auto, data (what acted on the images), translator, lighting, ...; identity: accuracy alone"""
     nuisance_options: Mapping[str, Any] = field(default_factory=dict)
     """of a hand-written nuisance"""
-    translator: Text | None = None
+    translator: PathText | None = None
     """folder that fit wrote"""
     split: Literal["test", "validation"] = "test"
     """test or validation"""
@@ -235,7 +235,7 @@ class InspectSettings(AssessSettings):
 class InspectRun:
     """Settings of `run_inspect`."""
 
-    translator: Text
+    translator: PathText
     """folder that fit wrote"""
     data: Task = field(default_factory=Task)
     inspect: InspectSettings = field(default_factory=InspectSettings)
@@ -243,7 +243,7 @@ class InspectRun:
     """of the data, the judge and all draws; take that of the fit to look at the same images"""
     device: str = "auto"
     """auto, cpu or cuda"""
-    out: Text = ""
+    out: PathText = ""
     """folder; empty writes beside the translator, where stage.policy=auto finds the verdict"""
     progress: bool | None = None
     """true or false; null shows a bar on a terminal"""
@@ -273,9 +273,9 @@ class AugmentInput:
     """Which set is augmented, by what, and where to."""
 
     data: Task = field(default_factory=lambda: Task(source="folder", profile="none"))
-    out: Text = Field(kw_only=True)
+    out: PathText = Field(kw_only=True)
     """a new or an empty folder, outside of the data"""
-    translator: Text | None = None
+    translator: PathText | None = None
     """folder that fit wrote"""
     fit: bool = False
     """fit a translator on the data first, into OUT-translator"""
@@ -285,7 +285,7 @@ class AugmentInput:
     """use a translator whatever is said of it, and ask nobody"""
     judge_budget: str = "10min"
     """time for judging a translator that nobody has judged, before anything is written: 90s, 10min, 2h"""
-    classifier: Text | None = None
+    classifier: PathText | None = None
     """folder that train wrote: reject results that it takes for another class"""
     path_column: str | None = "path"
     """of a table"""
@@ -321,7 +321,7 @@ class CompareRun:
 
     original: Text
     """the set as it was: a folder of class folders, a file, or whatever source says"""
-    augmented: Text
+    augmented: PathText
     """the set that `augment` wrote of it"""
     test: Text | None = None
     """images to test on, a set of the same kind; null: the test part of original"""
@@ -339,7 +339,7 @@ class CompareRun:
     """side that the central squares of images are scaled to; null keeps images, which must be of one size"""
     backbone: str = "small_conv"
     """small_conv, resnet20, resnet32, efficientnet_lite0, ..."""
-    weights: Text | None = None
+    weights: PathText | None = None
     """start of the backbone: DEFAULT, a weights file or a run folder"""
     augmentation: str = "crop_flip+trivialaugment"
     """of every row, on both sets: none, crop_flip, trivialaugment, randaugment, or some of them joined by +"""
@@ -347,7 +347,7 @@ class CompareRun:
     """whether a mirrored image keeps its label; false for signs and letters"""
     device: str = "auto"
     """auto, cpu or cuda"""
-    out: Text = "runs/compare"
+    out: PathText = "runs/compare"
     """run folder; a new or an empty one"""
     resume: bool = False
     """go on with the comparison that is in it"""
@@ -382,13 +382,13 @@ class OrderRun:
     """also measure eKLD against: data (what acted on the images), rotation, ..., or translator"""
     nuisance_options: Mapping[str, Any] = field(default_factory=dict)
     """of a hand-written nuisance"""
-    translator: Text | None = None
+    translator: PathText | None = None
     """folder that fit wrote, for nuisance=translator"""
     seed: int = 0
     """of the data, the choice of subsets and the bootstraps"""
     device: str = "auto"
     """auto, cpu or cuda"""
-    out: Text | None = "runs/order"
+    out: PathText | None = "runs/order"
     """run folder; a new or an empty one; null computes in memory"""
     resume: bool = False
     """go on with the run in it, or read it again with another threshold, more seeds or more subsets"""

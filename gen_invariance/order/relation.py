@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gen_invariance.errors import CheckpointError, SettingsError, ShapeError
+from gen_invariance.files import read_regular
 from gen_invariance.order.bootstrap import CellBounds
 from gen_invariance.order.preorder import Preorder
 from gen_invariance.order.sets import START, Subset, pair_mask, subset_name
@@ -264,7 +265,7 @@ class SubsetOrder:
     def load(path: Path | str) -> SubsetOrder:
         """Read `order.json`."""
         try:
-            return SubsetOrder.from_json(Path(path).read_text(encoding="utf-8"))
+            return SubsetOrder.from_json(read_regular(path).decode("utf-8", "replace"))
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path") from error
 

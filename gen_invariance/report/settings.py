@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gen_invariance.settings import Text, settings_class
+from gen_invariance.settings import PathText, Text, settings_class
 
 
 @settings_class("report")
@@ -35,7 +35,7 @@ class ReportSettings:
 class ReportRun(ReportSettings):
     """Settings of the verb `report`."""
 
-    records: Text | tuple[Text, ...] = Field(kw_only=True)
+    records: PathText | tuple[PathText, ...] = Field(kw_only=True)
     """folder that holds measured runs, or a list of folders"""
-    out: Text = "runs/report"
+    out: PathText = "runs/report"
     """folder of the page"""

@@ -267,7 +267,7 @@ class _Fit:
                 with self._evaluated_weights() as translator:
                     write_grid(f"step-{done:08d}.png", translator, self.data, self.members, self.run)
             if asked or due(settings.checkpoint_every):
-                self.run.save(done, self._state())
+                self.run.save(done, self._state(), is_due=due(settings.checkpoint_every))
         return asked or last
 
     def finish(self) -> nn.Module:

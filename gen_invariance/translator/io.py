@@ -6,7 +6,6 @@ import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads t
 
 # isort: split
 import inspect
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from torch import nn
 
 from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import CheckpointError, OutputError, SettingsError, first_line
-from gen_invariance.files import cannot_write
+from gen_invariance.files import cannot_write, open_regular, read_json
 from gen_invariance.settings import check_options
 from gen_invariance.translator.quality.verdict import translator_folder
 from gen_invariance.translator.registry import kinds_by_class
@@ -43,7 +42,7 @@ def load_translator(path: Path | str) -> nn.Module:
         >>> type(load_translator("spatial")).__name__
         'SpatialTranslator'
     """
-    folder, config = _read_config(Path(path))
+    folder, config = _read_config(Path(path).expanduser())
     name = config.get("_class_name") if isinstance(config, dict) else None
     kinds = kinds_by_class()
     if not isinstance(name, str) or name not in kinds:
@@ -142,24 +141,26 @@ def _read_config(path: Path) -> tuple[Path, Any]:
     folder = path
     try:
         folder = translator_folder(path)
-        return folder, json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return folder, read_json(folder / "config.json")
     except PermissionError as error:
         raise _not_allowed(error.filename) from error
     except OSError as error:
         raise CheckpointError(
             f"no translator in {path}: {folder / 'config.json'} cannot be read; give a folder that fit wrote"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is not JSON ({error}); the translator is damaged") from error
 
 
 def _check_readable(file: Path) -> None:
     try:
-        file.open("rb").close()
+        open_regular(file).close()
     except PermissionError as error:
         raise _not_allowed(file) from error
-    except OSError:
-        return  # a broken link, say: the loader names it
+    except FileNotFoundError:
+        return  # a broken link: the loader names it
+    except OSError as error:  # a folder, or a pipe that the loader would wait for
+        raise CheckpointError(f"cannot read {file}: {error.strerror}; copy the whole folder, or fit again") from error
 
 
 def _not_allowed(file: Path | str) -> CheckpointError:

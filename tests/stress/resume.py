@@ -240,16 +240,13 @@ def _whole(path: Path) -> bool:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """A digest of every file, by its path below `out`; records as one entry, whatever files they lie in.
-
-    Of a run's checkpoints the last: the older one that is kept may be the one that a SIGTERM left.
-    """
+    """A digest of every file, by its path below `out`; records as one entry, whatever files they lie in."""
     found = {}
     for path in files_of(out):
         name = path.relative_to(out).as_posix()
         if path.name == "seconds.json" or name.startswith("report/"):  # the report shows what a cell took
             continue
-        if path.name.startswith("records-") or (path.suffix == ".ckpt" and path != max(path.parent.glob("*.ckpt"))):
+        if path.name.startswith("records-"):
             continue
         found[name] = hashlib.sha256(_comparable(path, out)).hexdigest()[:16]
     for folder in sorted({path.parent for path in files_of(out) if path.name.startswith("records-")}):

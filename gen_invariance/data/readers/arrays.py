@@ -258,7 +258,8 @@ def _images(array: np.ndarray, where: str) -> Tensor:
         array = array.transpose(0, 3, 1, 2)
     elif array.shape[1] not in (1, 3):
         raise ShapeError(f"{where} has shape {array.shape}, so neither last nor second axis is 1 (grey) or 3 (RGB)")
-    images = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    dtype = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)  # torch has no wider
+    images = torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
     if images.dtype == torch.uint8:
         return images
     try:

@@ -7,13 +7,13 @@ figures of `assess` decide (`judge_figures`). A translator whose fit found nothi
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gen_invariance.errors import CheckpointError, RangeError
+from gen_invariance.files import read_json, read_regular
 from gen_invariance.stats import Estimate
 
 QUALITY_FILE = "quality.json"
@@ -274,7 +274,7 @@ def weights_digest(path: Path | str) -> str:
     """SHA-256 over the weights of a saved translator; its config may name the folder it came from."""
     digest = hashlib.sha256()
     for file in sorted(translator_folder(path).rglob("*.safetensors")):
-        digest.update(file.read_bytes())
+        digest.update(read_regular(file))
     return digest.hexdigest()
 
 
@@ -292,11 +292,11 @@ def read_verdict(translator: Path | str) -> Verdict | None:
         problem = describe_unidentified(_read_unidentified(folder))
         return Verdict(DO_NOT, (problem,)) if problem else None
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
         gain = None if saved.get("gain") is None else Gain(**saved["gain"])
         verdict, digest = Verdict(saved["verdict"], tuple(map(str, saved["reasons"])), gain), saved["translator_digest"]
         STRENGTH[verdict.word]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RangeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RangeError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); run gen-invariance inspect again") from error
     if digest != weights_digest(folder):
         raise CheckpointError(
@@ -308,9 +308,9 @@ def read_verdict(translator: Path | str) -> Verdict | None:
 def _read_unidentified(folder: Path) -> dict[str, list[float]]:
     """What the config of a saved translator names; nothing where there is none, or it is damaged: loading says that."""
     try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("not_identified") or {}
+        named = read_json(folder / "config.json").get("not_identified") or {}
         return {str(name): [float(value), float(low), float(high)] for name, (value, low, high) in named.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
