@@ -6,15 +6,17 @@ import hashlib
 import heapq
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from gen_invariance.data.readers.pictures import UnusablePictureError
 from gen_invariance.errors import DataError, OutputError, printable
-from gen_invariance.export.formats.base import Entry, Row
+from gen_invariance.export.formats.base import Entry, Format, Row
 from gen_invariance.export.manifest import read_unit
 from gen_invariance.export.settings import target_sizes
 from gen_invariance.export.units import UNIT_PIXELS, Item, Job, RunUnits, Unit, cut_by_pixels
@@ -28,11 +30,12 @@ def carry_out(job: Job, entries: Sequence[Entry], run: RunUnits, *, progress: bo
     those before, so a killed export finds it again.
 
     Raises:
-        DataError: no image can be used.
+        DataError: no image can be used; an original has changed since it was looked at.
         OutputError: a new image would get the name of an original.
     """
     settings = job.settings
     _forget_damaged_units(job)
+    refuse_changed_originals(job.data, job.output.folder, entries, read_rows(job, "a"))
     _run_missing(job, run, _make_units(job, "a", [(entry, -1) for entry in entries]), "originals", progress)
     sources, ranges = _sources_and_ranges(job, entries)
     goals = target_sizes([len(rows) for rows in sources], settings)
@@ -65,6 +68,25 @@ def _forget_damaged_units(job: Job) -> None:
         rows = [row for row in read_unit(path) if row["status"] == "kept"]
         if not job.data.holds_unit(job.output, path.stem, rows):
             path.unlink()
+
+
+def refuse_changed_originals(data: Format, out: Path, entries: Sequence[Entry], rows: Iterable[Row]) -> None:
+    """Raise `DataError` where an original that `rows` say was kept in `out` has other bytes or pixels now."""
+    by_key = {entry.key: entry for entry in entries}
+
+    def has_changed(row: Row) -> bool:
+        try:
+            return hashlib.sha256(data.read(by_key[row["source"]])).hexdigest() != row["sha256"]
+        except (OSError, KeyError, UnusablePictureError):
+            return True
+
+    kept = (row for row in rows if row["kind"] == "original" and row["status"] == "kept")
+    changed = next(filter(has_changed, kept), None)
+    if changed is not None:
+        raise DataError(
+            f"cannot resume {printable(out)}: {printable(changed['source'])} is not the image it was when "
+            "the export began; restore it, or choose a new folder"
+        )
 
 
 def read_rows(job: Job, prefix: str = "") -> Iterator[Row]:

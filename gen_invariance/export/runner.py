@@ -19,7 +19,7 @@ from gen_invariance.export.formats.base import RESERVED, Entry, Format, Output, 
 from gen_invariance.export.manifest import read_manifest, write_manifest
 from gen_invariance.export.output import STATE, keep_apart, lock_output, mark_done, open_output, reopen
 from gen_invariance.export.preview import write_preview
-from gen_invariance.export.rounds import carry_out, read_rows
+from gen_invariance.export.rounds import carry_out, read_rows, refuse_changed_originals
 from gen_invariance.export.settings import ExportSettings, WorkerSettings, is_capped, target_sizes
 from gen_invariance.export.units import Job, Predict, translator_token
 from gen_invariance.export.workers import start_workers
@@ -87,7 +87,7 @@ def export_dataset(
     Raises:
         OutputError: `out` holds other files, lies in the input or around it, or cannot be written.
         SettingsError: `out` holds an export and `resume` is off, or one of other data or settings.
-        DataError: no image can be used.
+        DataError: no image can be used; an original has changed since the export in `out` began.
         RunError: a worker died.
 
     Example:
@@ -112,6 +112,8 @@ def export_dataset(
         "settings": settings.identity(),
     }
     done = open_output(out, identity, resume=resume)
+    if done:
+        refuse_changed_originals(data, out, entries, read_manifest(out))
     if done and not all(data.holds_image(out, row) for row in read_manifest(out) if row["status"] == "kept"):
         reopen(out, identity)
         done = False

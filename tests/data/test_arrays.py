@@ -40,6 +40,7 @@ def one_line(caught, *words):
         PIXELS.transpose(0, 3, 1, 2) / 255,
         (PIXELS / 255).astype(np.float32),
         (PIXELS / 255).astype(">f8"),
+        (PIXELS / 255).astype(np.longdouble),
         np.asfortranarray(PIXELS),
     ],
 )

@@ -14,8 +14,8 @@ from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import DataError, SettingsError
-from gen_invariance.experiment.evaluate import open_run
+from gen_invariance.errors import DataError, GenInvarianceError, SettingsError
+from gen_invariance.experiment.evaluate import open_run, read_stage
 from gen_invariance.experiment.settings import ClassifierSettings, Task, TrainRun
 from gen_invariance.experiment.task import prepare
 from gen_invariance.experiment.train import run_train
@@ -76,7 +76,7 @@ CHANGES = st.one_of(
 def change(root, kind, name, how):
     folder = root / name
     images = sorted(folder.glob("*.png")) if folder.is_dir() else []
-    if kind == "add":
+    if kind == "add" and folder.is_dir():
         Image.fromarray(np.full((8, 8), 9, np.uint8)).save(folder / how)
     elif kind == "remove" and len(images) > 2:
         images[how % len(images)].unlink()
@@ -104,7 +104,7 @@ def seen(prepared):
     return [(part.class_names, part.labels.tolist(), part.images.numpy().tobytes()) for part in parts]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(changes=st.lists(CHANGES, min_size=1, max_size=3))
 def test_changed_data_are_refused_or_change_nothing(trained, tmp_path_factory, changes):
     folder = tmp_path_factory.mktemp("changed")
@@ -185,6 +185,42 @@ def test_a_run_with_a_relative_path_is_opened_from_elsewhere(trained, tmp_path, 
     run_train(settings_of("images", tmp_path / "run"))
     monkeypatch.chdir(tmp_path)
     assert len(open_run("run")[1].train) == 9
+
+
+VALUES = st.one_of(
+    st.sampled_from([None, True, -1, 10**30, 0.5, "", "x", [], {}, [None], {"a": 1}, "a" * 5000, "\ud800", "../.."]),
+    st.recursive(st.integers() | st.text(max_size=3), st.lists, max_leaves=3),
+)
+
+
+def places(value, before=()):
+    """The keys on the way to every value in nested mappings."""
+    for name, part in value.items():
+        yield (*before, name)
+        if isinstance(part, dict):
+            yield from places(part, (*before, name))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_description_of_a_run_is_taken_or_refused_in_one_line(trained, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("fuzzed") / "run"
+    shutil.copytree(trained / "run", folder)
+    name = data.draw(st.sampled_from(["run.json", "data.json"]))
+    about = json.loads((folder / name).read_text())
+    *way, last = data.draw(st.sampled_from(sorted(places(about))))
+    holder = about
+    for key in way:
+        holder = holder[key]
+    holder[last] = data.draw(VALUES)
+    (folder / name).write_text(json.dumps(about))
+    refusal = None
+    try:
+        read_stage(open_run(folder)[-1])
+    except GenInvarianceError as error:
+        refusal = error
+    assert refusal is None or (refusal.exit_code == 2 and "\n" not in str(refusal))
+    shutil.rmtree(folder.parent)
 
 
 def digits(**changes):

@@ -9,11 +9,13 @@ import signal
 import traceback
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from export_inputs import INPUTS, SETTINGS, build_small, rows_of, tree
+from PIL import Image
 
 from gen_invariance import Compose, Lighting, Rotation
-from gen_invariance.errors import OutputError, RunError, SettingsError
+from gen_invariance.errors import DataError, OutputError, RunError, SettingsError
 from gen_invariance.export import units, workers
 from gen_invariance.export.formats.base import open_format
 from gen_invariance.export.runner import export_dataset
@@ -235,3 +237,43 @@ def test_a_full_disk_stops_with_one_line_and_goes_on_later(photos, tmp_path, mon
     again = export_dataset(open_format("folder", photos), Rotation(30), tmp_path / "out", SETTINGS, resume=True)
     assert again.after == whole.after
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", ["folder", "npz"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_export_does_not_go_on_with_other_originals(form, finished, tmp_path, monkeypatch):
+    source = INPUTS[form](tmp_path / form)
+    out, nuisance = tmp_path / "out", Rotation(20)
+
+    def export(*, resume):
+        return export_dataset(open_format(form, source), nuisance, out, SETTINGS, resume=resume)
+
+    if finished:
+        export(resume=False)
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(units.Job, "translate", stop)
+            with pytest.raises(KeyboardInterrupt):
+                export(resume=False)
+    alter_one_pixel(source)
+    with pytest.raises(DataError, match="is not the image it was when the export began"):
+        export(resume=True)
+
+
+def stop(self, unit, decoded):
+    if unit.kind == "generated":
+        raise KeyboardInterrupt
+    return []
+
+
+def alter_one_pixel(source):
+    if source.is_dir():
+        path = sorted(source.rglob("*.png"))[-1]
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels.reshape(-1)[7] ^= 1
+        Image.fromarray(pixels).save(path)
+        return
+    with np.load(source) as arrays:
+        values = dict(arrays)
+    values["train_images"].reshape(-1)[7] ^= 1
+    np.savez(source, **values)
