@@ -1,7 +1,8 @@
 """Run folders: settings, versions, metrics and checkpoints of one command, and the random numbers it draws.
 
 A run folder describes itself: `run.json` (kind, resolved settings, seed, versions, commit, command),
-`metrics.jsonl` (one JSON object a line), `checkpoints/step-*.ckpt`, and whatever the command writes beside them.
+`metrics.jsonl` (one JSON object a line), `checkpoints/step-*.ckpt` (`stop-*.ckpt` where the run was told to stop),
+`data.json` (which images it saw, see `data.identity`), and whatever the command writes beside them.
 Everything is written under a temporary name and renamed, so a killed run never leaves half a file, and each
 checkpoint carries a checksum, so a damaged one is noticed and passed over.
 """
@@ -40,6 +41,7 @@ from gen_invariance.files import (
 MISFITS = (KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError)
 """What `load_state_dict` of models and optimisers raises for a state that is not theirs."""
 
+_IMAGES = {"train": "its training images", "test": "its test images"}  # whose digests `order` keeps as settings
 _PACKAGES = ("gen_invariance", "torch", "torchvision", "diffusers", "kornia", "accelerate", "numpy", "scikit-learn")
 
 
@@ -200,9 +202,10 @@ class Run:
         settings = {**self.config, "seed": self.seed}
         changed = sorted(key for key in {*old_settings, *settings} if old_settings.get(key) != settings.get(key))
         if changed and not allow_changed_settings:
+            names = ", ".join(_IMAGES.get(name, name) for name in changed)
             offered = "" if allow_changed_settings is None else ", or add allow_changed_settings=true"
             raise SettingsError(
-                f"cannot resume {self.path}: settings differ from the run's in {', '.join(changed)}; "
+                f"cannot resume {self.path}: settings differ from the run's in {names}; "
                 f"use the same settings or another folder{offered}"
             )
         self.changed_settings = tuple(changed)

@@ -155,6 +155,18 @@ def test_another_nuisance_is_noticed(tmp_path):
     assert (tmp_path / "run" / "order.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(("part", "words"), [(0, "its training images;"), (1, "its test images;")])
+def test_other_images_are_noticed(tmp_path, part, words):
+    options = {**TWO, "seeds": (0,)}
+    study(tmp_path / "run", **options)
+    altered = [TRAIN, TEST]
+    pixels = altered[part].images.clone()
+    pixels[3, 0, 2, 2] ^= 1
+    altered[part] = replace(altered[part], images=pixels)
+    with pytest.raises(SettingsError, match=f"settings differ from the run's in {words}"):
+        study(tmp_path / "run", images=tuple(altered), resume=True, **options)
+
+
 def test_diverged_runs_are_missing_and_never_zero():
     def fit(subset, seed):
         if subset == (0, 1) and seed == 1:
