@@ -148,7 +148,7 @@ def _ask(settings: AugmentSettings, chosen: _Chosen, data: Format, device: torch
 def _begun_strength(begun: Path) -> float:
     """That of the export which is gone on with: it was asked for, or advised, when that began."""
     try:
-        return float(json.loads(begun.read_text(encoding="utf-8"))["settings"]["strength"])
+        return float(read_json(begun)["settings"]["strength"])
     except (ValueError, KeyError, TypeError, OSError):
         return 1.0  # the export says what is wrong with the file
 

@@ -319,11 +319,11 @@ class AugmentSettings(WorkerSettings, ResultSettings, AugmentInput):
 class CompareRun:
     """Settings of `run_compare`."""
 
-    original: Text
+    original: PathText
     """the set as it was: a folder of class folders, a file, or whatever source says"""
     augmented: PathText
     """the set that `augment` wrote of it"""
-    test: Text | None = None
+    test: PathText | None = None
     """images to test on, a set of the same kind; null: the test part of original"""
     source: Literal["folder", "table", "npz", "huggingface", "webdataset"] = "folder"
     """the format of all of them, as data= of augment"""
