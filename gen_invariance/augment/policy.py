@@ -53,7 +53,7 @@ def linear_ramp(counts: Tensor, *, threshold: float, maximum: float = 1.0) -> Te
     all probabilities are 0 (the formula itself would divide by zero or exceed 1).
     """
     _check_probability(maximum, "maximum")
-    counts = counts.double()
+    counts = counts.cpu().double()
     smallest = counts[counts > 0].min() if (counts > 0).any() else counts.new_tensor(0.0)
     if threshold <= smallest:
         return torch.zeros_like(counts, dtype=torch.float32)

@@ -126,7 +126,7 @@ def fit_logistic(features: Tensor, labels: Tensor, *, strength: PositiveFloat = 
         raise DataError("a logistic head needs at least two classes, got one; use nearest_mean or add classes")
     mean, std = features.mean(0), features.std(0, correction=0)
     std = torch.where(std > 0, std, 1.0)  # constant features carry nothing and must not divide by zero
-    standard = ((features - mean) / std).double().cpu().numpy()
+    standard = ((features - mean) / std).cpu().double().numpy()
     model = LogisticRegression(C=strength, class_weight="balanced" if balanced else None, max_iter=2000)
     model.fit(standard, numbers.cpu().numpy())
     weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)

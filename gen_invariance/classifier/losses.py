@@ -75,7 +75,7 @@ def check_counts(counts: Tensor | Sequence[int]) -> Tensor:
         ShapeError: not one number a class.
         SettingsError: a class without images, for which priors and margins are not defined.
     """
-    counts = torch.as_tensor(counts).cpu()
+    counts = torch.as_tensor(counts, device="cpu")
     if counts.ndim != 1 or not len(counts):
         raise ShapeError(f"counts must be (K,), got {tuple(counts.shape)}; give the number of images of each class")
     if not (counts > 0).all():
@@ -298,4 +298,4 @@ def build_loss(
     # Balanced softmax is logit adjustment at tau = 1, and has no tau.
     without = ("counts", "class_names", "tau") if name == "balanced_softmax" else ("counts", "class_names")
     options = check_options(LOSSES[name], options, f"loss {name}", without=without)
-    return LOSSES[name](torch.as_tensor(counts), class_names=class_names, **options)
+    return LOSSES[name](torch.as_tensor(counts, device="cpu"), class_names=class_names, **options)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gen_invariance.classifier.losses import check_counts
 from gen_invariance.data.images import check_images
+from gen_invariance.devices import doubled
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.settings import Fraction, check_options
 
@@ -78,10 +79,12 @@ def remix(
         raise ShapeError(f"remix compares class sizes and needs int64 labels (B,), got {tuple(labels.shape)}")
     soft = _checked(images, soft_labels(labels, num_classes=len(counts)))
     share, partner = _shares(images, alpha, generator), _partners(images, generator)
-    size = counts.to(labels.device).double()[labels]
-    ratio = size / size[partner]
-    label_share = torch.where((ratio >= kappa) & (share < tau), 0.0, share)
-    label_share = torch.where((ratio <= 1 / kappa) & (1 - share < tau), 1.0, label_share)
+    sizes = doubled(counts.to(labels.device))
+    size = sizes[labels.to(sizes.device)]
+    ratio = size / size[partner.to(size.device)]
+    larger, smaller = ((ratio >= kappa).to(share.device), (ratio <= 1 / kappa).to(share.device))
+    label_share = torch.where(larger & (share < tau), 0.0, share)
+    label_share = torch.where(smaller & (1 - share < tau), 1.0, label_share)
     return _blend(images, images[partner], share), _blend(soft, soft[partner], label_share)
 
 

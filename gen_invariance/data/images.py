@@ -138,11 +138,11 @@ class ImageData:
     def mean_std(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, in [0, 1], float32 (C,); the deviation is 0.001 at least."""
         levels = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in self.images.unbind(1)])
-        values = torch.arange(256, dtype=torch.float64, device=self.device) / 255
+        levels, values = levels.cpu(), torch.arange(256, dtype=torch.float64, device="cpu") / 255
         pixels = levels.sum(1)
         mean = (levels * values).sum(1) / pixels
         variance = (levels * (values - mean[:, None]) ** 2).sum(1) / (pixels - 1)
-        return mean.float(), variance.sqrt().clamp(min=1e-3).float()
+        return mean.float().to(self.device), variance.sqrt().clamp(min=1e-3).float().to(self.device)
 
     def require_every_class(self) -> ImageData:
         """Return self, or raise `DataError` that names the classes without a single image."""

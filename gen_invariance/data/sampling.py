@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gen_invariance.data.images import check_labels
 from gen_invariance.data.settings import rule_name
+from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.run import named_generator
 
@@ -59,6 +60,7 @@ def sampling_probabilities(counts: Tensor, *, rule: str, progress: float = 0.0, 
     return weights / weights.sum()
 
 
+@plain_defaults()
 def epoch_indices(
     labels: Tensor,
     *,

@@ -71,7 +71,7 @@ def _logits(answer: Any, count: int) -> Tensor:
         raise ShapeError(
             f"the model must return logits (B, K), or an object with .logits, got {got} for {count} images"
         )
-    return torch.as_tensor(logits)
+    return logits
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import kornia
 import pytest
 import torch
@@ -105,3 +107,45 @@ def test_a_users_accelerator_is_left_as_it_was(device):
     with use_accelerator(device, mixed_precision="bf16") as accelerator:
         assert (accelerator.device.type, accelerator.mixed_precision) == (device.type, "bf16")
     assert (own.device.type, own.mixed_precision, own.num_processes) == ("cpu", "no", 1)
+
+
+@pytest.mark.skipif(os.environ.get("GEN_INVARIANCE_TEST_DEVICE") != "pretended", reason="changes the pretended device")
+def test_on_a_device_without_float64(device, monkeypatch):
+    """As Apple's, whose tensors refuse that type."""
+    from pretended import Elsewhere
+
+    made = Elsewhere.__new__
+
+    def without(cls, values):
+        if values.dtype in (torch.float64, torch.complex128):
+            raise TypeError("this device has no float64")
+        return made(cls, values)
+
+    monkeypatch.setattr(Elsewhere, "__new__", without)
+    images, labels = pixels(12, 3), torch.arange(12) % 3
+    data = gi.ImageData((images * 255).to(torch.uint8), labels, ("a", "b", "c"))
+
+    def model(given):
+        return given.flatten(1)[:, :3]
+
+    found = {}
+    for place in (torch.device("cpu"), device):
+        here, there = images.to(place), labels.to(place)
+        stage = gi.TailAugment(gi.RandAugment(), torch.ones(3), seed=1)
+        stage.enable_cache(data.to(place).images, there, versions=2, seed=0)
+        metric = ExpectedKL(3).to(place)
+        metric.update(model(here), model(here.flip(0)), there)
+        logits = torch.randn(12, 3, generator=named_generator(3)).to(place)
+        found[place] = [
+            gi.measure_invariance(model, here, there, gi.Rotation(30), draws=2).ekld,
+            gi.compare_invariance(
+                model, lambda each: 2 * model(each), here, there, gi.Rotation(30), draws=2
+            ).difference,
+            gi.measure_accuracy(model, here, there).accuracy,
+            metric.compute().cpu().double(),
+            gi.build_loss("ldam", counts=[9, 3, 1], weights="inverse").to(place)(logits, there).cpu(),
+            stage(here, there, indices=torch.arange(12, device=place))[0].cpu(),
+            data.to(place).mean_std()[1].cpu(),
+        ]
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
