@@ -143,7 +143,7 @@ class TailAugment(nn.Module):
                 advice = "nothing is translated; give probability=... to use it all the same, or fit another one"
             warnings.warn(
                 f"the verdict on the translator in {path} is '{verdict.word}': {verdict.first_reason}; {advice}",
-                stacklevel=2,
+                stacklevel=3,  # past the decorator
             )
         if probability is None:
             probability = auto(counts) * (1.0 if verdict is None else verdict.strength)
