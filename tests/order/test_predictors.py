@@ -188,3 +188,14 @@ def test_scores_do_not_depend_on_the_scale_of_features(name, scale):
     features = rng.normal(size=(24, 8)) + labels[:, None]
     expected = pr.FEATURE_SCORES[name](pr.Labelled(features, labels))
     assert pr.FEATURE_SCORES[name](pr.Labelled(features * scale, labels)) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 6e4])
+def test_constant_features_are_no_good_score(value):
+    """They tell classes apart as little as anything can; scores are compared with features that tell a little."""
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2], [18, 4, 2])
+    constant = pr.Labelled(np.full((24, 8), value), labels)
+    telling = pr.Labelled(rng.normal(size=(24, 8)) + labels[:, None], labels)
+    for name in ("h_score", "lda", "cdnv", "gbc"):
+        assert pr.FEATURE_SCORES[name](constant) < pr.FEATURE_SCORES[name](telling)

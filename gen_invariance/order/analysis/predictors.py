@@ -227,7 +227,10 @@ def negative_cdnv(sample: Labelled) -> float:
     variance = np.bincount(sample.labels, np.square(sample.residual).sum(axis=1)) / sample.counts
     first, second = class_pairs(len(sample.counts)).T
     distance = np.square(sample.means[first] - sample.means[second]).sum(axis=1)
-    return float(-((variance[first] + variance[second]) / (2 * np.maximum(distance, _TINY))).mean())
+    spread = (variance[first] + variance[second]) / 2
+    # Features that are all alike are no collapse of classes, although nothing varies within one.
+    spread = np.where((distance <= _TINY) & (spread <= _TINY), 1.0, spread)
+    return float(-(spread / np.maximum(distance, _TINY)).mean())
 
 
 def gbc(sample: Labelled) -> float:
