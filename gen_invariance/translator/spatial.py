@@ -20,6 +20,7 @@ from __future__ import annotations
 import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads to torchvision)
 
 # isort: split
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -96,6 +97,13 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
 
     any_size = True
     """Its operations are degrees, factors and levels, so pictures may have any size."""
+
+    def to_json_string(self) -> str:
+        """The config as it is saved; translators whose widths were all identified are saved as they always were."""
+        config = json.loads(super().to_json_string())
+        if config.get("not_identified") is None:
+            config.pop("not_identified", None)
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @property
     def operations(self) -> tuple[str, ...]:

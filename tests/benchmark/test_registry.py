@@ -9,14 +9,21 @@ import torch
 from gen_invariance import configs
 from gen_invariance.augment.policy import policy
 from gen_invariance.benchmark.arms import METHOD_SETS, PAPER, arm_names, read_arm
-from gen_invariance.benchmark.listing import count_training_images, estimate_seconds, format_list
+from gen_invariance.benchmark.listing import (
+    count_training_images,
+    estimate_fit_seconds,
+    estimate_seconds,
+    format_list,
+)
 from gen_invariance.benchmark.registry import (
     benchmark_names,
     read_benchmark,
     read_every_benchmark,
 )
 from gen_invariance.benchmark.run import parse_numbers, parse_shard
+from gen_invariance.data.split import compute_class_sizes
 from gen_invariance.errors import CheckpointError, SettingsError
+from gen_invariance.experiment.settings import StageSettings
 from gen_invariance.experiment.task import prepare
 from gen_invariance.nuisance.build import build_augmentation, build_nuisance
 from gen_invariance.nuisance.geometry import Rotation
@@ -36,6 +43,7 @@ def test_the_benchmarks_of_the_field_are_there():
     wanted = {f"{name}_{nuisance}_{tail}" for name in sets for nuisance in nuisances for tail in ("lt", "theta_lt")}
     wanted |= {f"{name}_{tail}_if{factor}" for name in ("cifar10", "cifar100") for tail in ("lt", "lt_step")
                for factor in (10, 50, 100)}  # fmt: skip
+    wanted |= {"gtsrb200_lt", "cifar10cpu_lt", "cifar100cpu_lt"}
     wanted |= {"gtsrb_lt", "tiny_imagenet_lt", "imagenet_lt", "places_lt", "inaturalist2018", "folder"}
     assert wanted <= set(NAMES)
     assert len(NAMES) == len(set(NAMES)) == len(ALL)
@@ -56,6 +64,31 @@ def test_a_benchmark_builds(name):
     seconds = estimate_seconds(benchmark)
     assert (seconds is None) == (name == "folder")
     assert seconds is None or 1 < seconds < 1e9
+
+
+def test_fits_on_photographs_take_minutes_and_the_published_one_a_gpu():
+    photos = [benchmark for benchmark in ALL.values() if benchmark.task.nuisance == "identity"]
+    assert len(photos) > 15
+    for benchmark in photos:
+        seconds = [estimate_fit_seconds(benchmark, name) for name in ("redraw", "spatial", "flow", "munit_small")]
+        assert max(seconds) <= 1200, "ten minutes on two cores"
+        assert estimate_fit_seconds(benchmark, "munit") > 3600
+        assert benchmark.fits["munit"]["steps"] == 140_000
+    assert read_arm("ce+git", ALL["cifar10_lt_if100"]).fit.loop["steps"] == 140_000
+    longer = read_benchmark("cifar10cpu_lt", changes={"fit": {"flow": {"steps": 8000}}})
+    assert estimate_fit_seconds(longer, "flow") == 10 * estimate_fit_seconds(ALL["cifar10cpu_lt"], "flow")
+
+
+@pytest.mark.parametrize(("name", "largest", "least"), [("cifar10cpu_lt", 5000, 50), ("cifar100cpu_lt", 500, 5)])
+def test_photographs_for_one_core_are_trained_out_in_minutes(name, largest, least):
+    benchmark = ALL[name]
+    counts = compute_class_sizes(benchmark.task, benchmark.classes, largest=benchmark.task.largest)
+    assert (int(counts.max()), int(counts.min()), benchmark.task.shuffle_order) == (largest, least, False)
+    steps = benchmark.training.epochs * int(counts.sum()) / benchmark.training.batch_size
+    assert 2400 < steps < 2600
+    assert estimate_seconds(benchmark) < 600
+    assert benchmark.stage == StageSettings(policy="everywhere", policy_options={"probability": 0.5})
+    assert benchmark.augmentation == "crop_flip"
 
 
 PUBLISHED = {
@@ -278,8 +311,8 @@ def test_the_list_says_what_is_missing(tmp_path):
     lines = format_list(data_root=tmp_path)
     text = "\n".join(lines)
     assert all(re.search(rf"^{name} ", text, flags=re.MULTILINE) for name in NAMES)
-    assert re.search(r"^digits_rot_lt +\d+ s  found$", text, flags=re.MULTILINE)
-    assert re.search(r"^gtsrb_lt .*lacks GTSRB/Final_Training/Images", text, flags=re.MULTILINE)
+    assert re.search(r"^digits_rot_lt +\d+ s( +\d+ (s|minutes)){5}  found$", text, flags=re.MULTILINE)
+    assert re.search(r"^gtsrb_lt .* GPU  lacks GTSRB/Final_Training/Images", text, flags=re.MULTILINE)
     some = format_list(("k49", "gtsrb"))
     assert {line.split()[0] for line in some if "lacks" in line} == {n for n in NAMES if n.startswith(("k49", "gtsrb"))}
     with pytest.raises(SettingsError, match="no benchmark starts with 'q'"):
