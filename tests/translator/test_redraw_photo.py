@@ -431,3 +431,17 @@ def test_a_sign_survives():
         shapes = [cv2.threshold(each, 0, 1, cv2.THRESH_OTSU)[1] for each in (one, other)]
         agree.append((shapes[0] == shapes[1]).mean())
     assert sum(agree) / len(agree) > 0.9
+
+
+@pytest.mark.parametrize("size", [(384, 500), (521, 390), (900, 777)])
+def test_a_wide_blur_of_a_large_picture_is_that_of_a_filter(size):
+    """What is scaled down, blurred and scaled up again is close to scipy's Gaussian filter, also at the borders."""
+    small = torch.rand(1, 1, 40, 50, generator=torch.Generator().manual_seed(0))
+    image = F.interpolate(small, size=size, mode="bicubic").clamp(0, 1)
+    blur = photo.blur_for(min(size))
+    sigma = blur * min(size)
+    expected = ndimage.gaussian_filter(image[0, 0].numpy(), sigma, mode="nearest", truncate=2.5)
+    found = photo._blurred(image, blur)[0, 0].numpy()
+    assert abs(found - expected).max() < 0.05
+    assert abs(found - expected).mean() < 0.005
+    assert abs(image[0, 0].numpy() - expected).mean() > 0.01  # it blurs

@@ -198,8 +198,17 @@ def _sharpness(images: Tensor, blur: float) -> Tensor:
 
 
 def _blurred(images: Tensor, blur: float) -> Tensor:
-    """Gaussian blur, borders continued; as products of matrices, which are faster than narrow convolutions on a CPU."""
-    sigma = blur * min(images.shape[2:])
+    """Gaussian blur, borders continued; as products of matrices, which are faster than narrow convolutions on a CPU.
+
+    A blur over many pixels is one over few of a picture that was scaled down first: the work grows with the pixels.
+    """
+    sigma, size = blur * min(images.shape[2:]), tuple(images.shape[2:])
+    factor = int(sigma / 2)
+    if factor > 1:
+        # Scaling down and up blurs, too, by the variances of a box and of a triangle of that many pixels.
+        left = (sigma**2 - (factor**2 - 1) / 12 - factor**2 / 6) ** 0.5 / factor
+        small = F.interpolate(images, size=[round(side / factor) for side in size], mode="area")
+        return F.interpolate(_blurred(small, left / min(small.shape[2:])), size=size, mode="bilinear")
     down, across = (_blur_matrix(size, sigma).to(images) for size in images.shape[2:])
     return down @ images @ across.T
 
