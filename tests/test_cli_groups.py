@@ -147,7 +147,7 @@ def test_copies_in_the_test_part_are_counted_and_named_by_every_verb(tmp_path, c
     words = ["progress=false", f"translator={translator}", "off_distribution=null", "target=max"]
     code, out, _ = command(capsys, "augment", *data, *words, f"out={tmp_path / 'more'}")
     assert (code, out[0]) == (0, said)
-    looked = ["inspect.judge_epochs=1", "inspect.draws=2", "inspect.held_out=0.7", "device=cpu"]
+    looked = ["inspect.judge_epochs=1", "inspect.draws=2", "inspect.held_out=0.7", "inspect.budget=null", "device=cpu"]
     code, out, _ = command(capsys, "inspect", *data, f"translator={translator}", *looked, f"out={tmp_path / 'look'}")
     assert (code, out[0]) == (0, said)
 

@@ -25,7 +25,8 @@ TOY = {
     "fit": ["fit.steps=2", "fit.batch_size=8"],
     "train": ["training.epochs=2", "training.warmup=0", "data.test_images=10"],
     "measure": ["draws=2"],
-    "inspect": ["inspect.judge_epochs=1", "inspect.draws=2", "inspect.max_images=40"],
+    "choose": ["steps=20", "splits=1", "data.largest=60", "candidates=[none,rotation@tail]"],
+    "inspect": ["inspect.budget=null", "inspect.judge_epochs=1", "inspect.draws=2", "inspect.max_images=40"],
     "augment": ["data.image_size=16", "learn.steps=100", "learn.batch_size=16", "learn.classes=all"],
     "compare": ["image_size=16", "steps=4", "batch_size=8", "seeds=[0,1]"],
     "order": [

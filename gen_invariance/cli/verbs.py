@@ -62,9 +62,17 @@ class Verb:
 
 
 def _fit(settings: Any) -> None:
+    from gen_invariance.experiment.auto import AUTO, run_auto_fit
     from gen_invariance.experiment.fit import run_fit
 
-    fitted = run_fit(settings, say=_say)
+    if settings.translator.name == AUTO:
+        chosen, found = run_auto_fit(settings, say=_say)
+        if found is None:
+            _say_all(["no translator is written", f"ranking: {chosen.file}"])
+            return
+        fitted = found
+    else:
+        fitted = run_fit(settings, say=_say)
     _say(f"translator: {fitted.folder / 'translator'}")
     if fitted.sample_grid is not None:
         _say(f"sample grid: {fitted.sample_grid}")

@@ -1,14 +1,23 @@
-"""`run_choose`: which augmentation helps on a data set, from settings to a run folder, and what follows from it."""
+"""`run_choose`: which augmentation helps on a data set, from settings to a run folder; the gain of one translator."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from gen_invariance.data.images import ImageData
+from gen_invariance.errors import DataError
 from gen_invariance.experiment.launch import Say, open_run_folder, prepare_on_device, say_nothing
 from gen_invariance.experiment.settings import ChooseRun
+from gen_invariance.referee.candidates import EVERY_ROW, Candidate, Translator, read_candidate
 from gen_invariance.referee.choice import CHOICE_FILE, Choice
 from gen_invariance.referee.choose import choose_augmentation
+from gen_invariance.referee.settings import RefereeSettings
+from gen_invariance.translator.quality.verdict import Gain, translator_folder
+
+_GENERIC = "trivialaugment"
+_STEPS = 1000
+"""Of one training when a single translator is looked at: more splits say more about it than longer ones."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +65,55 @@ def run_choose(settings: ChooseRun, *, say: Say = say_nothing) -> Chosen:
             say=say,
         )
     return Chosen(choice, run.path)
+
+
+def judge_translator(
+    translator: Path | str,
+    data: ImageData,
+    *,
+    budget: str = "5min",
+    flip_safe: bool = False,
+    seed: int = 0,
+    progress: bool | None = None,
+    say: Say = say_nothing,
+) -> Gain | None:
+    """What a saved translator gains on simulated tails of `data` over the best that is not learned.
+
+    It is used everywhere, alone and with generic augmentation of every row; the better of the two counts. It was
+    fitted before, so what it read off the images may be of some that are held back here.
+
+    Args:
+        translator: its folder.
+        data: training images.
+        budget: time for it.
+        flip_safe: whether a mirrored image keeps its label.
+        seed: of splits and trainings.
+        progress: show a bar; None shows one on a terminal only.
+        say: gets a line for each split, or on why nothing can be said.
+
+    Returns:
+        The gain in points of balanced accuracy, or None where there are too few images to tell.
+
+    Raises:
+        CheckpointError: no intact translator in the folder.
+    """
+    part = Translator(folder=str(translator_folder(translator)))
+    candidates = [
+        read_candidate("none"),
+        read_candidate(f"{_GENERIC}@{EVERY_ROW}"),
+        Candidate("translator@everywhere", (part,)),
+        Candidate(f"translator@everywhere+{_GENERIC}@{EVERY_ROW}", (part,), every_row=(_GENERIC,)),
+    ]
+    settings = RefereeSettings(budget=budget, steps=_STEPS)
+    try:
+        choice = choose_augmentation(
+            data, candidates, settings, seed=seed, flip_safe=flip_safe, progress=progress, say=say
+        )
+    except DataError as error:
+        say(f"note: no gain can be measured ({error}), figures decide")
+        return None
+    best = choice.best_learned
+    if best is None:
+        say(f"note: no gain can be measured ({'; '.join(choice.left_out.values())}), figures decide")
+        return None
+    return best.gain.to_gain()

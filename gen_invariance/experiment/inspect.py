@@ -20,6 +20,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import split_indices
 from gen_invariance.errors import CheckpointError, DataError
 from gen_invariance.experiment.build import build_model
+from gen_invariance.experiment.choose import judge_translator
 from gen_invariance.experiment.launch import Say, prepare_on_device, say_nothing
 from gen_invariance.experiment.settings import ClassifierSettings, InspectRun, InspectSettings, StageSettings, Task
 from gen_invariance.files import read_json, write_json
@@ -28,7 +29,16 @@ from gen_invariance.run import named_generator, package_versions, source_commit
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.assess import Memory, Quality, assess, translate
 from gen_invariance.translator.quality.inspection import Inspection, compare_parameters
-from gen_invariance.translator.quality.verdict import QUALITY_FILE, read_verdict, translator_folder, weights_digest
+from gen_invariance.translator.quality.verdict import (
+    QUALITY_FILE,
+    Gain,
+    Verdict,
+    judge_by_gain,
+    read_verdict,
+    refuse_unidentified,
+    translator_folder,
+    weights_digest,
+)
 
 PAGE = "inspect.html"
 AUTO_MAXIMUM = 0.5  # of `augment.policy.auto`, unless told otherwise
@@ -55,6 +65,7 @@ def inspect_translator(
     truth: Truth | None = None,
     out: Path | str | None = None,
     about: Mapping[str, Any] | None = None,
+    flip_safe: bool = False,
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Inspection:
@@ -68,6 +79,7 @@ def inspect_translator(
         out: folder for inspect.html and quality.json; None writes nothing. The verdict in quality.json is obeyed by
             `policy=auto` where it lies beside the translator, see `output_folder`.
         about: facts about the data for the page and quality.json; None tells their name and sizes.
+        flip_safe: whether a mirrored image keeps its label, for the trainings of `settings.budget`.
         seed: of the judge, the held-out images and all draws.
         say: gets one line for each thing done.
 
@@ -108,6 +120,11 @@ def inspect_translator(
 
     say(f"translating {len(held_out)} other images {settings.draws} times each ...")
     quality, oracle = assess_one(nuisance, images), None
+    if settings.budget is not None and folder is not None:
+        say(f"training with and without it on simulated tails, for {settings.budget} ...")
+        gain = judge_translator(folder, data, budget=settings.budget, flip_safe=flip_safe, seed=seed, say=say)
+        if gain is not None:
+            quality = replace(quality, verdict=_decide_by_gain(gain, quality.verdict, nuisance))
     if truth is not None:
         say("the same with the nuisance that is in the data, on images it has not acted on, for comparison ...")
         clean = select_head_classes(truth.originals.to(head.device), head_from=settings.head_from)
@@ -123,6 +140,12 @@ def inspect_translator(
         facts = {"source": data.name, "nuisance": nuisance_name} if about is None else about
         write_inspection(inspection, out, translator=folder, data=facts, settings=settings, seed=seed)
     return inspection
+
+
+def _decide_by_gain(gain: Gain, verdict: Verdict, nuisance: Nuisance) -> Verdict:
+    """The verdict by a measured gain, what figures say as its explanation; what was not identified stays refused."""
+    problem = getattr(nuisance, "unidentified", "")
+    return refuse_unidentified(judge_by_gain(gain, [each for each in verdict.reasons if each != problem]), problem)
 
 
 def run_inspect(run: InspectRun, *, say: Say = say_nothing) -> tuple[Inspection, Path]:
@@ -151,6 +174,7 @@ def run_inspect(run: InspectRun, *, say: Say = say_nothing) -> tuple[Inspection,
         truth=truth,
         out=out,
         about=run.data.identity(),
+        flip_safe=prepared.flip_safe,
         seed=run.seed,
         say=say,
     )

@@ -72,12 +72,34 @@ class RunSettings:
     """true or false; null shows a bar on a terminal"""
 
 
+@settings_class("choose")
+class CandidateSettings(RefereeSettings):
+    """Which candidates are compared, and how."""
+
+    candidates: tuple[Text, ...] | None = None
+    """words such as redraw@tail+trivialaugment@every_row; null: generic ones, and redraw in several uses"""
+
+    @property
+    def referee(self) -> RefereeSettings:
+        """How candidates are compared."""
+        return RefereeSettings(**{each.name: getattr(self, each.name) for each in fields(RefereeSettings)})
+
+
+@settings_class("choose")
+class ChooseRun(CandidateSettings, RunSettings):
+    """Settings of `run_choose`."""
+
+    data: Task = field(default_factory=Task)
+    out: PathText = "runs/choose"
+    """run folder; a new or an empty one"""
+
+
 @settings_class("translator")
 class TranslatorChoice:
     """Which translator is fitted; network and objective take the settings of the class of that name."""
 
     name: str = "redraw"
-    """redraw, spatial, munit, flow, pose or img2img"""
+    """redraw, spatial, munit, flow, pose or img2img; auto: the best candidate, or none where none helps"""
     network: Mapping[str, Any] | None = None
     """settings of the translator itself"""
     objective: Mapping[str, Any] | None = None
@@ -91,24 +113,10 @@ class FitRun(RunSettings):
     data: Task = field(default_factory=Task)
     translator: TranslatorChoice = field(default_factory=TranslatorChoice)
     fit: FitSettings = field(default_factory=FitSettings)
+    choose: CandidateSettings = field(default_factory=CandidateSettings)
+    """for translator=auto"""
     out: PathText = "runs/fit"
     """run folder; a new or an empty one"""
-
-
-@settings_class("choose")
-class ChooseRun(RefereeSettings, RunSettings):
-    """Settings of `run_choose`."""
-
-    data: Task = field(default_factory=Task)
-    candidates: tuple[Text, ...] | None = None
-    """words such as redraw@tail+trivialaugment@every_row; null: generic ones, and redraw in several uses"""
-    out: PathText = "runs/choose"
-    """run folder; a new or an empty one"""
-
-    @property
-    def referee(self) -> RefereeSettings:
-        """How candidates are compared."""
-        return RefereeSettings(**{each.name: getattr(self, each.name) for each in fields(RefereeSettings)})
 
 
 @settings_class("stage")
@@ -116,7 +124,8 @@ class StageSettings:
     """What the stage gives, and to whom."""
 
     nuisance: str = "none"
-    """names joined by +: none (no stage), identity (second stream only), true (oracle), translator, randaugment, ..."""
+    """names joined by +: none (no stage), identity (second stream only), true (oracle), translator, randaugment, ...;
+    in train also auto, which chooses stage and augmentation"""
     policy: str = "auto"
     """where the stage acts: a policy of augment.policy"""
     policy_options: Mapping[str, Any] = field(default_factory=dict)
@@ -165,6 +174,8 @@ class TrainRun(RunSettings):
     training: TrainSettings = field(default_factory=TrainSettings)
     stage: StageOfRun = field(default_factory=StageOfRun)
     transfer: TransferPlan = field(default_factory=lambda: TransferPlan("none"))
+    choose: CandidateSettings = field(default_factory=CandidateSettings)
+    """for stage=auto"""
     out: PathText = "runs/train"
     """run folder; a new or an empty one"""
     augmentation: str = "none"
@@ -229,6 +240,12 @@ class InspectSettings(AssessSettings):
     """Training time of the judge."""
     max_images: Annotated[int, Field(ge=20)] = 1000
     """Most images that are translated, and a fifth of those that near copies are looked for in."""
+    budget: str | None = None
+    """Time to measure what a saved translator gains on simulated tails, such as 5min; null: figures alone decide."""
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            parse_seconds(self.budget, "inspect.budget")
 
 
 @settings_class("inspect")

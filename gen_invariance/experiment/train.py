@@ -12,6 +12,7 @@ from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan
 from gen_invariance.data.images import ImageData
+from gen_invariance.experiment.auto import AUTO, choose_stage
 from gen_invariance.experiment.build import (
     TrainingParts,
     build_losses,
@@ -43,6 +44,12 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
         CheckpointError: a translator or pretrained weights that are damaged or do not fit.
         RunError: the training failed.
     """
+    facts: dict[str, Any] = {}
+    if settings.stage.nuisance == AUTO:
+        settings, chosen = choose_stage(settings, say=say)
+        facts = {
+            "choice": {"chosen": chosen.choice.chosen.name, "reason": chosen.choice.reason, "file": str(chosen.file)}
+        }
     folder, translator, verdict = settings.stage.translator, None, ""
     stage: StageSettings = settings.stage
     if folder:
@@ -69,7 +76,7 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
         say(note)
     with open_run_folder(settings, "train", _describe_run(settings, stage), prepared.split) as run:
         if is_first_process():
-            run.note(given_share=asdict(share))
+            run.note(given_share=asdict(share), **facts)
         train_classifier(
             prepared.train, settings.classifier, settings.training, parts, run=run, progress=settings.progress, say=say
         )

@@ -207,7 +207,6 @@ PHOTOS = (
     "redraw@everywhere",
     f"redraw@everywhere{_AND_GENERIC}",
     f"redraw@tail{_AND_GENERIC}",
-    f"redraw:0.5@everywhere{_AND_GENERIC}",
     f"redraw:tone@everywhere{_AND_GENERIC}",
 )
 

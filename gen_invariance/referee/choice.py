@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gen_invariance.referee.candidates import Candidate
-from gen_invariance.referee.race import Gain, Table, find_gain, rank_candidates
+from gen_invariance.referee.race import PairedGain, Table, find_gain, rank_candidates
 
 CHOICE_FILE = "choice.json"
 
@@ -30,8 +30,8 @@ class Ranked:
     name: str
     learned: bool
     accuracy: float
-    gain: Gain
-    gain_over_none: Gain
+    gain: PairedGain
+    gain_over_none: PairedGain
     splits: int
     dropped_after: int | None = None
 
@@ -72,7 +72,7 @@ class Choice:
     enough: bool = True
     seconds: float = field(default=0.0, compare=False)
 
-    def gain_of(self, name: str) -> Gain:
+    def gain_of(self, name: str) -> PairedGain:
         """What the candidate of that name gains over the best that is not learned; KeyError for another name."""
         return {each.name: each.gain for each in self.ranking}[name]
 
@@ -162,7 +162,7 @@ def _describe(table: Table, candidate: Candidate, generic: str, level: float, dr
         candidate.learned,
         sum(table.balanced(name, split) for split in splits) / len(splits),
         find_gain(table, name, generic, level=level),
-        none or Gain(math.nan, math.nan, math.nan, "none", 0),
+        none or PairedGain(math.nan, math.nan, math.nan, "none", 0),
         len(splits),
         dropped,
     )

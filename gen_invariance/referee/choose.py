@@ -7,34 +7,24 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import RunError
 from gen_invariance.files import write_json
 from gen_invariance.jobs import run_jobs
-from gen_invariance.measure.predict import as_predict, predict_logits
-from gen_invariance.referee.candidates import Candidate, Translator, default_candidates, read_candidates
+from gen_invariance.referee.candidates import Candidate, default_candidates, read_candidates
 from gen_invariance.referee.choice import CHOICE_FILE, Choice, make_choice
+from gen_invariance.referee.features import build_frozen
 from gen_invariance.referee.race import Table, ends_round, find_survivors, rank_candidates
 from gen_invariance.referee.settings import RefereeSettings
-from gen_invariance.referee.simulate import SimulatedTail, simulate_tail
-from gen_invariance.referee.train import (
-    fit_candidate_translator,
-    is_quick,
-    make_train_settings,
-    train_candidate,
-    translator_key,
-)
-from gen_invariance.run import Run, named_generator
-from gen_invariance.translator.io import load_translator, save_translator
+from gen_invariance.referee.train import is_quick
+from gen_invariance.referee.work import Job, Work, carry_out, unpack
+from gen_invariance.run import Run
 from gen_invariance.translator.redraw.parts import pick_rows
 from gen_invariance.translator.redraw.tone import guess_kind
 
@@ -90,7 +80,8 @@ def choose_augmentation(
         2
     """
     settings = settings or RefereeSettings()
-    data = _shrink(data, settings.image_size)
+    if settings.weights is None:  # a pretrained backbone wants its images as they are
+        data = _shrink(data, settings.image_size)
     chosen = default_candidates(_guess_kind(data)) if candidates is None else read_candidates(candidates)
     left_out = {
         candidate.name: f"{each.kind} {_LONG_FIT}"
@@ -99,19 +90,21 @@ def choose_augmentation(
         if not is_quick(each)
     }
     racing = tuple(candidate for candidate in chosen if candidate.name not in left_out)
-    simulate_tail(data, settings, number=1, seed=seed)  # refuses data that are too small before anything is written
     config = {
         "data": {"name": data.name, "digest": data.digest},
         "candidates": [candidate.identity() for candidate in racing],
         "choose": settings.identity(),
         "flip_safe": flip_safe,
     }
+    Work(settings, racing, seed, flip_safe, "", data=data).scored_labels(1)  # refuses data that are too small
+    if settings.weights is not None:
+        build_frozen(settings, data)  # refuses weights that are not there
     with _open_run(out, config, seed=seed, resume=resume) as run, TemporaryDirectory(prefix="choose-") as folder:
-        work = _Work(settings, racing, run.seed, flip_safe, folder, data=data)
+        work = Work(settings, racing, run.seed, flip_safe, folder, data=data)
         race = _Race(work, run, left_out, progress=progress, say=say)
         choice = race.run()
         if run.path is not None:
-            write_json(run.path / CHOICE_FILE, choice.to_json())
+            write_json(run.path / CHOICE_FILE, {**choice.to_json(), "asked": race.asked})
         return choice
 
 
@@ -132,129 +125,13 @@ def _guess_kind(data: ImageData) -> str:
     return guess_kind(data.float_images(pick_rows(data)))
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A training of a candidate on a split, or the fit of a translator on it."""
-
-    split: int
-    name: str
-    is_fit: bool = False
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What jobs need; picklable. Worker processes read the images from `folder`, everybody else has them."""
-
-    settings: RefereeSettings
-    candidates: tuple[Candidate, ...]
-    seed: int
-    flip_safe: bool
-    folder: str
-    data: ImageData | None = field(default=None, compare=False)
-    device: str = "cpu"
-
-    def share(self) -> _Work:
-        """The same for worker processes."""
-        data = self.data
-        arrays = {"images": data.images, "labels": data.labels}
-        if data.groups is not None:
-            arrays["groups"] = data.groups
-        np.savez(Path(self.folder) / "images.npz", **{name: value.cpu().numpy() for name, value in arrays.items()})
-        write_json(Path(self.folder) / "names.json", [data.name, list(data.class_names)])
-        return replace(self, data=None, device=str(data.device))
-
-    def read(self) -> ImageData:
-        """The images."""
-        return self.data if self.data is not None else _read_shared(self.folder).to(self.device)
-
-    def translators(self, name: str) -> tuple[Translator, ...]:
-        """Those of the candidate called `name`."""
-        return next(candidate.translators for candidate in self.candidates if candidate.name == name)
-
-    def jobs(self, split: int, names: Sequence[str]) -> list[_Job]:
-        """What has to be done for the candidates `names` on a split, fits first."""
-        keys = dict.fromkeys(translator_key(each) for name in names for each in self.translators(name))
-        fits = [_Job(split, key, is_fit=True) for key in keys]
-        return [*fits, *(_Job(split, name) for name in names)]
-
-    def needs(self, job: _Job) -> list[_Job]:
-        """The fits that a training needs."""
-        if job.is_fit:
-            return []
-        return [_Job(job.split, translator_key(each), is_fit=True) for each in self.translators(job.name)]
-
-
-@functools.lru_cache(maxsize=1)
-def _read_shared(folder: str) -> ImageData:
-    name, class_names = json.loads((Path(folder) / "names.json").read_text(encoding="utf-8"))
-    with np.load(Path(folder) / "images.npz", allow_pickle=False) as arrays:
-        tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-    return ImageData(**tensors, class_names=tuple(class_names), name=name)
-
-
-def _carry_out(work: _Work, job: _Job, error: str | None) -> str:
-    """Do a job; JSON of its seconds and, of a training, which images were named right."""
-    if error is not None:
-        raise RunError(f"its translator could not be fitted ({error})")
-    started = time.perf_counter()
-    data = work.read()
-    tail = simulate_tail(data, work.settings, number=job.split, seed=work.seed)
-    train = data.subset(tail.train_rows)
-    seed = _training_seed(work.seed, job.split)
-    answer: dict[str, Any] = {}
-    if job.is_fit:
-        _fit(work, job, train, seed)
-    else:
-        answer["right"] = _pack(_train(work, job, train, data.subset(tail.score_rows), seed))
-    return json.dumps({**answer, "seconds": round(time.perf_counter() - started, 3)})
-
-
-def _training_seed(seed: int, split: int) -> int:
-    """Seed of all trainings on a split."""
-    return int(torch.randint(2**31, (), generator=named_generator(seed, "referee", "training", split)))
-
-
-def _fit(work: _Work, job: _Job, train: ImageData, seed: int) -> None:
-    wanted = next(
-        each for candidate in work.candidates for each in candidate.translators if translator_key(each) == job.name
-    )
-    translator = fit_candidate_translator(
-        wanted, train, seed=seed, flip_safe=work.flip_safe, fit_steps=work.settings.fit_steps
-    )
-    save_translator(translator.cpu(), _translator_folder(work, job.split, job.name))
-
-
-def _translator_folder(work: _Work, split: int, key: str) -> Path:
-    return Path(work.folder) / f"{key}-{split}"
-
-
-def _train(work: _Work, job: _Job, train: ImageData, scored: ImageData, seed: int) -> np.ndarray:
-    """Train the candidate of a job; which of the `scored` images it names right, bool (M,)."""
-    candidate = next(each for each in work.candidates if each.name == job.name)
-    fitted = {}
-    for each in candidate.translators:
-        key = translator_key(each)
-        fitted[key] = load_translator(_translator_folder(work, job.split, key)).to(train.device)
-    model = train_candidate(
-        candidate,
-        train,
-        make_train_settings(work.settings),
-        seed=seed,
-        backbone=work.settings.backbone,
-        flip_safe=work.flip_safe,
-        fitted=fitted,
-    )
-    with as_predict(model) as predict:
-        answers = predict_logits(predict, scored.images).argmax(1)
-    return (answers == scored.labels).cpu().numpy()
-
-
-def _pack(right: np.ndarray) -> str:
-    return np.packbits(right).tobytes().hex()
-
-
-def _unpack(text: str, count: int) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
+def _read_ended(run: Run) -> dict[str, Any] | None:
+    """What a run that ended says of itself; None for one that did not, or whose file is damaged."""
+    try:
+        saved = json.loads((run.path / CHOICE_FILE).read_text(encoding="utf-8")) if run.path is not None else {}
+        return {"asked": saved["asked"], "splits": int(saved["splits"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 class _Race:
@@ -262,7 +139,7 @@ class _Race:
 
     def __init__(
         self,
-        work: _Work,
+        work: Work,
         run: Run,
         left_out: dict[str, str],
         *,
@@ -274,11 +151,12 @@ class _Race:
         self.alive = [candidate.name for candidate in work.candidates]
         self.learned = {candidate.name: candidate.learned for candidate in work.candidates}
         self.dropped: dict[str, int] = {}
-        self.table = Table({}, {})
+        self.table = Table({}, {}, shared=work.from_features)
         rows = run.metrics()
         self.known = {(row.get("split"), row.get("candidate")): row for row in rows if "right" in row}
-        self.seconds = sum(float(row["seconds"]) for row in rows if "fit" in row)
+        self.seconds = sum(float(row["seconds"]) for row in rows if "prepared" in row)
         self.trainings = 0
+        self.ended = _read_ended(run)
         self.started = time.perf_counter()
         trained = sum(float(row["seconds"]) for row in self.known.values())
         self.before = (self.seconds + trained) / self.settings.processes
@@ -289,14 +167,14 @@ class _Race:
         """Make splits until the budget or their number is used up."""
         split = 0
         with self.bar:
-            for split in range(1, self.settings.splits + 1):
-                if split > 1 and not self._fits(split):
-                    split -= 1
+            while split < self._limit():
+                going_on = self._find_survivors(split)
+                if split and not self._fits(split + 1, going_on):
                     break
+                self.dropped |= {name: split for name in self.alive if name not in going_on}
+                self.alive, split = going_on, split + 1
                 self._make_split(split)
                 self.say(self._describe(split))
-                if ends_round(split) and split < self.settings.splits:
-                    self._drop(split)
         if not any(not self.learned[name] for name in self.table.figures):
             raise RunError(f"no candidate could be trained: {'; '.join(self.left_out.values())}")
         return make_choice(
@@ -309,9 +187,20 @@ class _Race:
             seconds=self.seconds,
         )
 
-    def _fits(self, split: int) -> bool:
+    def _limit(self) -> int:
+        """Splits at most: a run that ended goes on only when it is asked for more time, or for more splits."""
+        if self.ended is not None and self.ended["asked"] == self.asked:
+            return int(self.ended["splits"])
+        return self.settings.splits
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What may be changed when a run goes on."""
+        return {"budget": self.settings.budget, "splits": self.settings.splits}
+
+    def _fits(self, split: int, names: Sequence[str]) -> bool:
         """Whether a split is there already, or will end within the budget."""
-        missing = [name for name in self.alive if (split, name) not in self.known]
+        missing = [name for name in names if (split, name) not in self.known]
         if not missing:
             return True
         used = self.before + time.perf_counter() - self.started
@@ -322,37 +211,36 @@ class _Race:
         return self.seconds / max(self.trainings, 1) / self.settings.processes
 
     def _make_split(self, split: int) -> None:
-        data = self.work.read()
-        tail = simulate_tail(data, self.settings, number=split, seed=self.work.seed)
-        self.table.labels[split] = data.labels[tail.score_rows.to(data.device)].cpu().numpy()  # type: ignore[index]
+        labels: Any = self.table.labels
+        labels[split] = self.work.scored_labels(split)
         missing = [name for name in self.alive if (split, name) not in self.known]
         for name in self.alive:
             if name not in missing:
-                self._enter(split, name, self.known[split, name], tail)
+                self._enter(split, name, self.known[split, name])
         self.bar.total = self.bar.n + len(missing)
-        do: Any = functools.partial(_carry_out, self.shared)
-        jobs = self.work.jobs(split, missing)
+        do: Any = functools.partial(carry_out, self.shared)
+        jobs = self.work.list_jobs(split, missing)
         for done in run_jobs(jobs, do, needs=self.work.needs, processes=self.settings.processes):
             if done.error is not None:
                 self._leave_out(done.job, done.error)
                 continue
             answer = json.loads(done.answer)
-            if done.job.is_fit:
-                self.log.log(step=split, split=split, fit=done.job.name, **answer)
+            if done.job.kind != "train":
+                self.log.log(step=split, split=split, prepared=done.job.name, **answer)
                 self.seconds += answer["seconds"]
                 continue
             self.log.log(step=split, split=split, candidate=done.job.name, **answer)
-            self._enter(split, done.job.name, answer, tail)
+            self._enter(split, done.job.name, answer)
             self._show(split)
 
-    def _enter(self, split: int, name: str, answer: dict[str, Any], tail: SimulatedTail) -> None:
+    def _enter(self, split: int, name: str, answer: dict[str, Any]) -> None:
         figures: Any = self.table.figures
-        figures.setdefault(name, {})[split] = _unpack(answer["right"], len(tail.score_rows))
+        figures.setdefault(name, {})[split] = unpack(answer["right"], len(self.table.labels[split]))
         self.seconds += float(answer["seconds"])
         self.trainings += 1
 
-    def _leave_out(self, job: _Job, error: str) -> None:
-        if job.is_fit:
+    def _leave_out(self, job: Job, error: str) -> None:
+        if job.kind != "train":
             return  # the trainings that need it say so
         if not self.learned[job.name]:
             raise RunError(f"candidate {job.name!r} could not be trained on split {job.split}: {error}")
@@ -360,10 +248,11 @@ class _Race:
         self.alive.remove(job.name)
         self.table.figures.pop(job.name, None)  # type: ignore[attr-defined]
 
-    def _drop(self, split: int) -> None:
-        kept = find_survivors(self.table, self.alive, self.learned.__getitem__)
-        self.dropped |= {name: split for name in self.alive if name not in kept}
-        self.alive = kept
+    def _find_survivors(self, split: int) -> list[str]:
+        """Who goes on after this split."""
+        if not split or not ends_round(split):
+            return self.alive
+        return find_survivors(self.table, self.alive, self.learned.__getitem__)
 
     def _show(self, split: int) -> None:
         self.bar.update()

@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from gen_invariance.translator.quality.verdict import Gain
+
 PRIOR_WEIGHT = 4
 """Degrees of freedom that the prior variance counts as."""
 
@@ -33,7 +35,7 @@ Figures = Mapping[str, Mapping[int, NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
-class Gain:
+class PairedGain:
     """How much one candidate gains over another, in points of balanced accuracy (0.01 of it), with its interval.
 
     Attributes:
@@ -55,6 +57,12 @@ class Gain:
         plain = {name: round(value, 3) if math.isfinite(value) else None for name, value in ends.items()}
         return {**plain, "against": self.against, "splits": self.splits}
 
+    def to_gain(self) -> Gain | None:
+        """As a verdict keeps it; None where nothing is known."""
+        if not self.splits or not all(map(math.isfinite, (self.points, self.low, self.high))):
+            return None
+        return Gain(self.points, self.low, self.high, self.against)
+
     def __str__(self) -> str:
         return f"{self.points:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
@@ -66,10 +74,12 @@ class Table:
     Attributes:
         figures: which images were named right.
         labels: split -> class of each scored image, int64 (M,).
+        shared: whether all splits are scored on the same images, so that more splits do not average these out.
     """
 
     figures: Figures
     labels: Mapping[int, NDArray[np.int64]]
+    shared: bool = False
 
     def balanced(self, name: str, split: int) -> float:
         """Balanced accuracy of a candidate on a split, in points."""
@@ -113,22 +123,23 @@ def _variance_of_mean(values: NDArray[np.float64], labels: NDArray[np.int64]) ->
     return float((unbiased / counts).sum() / len(counts) ** 2)
 
 
-def find_gain(table: Table, name: str, against: str, *, level: float) -> Gain:
+def find_gain(table: Table, name: str, against: str, *, level: float) -> PairedGain:
     """The gain of a candidate over another; NaN where they were never trained on one split."""
     if name == against:
-        return Gain(0.0, 0.0, 0.0, against, len(table.figures[name]))
+        return PairedGain(0.0, 0.0, 0.0, against, len(table.figures[name]))
     differences = table.differences(name, against)
     count = len(differences)
     if not count:
-        return Gain(math.nan, math.nan, math.nan, against, 0)
+        return PairedGain(math.nan, math.nan, math.nan, against, 0)
     floor = table.image_variance(name, against)
     prior = max(_prior_variance(table, against), floor) if len(table.figures) > 1 else floor
     own = float(differences.var(ddof=1)) if count > 1 else 0.0
     freedom = count - 1 + PRIOR_WEIGHT
     variance = ((count - 1) * own + PRIOR_WEIGHT * prior) / freedom
-    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance / count)
+    of_mean = variance / count + (floor * (count - 1) / count if table.shared else 0.0)
+    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(of_mean)
     mean = float(differences.mean())
-    return Gain(mean, mean - half, mean + half, against, count)
+    return PairedGain(mean, mean - half, mean + half, against, count)
 
 
 def _prior_variance(table: Table, against: str) -> float:

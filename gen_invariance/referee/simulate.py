@@ -101,16 +101,65 @@ def simulate_tail(data: ImageData, settings: RefereeSettings, *, number: int, se
         train, held = _part_groups(data, large, cut, keep, settings, generator=generator)
     scored = torch.bincount(labels[held], minlength=data.num_classes).nonzero().squeeze(1)
     if len(scored) < 2 or not torch.isin(cut, scored).any():
-        raise DataError(
-            f"{data.name}: images of {len(scored)} classes can be held back without parting a group, simulated tails "
-            "need two; too few groups to choose an augmentation by"
-        )
+        raise DataError(_too_few(data, held))
     return SimulatedTail(
         number,
         train.nonzero().squeeze(1),
         held.nonzero().squeeze(1),
         cut[torch.isin(cut, scored)].sort().values,
         scored,
+    )
+
+
+def hold_back(data: ImageData, settings: RefereeSettings, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows that may be trained on, and rows held back from every large class for all splits; int64, ascending.
+
+    Raises:
+        DataError: see `simulate_tail`.
+    """
+    large = find_large_classes(data, settings)
+    generator = named_generator(seed, "referee", "held back")
+    keep = data.counts - _count_held(data.counts, large, settings)
+    labels = data.labels.cpu()
+    if data.groups is None:
+        rest = ranks_in_class(labels, generator=generator) < keep[labels]
+        return rest.nonzero().squeeze(1), (~rest).nonzero().squeeze(1)
+    none = torch.zeros(0, dtype=torch.int64)
+    rest, held = _part_groups(data, large, none, keep, settings, generator=generator)
+    if int((torch.bincount(labels[held], minlength=len(keep)) > 0).sum()) < 2:
+        raise DataError(_too_few(data, held))
+    return rest.nonzero().squeeze(1), held.nonzero().squeeze(1)
+
+
+def cut_classes(data: ImageData, settings: RefereeSettings, *, number: int, seed: int = 0) -> Tensor:
+    """The rows that the split of that `number` leaves in training where nothing is to be held back, int64, ascending.
+
+    Args:
+        data: what may be trained on, see `hold_back`.
+        settings: see `RefereeSettings`.
+        number: of the split, from 1.
+        seed: of the classes that are cut, and of their images.
+    """
+    large = find_large_classes(data, settings)
+    generator = named_generator(seed, "referee", "split", number)
+    cut = _choose_cut(large, settings, number=number, seed=seed)
+    keep = data.counts.clone()
+    keep[cut] = keep[cut].minimum(_draw_sizes(data.counts, large, len(cut), generator=generator))
+    labels = data.labels.cpu()
+    groups = None if data.groups is None else data.groups.cpu()
+    free = torch.ones(len(labels), dtype=torch.bool)
+    if groups is not None:
+        free = _limit_groups(data, free, cut, keep, generator=generator)
+    rows = free.nonzero().squeeze(1)
+    ranks = ranks_in_class(labels[rows], generator=generator, groups=None if groups is None else groups[rows])
+    return rows[ranks < keep[labels[rows]]]
+
+
+def _too_few(data: ImageData, held: Tensor) -> str:
+    classes = len(data.labels.cpu()[held].unique())
+    return (
+        f"{data.name}: images of {classes} class(es) can be held back without parting a group, simulated tails need "
+        "two; too few groups to choose an augmentation by"
     )
 
 
@@ -189,6 +238,8 @@ def _part_groups(
 
 def _limit_groups(data: ImageData, free: Tensor, cut: Tensor, keep: Tensor, *, generator: torch.Generator) -> Tensor:
     """`free` rows, bool (N,), less those of cut classes that lie in more groups than a class of that size shows."""
+    if not len(cut):
+        return free
     counts, number = data.counts, _count_groups(data)
     is_small = (counts > 0) & (counts <= int(keep[cut].max()))
     each = counts[is_small].double() / number[is_small].clamp(min=1) if is_small.any() else torch.ones(1).double()

@@ -206,7 +206,8 @@ def test_benchmark(command, tmp_path, closeness):
 
 @pytest.mark.parametrize("name", [pytest.param("MUNIT", marks=pytest.mark.slow), "REDRAW"])
 def test_inspect(name, command, translators, tmp_path, closeness):
-    line = ["inspect", *DATA, f"translator={translators[name]}", "inspect.judge_epochs=2", "inspect.draws=2"]
+    line = ["inspect", *DATA, f"translator={translators[name]}", "inspect.judge_epochs=2", "inspect.draws=2",
+            "inspect.budget=null"]  # fmt: skip
     found = []
     for where in ("cpu", "device"):
         command([*line, "inspect.max_images=20", "inspect.held_out=0.3"], tmp_path / where, where=where)

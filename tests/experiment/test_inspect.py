@@ -227,7 +227,7 @@ def test_other_data_than_the_fit_are_named(folder, tmp_path):
 
 def test_the_command(folder, capsys):
     given = [f"translator={folder}", "data=digits_rotation", "data.shuffle_order=false", "inspect.judge_epochs=5"]
-    assert run(["inspect", *given, "seed=1"]) == 0
+    assert run(["inspect", *given, "inspect.budget=null", "seed=1"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "fitted with seed=0" in out

@@ -17,7 +17,7 @@ from referee_toys import TOY, save_blank, toned_patterns
 from gen_invariance.errors import DataError, RunError, SettingsError
 from gen_invariance.measure.accuracy import measure_accuracy
 from gen_invariance.nuisance.geometry import Rotation
-from gen_invariance.referee import choose as module
+from gen_invariance.referee import work
 from gen_invariance.referee.candidates import Candidate, read_candidate
 from gen_invariance.referee.choose import choose_augmentation
 from gen_invariance.referee.simulate import simulate_tail
@@ -53,7 +53,7 @@ def test_against_an_exhaustive_loop(data):
     for split in (1, 2, 3):
         tail = simulate_tail(data, settings, number=split, seed=5)
         train, held = data.subset(tail.train_rows), data.subset(tail.score_rows)
-        seed = module._training_seed(5, split)
+        seed = work.training_seed(5, split)
         for name in words:
             candidate = read_candidate(name)
             fitted = {
@@ -87,13 +87,13 @@ def test_held_back_images_are_seen_by_no_training_and_no_fit(data, monkeypatch):
     met = []
 
     def spy(name):
-        original = getattr(module, name)
+        original = getattr(work, name)
 
         def wrapped(what, train, *more, **options):
             met.append(train.images[:, 0, 0, 0].long() * 256 + train.images[:, 1, 0, 0].long())
             return original(what, train, *more, **options)
 
-        monkeypatch.setattr(module, name, wrapped)
+        monkeypatch.setattr(work, name, wrapped)
 
     spy("train_candidate")
     spy("fit_candidate_translator")
@@ -129,7 +129,7 @@ choose_augmentation(toned_patterns(), words, replace(TOY, splits=4, steps=20), o
 @pytest.mark.slow
 def test_killed_at_any_time_it_goes_on_to_the_same_choice(tmp_path):
     def start(out):
-        line = [sys.executable, "-c", PROGRAM, str(out), os.path.dirname(__file__)]
+        line = [sys.executable, "-c", PROGRAM, str(out), os.path.dirname(os.path.dirname(__file__))]
         return subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -159,7 +159,7 @@ def test_interrupted_it_goes_on_to_the_same_choice(data, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return train_candidate(*arguments, **options)
 
-    monkeypatch.setattr(module, "train_candidate", stop_soon)
+    monkeypatch.setattr(work, "train_candidate", stop_soon)
     with pytest.raises(KeyboardInterrupt):
         choose_augmentation(data, words, settings, out=tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a", encoding="utf-8") as file:

@@ -49,7 +49,7 @@ def settings(dice: random.Random, case: Path, base: Path) -> Door:
                   "order.source.images_per_class=8"],
         "report": ["report", f"records={base / 'train'}"], "demo": ["demo"],
         "inspect": ["inspect", f"translator={base / 'fit'}", *TINY, "inspect.judge_epochs=1", "inspect.draws=1",
-                    "inspect.max_images=20", "inspect.held_out=0.3"],
+                    "inspect.max_images=20", "inspect.held_out=0.3", "inspect.budget=null"],
     }[verb]  # fmt: skip
     known = keys_of(verb)
     words = []
