@@ -133,8 +133,10 @@ def read_translator_fit(choice: str, benchmark: Benchmark) -> TranslatorFit:
     """How `benchmark` fits the translator of the file `choice`.
 
     Raises:
-        SettingsError: no such file.
+        SettingsError: no such file, or "auto".
     """
+    if choice == "auto":
+        raise SettingsError("a benchmark compares translators by name; gen-invariance choose finds the one to name")
     values, changes = configs.read_choice("translator", choice), benchmark.translators.get(choice, {})
     unknown = sorted(set(changes) - {"network", "objective"})
     if unknown:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import DataError
+from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.experiment.launch import Say, open_run_folder, prepare_on_device, say_nothing
 from gen_invariance.experiment.settings import ChooseRun
 from gen_invariance.referee.candidates import EVERY_ROW, Candidate, Translator, read_candidate
@@ -46,6 +47,11 @@ def run_choose(settings: ChooseRun, *, say: Say = say_nothing) -> Chosen:
         DataError: too few images or classes to choose by.
         RunError: a training failed.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise SettingsError(
+            "candidates are compared by one process of the launcher; start this command without it, processes=4 makes "
+            "several trainings at once"
+        )
     prepared = prepare_on_device(
         settings.data, seed=settings.seed, device=settings.device, need_test=False, progress=settings.progress, say=say
     )

@@ -67,6 +67,7 @@ def inspect_translator(
     about: Mapping[str, Any] | None = None,
     flip_safe: bool = False,
     seed: int = 0,
+    progress: bool | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Inspection:
     """Train a judge on the head classes, and assess `translator` on images of them that the judge has not seen.
@@ -81,6 +82,7 @@ def inspect_translator(
         about: facts about the data for the page and quality.json; None tells their name and sizes.
         flip_safe: whether a mirrored image keeps its label, for the trainings of `settings.budget`.
         seed: of the judge, the held-out images and all draws.
+        progress: show a bar in these trainings; None shows one on a terminal only.
         say: gets one line for each thing done.
 
     Raises:
@@ -122,7 +124,9 @@ def inspect_translator(
     quality, oracle = assess_one(nuisance, images), None
     if settings.budget is not None and folder is not None:
         say(f"training with and without it on simulated tails, for {settings.budget} ...")
-        gain = judge_translator(folder, data, budget=settings.budget, flip_safe=flip_safe, seed=seed, say=say)
+        gain = judge_translator(
+            folder, data, budget=settings.budget, flip_safe=flip_safe, seed=seed, progress=progress, say=say
+        )
         if gain is not None:
             quality = replace(quality, verdict=_decide_by_gain(gain, quality.verdict, nuisance))
     if truth is not None:
@@ -176,6 +180,7 @@ def run_inspect(run: InspectRun, *, say: Say = say_nothing) -> tuple[Inspection,
         about=run.data.identity(),
         flip_safe=prepared.flip_safe,
         seed=run.seed,
+        progress=run.progress,
         say=say,
     )
     return inspection, out / PAGE

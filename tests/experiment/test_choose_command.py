@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from referee_toys import save_blank, toned_patterns
 
+from gen_invariance.benchmark.arms import read_arm
+from gen_invariance.benchmark.registry import read_benchmark
 from gen_invariance.cli.main import run
+from gen_invariance.errors import SettingsError
 from gen_invariance.experiment import choose as choosing
 from gen_invariance.translator.io import load_translator
 from gen_invariance.translator.quality.verdict import read_verdict
@@ -149,3 +152,14 @@ def test_inspect_speaks_in_points(toned, tmp_path, capsys, monkeypatch):
     said = []
     assert choosing.judge_translator(blank, toned_patterns((7, 6, 3)), say=said.append) is None
     assert "no gain can be measured" in said[0]
+
+
+def test_a_launcher_of_several_processes_is_refused(toned, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["choose", *toned, *QUICK, *WORDS, f"out={tmp_path / 'run'}"]) == 2
+    assert "without it" in capsys.readouterr().err
+
+
+def test_a_benchmark_names_its_translators():
+    with pytest.raises(SettingsError, match="gen-invariance choose finds the one to name"):
+        read_arm("ce_drs+auto", read_benchmark("digits_rot_lt"))
