@@ -14,6 +14,7 @@ import torch
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import DataError, SettingsError
 from gen_invariance.experiment.launch import Say
+from gen_invariance.experiment.settings import InspectSettings
 from gen_invariance.translator.quality.verdict import Verdict
 
 _MOST = 3000  # images that are judged on
@@ -43,8 +44,11 @@ def judge_translator(
     """
     from gen_invariance.experiment.inspect import inspect_translator
 
+    settings = InspectSettings(budget=budget)
     try:
-        inspection = inspect_translator(translator, _thin_out(images), out=out, about=about, seed=seed, say=say)
+        inspection = inspect_translator(
+            translator, _thin_out(images), settings, out=out, about=about, seed=seed, say=say
+        )
     except DataError as error:
         say(f"note: nobody can say whether this translator helps here ({error}); look at preview.html")
         return None

@@ -14,9 +14,12 @@ from gen_invariance.referee.candidates import EVERY_ROW, Candidate, Translator, 
 from gen_invariance.referee.choice import CHOICE_FILE, Choice
 from gen_invariance.referee.choose import choose_augmentation
 from gen_invariance.referee.settings import RefereeSettings
+from gen_invariance.referee.simulate import simulate_tail
 from gen_invariance.translator.quality.verdict import Gain, translator_folder
 
 _GENERIC = "trivialaugment"
+_LEAST_SCORED = 100
+"""Held-back images below which no interval could be narrow enough to decide."""
 _STEPS = 1000
 """Of one training when a single translator is looked at: more splits say more about it than longer ones."""
 
@@ -112,6 +115,9 @@ def judge_translator(
     ]
     settings = RefereeSettings(budget=budget, steps=_STEPS)
     try:
+        scored = len(simulate_tail(data, settings, number=1, seed=seed).score_rows)
+        if scored < _LEAST_SCORED:
+            raise DataError(f"{scored} images can be held back, of {_LEAST_SCORED} that it takes")
         choice = choose_augmentation(
             data, candidates, settings, seed=seed, flip_safe=flip_safe, progress=progress, say=say
         )

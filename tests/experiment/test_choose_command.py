@@ -139,6 +139,7 @@ def test_train_auto_without_a_translator(toned, tmp_path, capsys):
 
 def test_inspect_speaks_in_points(toned, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(choosing, "_STEPS", 60)
+    monkeypatch.setattr(choosing, "_LEAST_SCORED", 50)
     blank = save_blank(tmp_path / "blank")
     quick = ["inspect.judge_epochs=1", "inspect.draws=2", "inspect.max_images=40"]
     assert run(["inspect", *toned, f"translator={blank}", *quick, "inspect.budget=1s"]) == 0
@@ -152,6 +153,9 @@ def test_inspect_speaks_in_points(toned, tmp_path, capsys, monkeypatch):
     said = []
     assert choosing.judge_translator(blank, toned_patterns((7, 6, 3)), say=said.append) is None
     assert "no gain can be measured" in said[0]
+    monkeypatch.setattr(choosing, "_LEAST_SCORED", 1000)
+    assert choosing.judge_translator(blank, toned_patterns(), say=said.append) is None
+    assert "of 1000 that it takes" in said[1]
 
 
 def test_a_launcher_of_several_processes_is_refused(toned, tmp_path, capsys, monkeypatch):
