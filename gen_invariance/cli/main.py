@@ -110,9 +110,7 @@ def compose(name: str, words: Sequence[str], *, missing_is_error: bool = True) -
         words = [f"action={words[0]}", *words[1:]]
     _check_keys(name, kind, words)
     texts = {key: text for key, text in get_texts(kind).items() if key not in default_choices(name)}
-    texts |= {
-        f"data_options.{key}": text for key, text in get_texts(Task).items()
-    }
+    texts |= {f"data_options.{key}": text for key, text in get_texts(Task).items()}
     for key in {word.partition("=")[0].lstrip("+") for word in words} - texts.keys():
         if _is_option(key, get_descriptions(kind)):
             texts[key] = TextKind(is_only=False, is_list=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from gen_invariance.settings import Text, settings_class
+from gen_invariance.settings import PathText, settings_class
 from gen_invariance.translator.settings import parse_seconds
 
 _PACE = ("budget", "splits", "processes")
@@ -38,7 +38,7 @@ class RefereeSettings:
     """peak rate of SGD, which falls along a cosine"""
     backbone: str = "small_conv"
     """network that is trained from scratch, unless weights are given"""
-    weights: Text | None = None
+    weights: PathText | None = None
     """DEFAULT, a weights file or a run folder: heads on cached features of that backbone are trained instead"""
     image_size: Annotated[int, Field(ge=8)] | None = 20
     """larger images are scaled down to this side, for a first look; null keeps them"""

@@ -34,7 +34,7 @@ from gen_invariance.translator.spatial import SpatialTranslator
 NAMES = benchmark_names()
 ALL = {benchmark.name: benchmark for benchmark in read_every_benchmark()}
 METHODS = [name for name in configs.choice_names("method") if name != "none"]
-TRANSLATORS = configs.choice_names("translator")
+TRANSLATORS = [name for name in configs.choice_names("translator") if name != "auto"]
 
 
 def test_the_benchmarks_of_the_field_are_there():
