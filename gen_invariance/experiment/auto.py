@@ -12,16 +12,10 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.choose import Chosen, run_choose
 from gen_invariance.experiment.fit import Fitted, run_fit
 from gen_invariance.experiment.launch import Say, say_nothing
-from gen_invariance.experiment.settings import (
-    CandidateSettings,
-    ChooseRun,
-    FitRun,
-    StageOfRun,
-    TrainRun,
-    TranslatorChoice,
-)
+from gen_invariance.experiment.settings import ChooseRun, FitRun, StageOfRun, TrainRun, TranslatorChoice
 from gen_invariance.files import write_json
 from gen_invariance.referee.candidates import Candidate, Translator
+from gen_invariance.referee.settings import CandidateSettings
 from gen_invariance.translator.quality.verdict import QUALITY_FILE, judge_by_gain, weights_digest
 from gen_invariance.translator.settings import FitSettings
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -14,7 +14,7 @@ from gen_invariance.data.settings import LongTailSettings, SourceSettings
 from gen_invariance.errors import SettingsError
 from gen_invariance.export.settings import ResultSettings, WorkerSettings
 from gen_invariance.order.settings import OrderSettings
-from gen_invariance.referee.settings import RefereeSettings
+from gen_invariance.referee.settings import CandidateSettings
 from gen_invariance.settings import PathText, Text, settings_class
 from gen_invariance.translator.settings import AssessSettings, FitSettings, parse_seconds
 
@@ -70,19 +70,6 @@ class RunSettings:
     """with resume=true: go on although settings are not those of the run"""
     progress: bool | None = None
     """true or false; null shows a bar on a terminal"""
-
-
-@settings_class("choose")
-class CandidateSettings(RefereeSettings):
-    """Which candidates are compared, and how."""
-
-    candidates: tuple[Text, ...] | None = None
-    """words such as redraw@tail+trivialaugment@every_row; null: generic ones, and redraw in several uses"""
-
-    @property
-    def referee(self) -> RefereeSettings:
-        """How candidates are compared."""
-        return RefereeSettings(**{each.name: getattr(self, each.name) for each in fields(RefereeSettings)})
 
 
 @settings_class("choose")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from gen_invariance.settings import PathText, settings_class
+from gen_invariance.settings import PathText, Text, settings_class
 from gen_invariance.translator.settings import parse_seconds
 
 _PACE = ("budget", "splits", "processes")
@@ -70,3 +70,16 @@ class RefereeSettings:
     def identity(self) -> dict[str, Any]:
         """The settings that decide the figures of a split, for a run's config."""
         return {name: value for name, value in asdict(self).items() if name not in _PACE}
+
+
+@settings_class("choose")
+class CandidateSettings(RefereeSettings):
+    """Which candidates are compared, and how."""
+
+    candidates: tuple[Text, ...] | None = None
+    """words such as redraw@tail+trivialaugment@every_row; null: generic ones, and redraw in several uses"""
+
+    @property
+    def referee(self) -> RefereeSettings:
+        """How candidates are compared."""
+        return RefereeSettings(**{each.name: getattr(self, each.name) for each in fields(RefereeSettings)})
