@@ -233,13 +233,13 @@ def _prepare(text: str, order: int) -> Prepared:
 
 
 def _to_text(task: Task) -> str:
-    return json.dumps(task.identity(), default=str)
+    return json.dumps(asdict(task), default=str)
 
 
 def _prepare_on(out: Path, task: Task, order: int, device: str) -> Prepared:
     """The images of a task; they must come from the data that the grid in `out` was begun on."""
     prepared = _prepare(_to_text(task), order)
-    read = {each.name: getattr(task, each.name) for each in fields(SourceSettings)}
+    read = {each.name: getattr(task, each.name) for each in fields(SourceSettings) if each.name != "map_from"}
     read["path"] = None if task.path is None else Path(task.path).name
     tie_folder(out, f"{task.source}-{config_digest(read)[:8]}", prepared.source)
     return prepared.to(device)

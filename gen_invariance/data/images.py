@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gen_invariance.data.storage import images_at_once, take_rows
 from gen_invariance.errors import DataError, RangeError, ShapeError
 
-_DIGEST_CHUNK = 4096  # images given to the digest at once
 _OVERSHOOT = 0.1
-_RESIZE_CHUNK = 4096  # images resized at once; bounds the memory for their float copies
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class ImageData:
     """Labelled images, stored as uint8 on one device.
 
     Attributes:
-        images: uint8 (N, C, H, W), C of 1 or 3.
+        images: uint8 (N, C, H, W), C of 1 or 3; they may lie in a mapped file, see `storage`.
         labels: int64 (N,), each in [0, K).
         class_names: K names, in label order.
         name: what the data set is called in records and figures.
@@ -93,7 +92,7 @@ class ImageData:
     def digest(self) -> str:
         """SHA-256 over shapes, pixels, labels and groups: equal digests mean equal data, on any machine."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.class_names)).encode())
-        for chunk in self.images.split(_DIGEST_CHUNK):  # no second copy of the images in memory
+        for chunk in self.images.split(images_at_once(self.images)):  # no second copy of the images in memory
             digest.update(chunk.cpu().contiguous().numpy())
         digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
         if self.groups is not None:
@@ -114,7 +113,7 @@ class ImageData:
         """The rows that `indices`, int64 (M,), names, in that order; class names and group numbers stay."""
         indices = indices.to(self.device)
         groups = None if self.groups is None else self.groups[indices]
-        return replace(self, images=self.images[indices], labels=self.labels[indices], groups=groups)
+        return replace(self, images=take_rows(self.images, indices), labels=self.labels[indices], groups=groups)
 
     def float_images(self, indices: Tensor | None = None) -> Tensor:
         """Images as the rooms exchange them: float32 (M, C, H, W) in [0, 1]."""
@@ -137,8 +136,11 @@ class ImageData:
 
     def mean_std(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, in [0, 1], float32 (C,); the deviation is 0.001 at least."""
-        levels = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in self.images.unbind(1)])
-        levels, values = levels.cpu(), torch.arange(256, dtype=torch.float64, device="cpu") / 255
+        levels = torch.zeros(self.images.shape[1], 256, dtype=torch.int64, device="cpu")
+        for chunk in self.images.split(images_at_once(self.images)):
+            counted = [torch.bincount(channel.flatten(), minlength=256) for channel in chunk.unbind(1)]
+            levels += torch.stack(counted).cpu()
+        values = torch.arange(256, dtype=torch.float64, device="cpu") / 255
         pixels = levels.sum(1)
         mean = (levels * values).sum(1) / pixels
         variance = (levels * (values - mean[:, None]) ** 2).sum(1) / (pixels - 1)
@@ -194,7 +196,7 @@ def resize_images(images: Tensor, image_size: int) -> Tensor:
     size = (image_size, image_size)
     scaled = [
         F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True).add_(0.5).clamp_(0, 255).byte()
-        for chunk in square.split(_RESIZE_CHUNK)
+        for chunk in square.split(images_at_once(images))
     ]
     return torch.cat(scaled)
 

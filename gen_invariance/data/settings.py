@@ -26,6 +26,8 @@ class SourceSettings:
     """leave damaged image files out instead of stopping"""
     group: str | None = None
     """what tells images of one thing apart, where the source has it (npz, folder, gtsrb, omniglot)"""
+    map_from: NonNegativeFloat = 1.0
+    """gigabytes of decoded image files from which on they lie on the disk, in the cache folder, until the end"""
 
 
 @settings_class("data")

@@ -15,6 +15,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import shot_groups
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.data.split import LongTailSplit, make_long_tailed
+from gen_invariance.data.storage import GIGABYTE, room_like
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.settings import Task
 from gen_invariance.nuisance.build import build_nuisance
@@ -85,6 +86,7 @@ def prepare(
         skip_corrupt=task.skip_corrupt,
         progress=progress,
         group=task.group,
+        map_from=task.map_from * GIGABYTE,
     )
     test = source.test
     if test is None and not need_test and not task.rest_is_test:
@@ -118,4 +120,5 @@ def _restore_other_ranks(task: Task, split: LongTailSplit, moved: ImageData) -> 
         raise SettingsError(f"data: transformed_ranks names rank {beyond[0]}, there are {len(split.order)} classes")
     labels = split.order[list(task.transformed_ranks)]
     rows = torch.isin(moved.labels, labels.to(moved.device)).view(-1, 1, 1, 1)
-    return replace(moved, images=torch.where(rows, moved.images, split.train.images))
+    images = room_like(moved.images, moved.images.shape)
+    return replace(moved, images=torch.where(rows, moved.images, split.train.images, out=images))

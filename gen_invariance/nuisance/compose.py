@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gen_invariance.data.images import ImageData, to_uint8
+from gen_invariance.data.storage import images_at_once, room_like
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
 
@@ -89,7 +90,7 @@ class Compose:
 
 
 def transform_once(
-    data: ImageData, nuisance: Nuisance, *, generator: torch.Generator, chunk: int = 4096
+    data: ImageData, nuisance: Nuisance, *, generator: torch.Generator, chunk: int | None = None
 ) -> tuple[ImageData, Draw]:
     """Each image of `data` under one draw of `nuisance`, and the draws; row i comes from row i.
 
@@ -97,11 +98,13 @@ def transform_once(
         data: any number of images, also none.
         nuisance: what acts on them.
         generator: CPU generator; one draw for the whole set, so `chunk` does not change the result.
-        chunk: images at a time; bounds the memory for their float copies.
+        chunk: images at a time; None bounds the memory for their float copies.
     """
     draw = nuisance.sample(data.images.shape, generator=generator)
-    parts = [
-        to_uint8(nuisance.apply(data.float_images(rows), select_rows(draw, rows)))
-        for rows in torch.arange(len(data)).split(chunk)
-    ]
-    return (replace(data, images=torch.cat(parts)) if parts else data), draw
+    if isinstance(nuisance, Identity) or not len(data):
+        return data, draw
+    moved = room_like(data.images, data.images.shape)
+    for rows in torch.arange(len(data)).split(chunk or images_at_once(data.images)):
+        part = to_uint8(nuisance.apply(data.float_images(rows), select_rows(draw, rows)))
+        moved[rows[0] : rows[-1] + 1] = part
+    return replace(data, images=moved), draw

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from gen_invariance.data.images import ImageData
+from gen_invariance.data.storage import GIGABYTE
 from gen_invariance.errors import DataError
 
 
@@ -46,6 +46,7 @@ class ReadOptions:
     skip_corrupt: bool = False
     progress: bool = False
     group: str | None = None
+    map_from: float = GIGABYTE
 
 
 class Reader:
@@ -71,11 +72,6 @@ class Reader:
     def read(self, options: ReadOptions) -> Source:
         """The data set, at the size that `options` ask for."""
         raise NotImplementedError
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: gen_invariance/ in $XDG_CACHE_HOME, which is ~/.cache unless set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gen_invariance"
 
 
 def check_same_shape(train: ImageData, test: ImageData | None, where: str) -> None:

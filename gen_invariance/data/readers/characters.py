@@ -162,6 +162,7 @@ class Devanagari(PublishedReader):
             "channels": 1,
             "skip_corrupt": options.skip_corrupt,
             "progress": options.progress,
+            "map_from": options.map_from,
         }
         train, _ = read_image_folder(self.file("Train"), **how)
         test, _ = read_image_folder(self.file("Test"), class_names=train.class_names, **how)

@@ -37,7 +37,10 @@ from gen_invariance.data.readers.tree import (
     list_files,
     sub_folders,
 )
+from gen_invariance.data.storage import GIGABYTE, empty_images, room_like
 from gen_invariance.errors import DataError, SettingsError, printable
+
+_AT_ONCE = 256  # pictures that may be decoded before they are needed
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,7 @@ class FolderReader(Reader):
         test, test_report = read_image_folder(parts[test_part], class_names=train.class_names, **vars(options))
         test = replace(test, name=train.name)
         channels = max(train.images.shape[1], test.images.shape[1])
-        train, test = (
-            replace(part, images=part.images.expand(-1, channels, -1, -1).contiguous()) for part in (train, test)
-        )
+        train, test = (replace(part, images=_as_channels(part.images, channels)) for part in (train, test))
         if options.group is not None:  # each part was numbered by itself
             train_groups, test_groups = number_groups(report.groups, test_report.groups)
             train, test = replace(train, groups=train_groups), replace(test, groups=test_groups)
@@ -115,6 +116,7 @@ def read_image_folder(
     skip_corrupt: bool = False,
     progress: bool = False,
     group: str | None = None,
+    map_from: float = GIGABYTE,
 ) -> tuple[ImageData, FolderReport]:
     """All images of `path`, one sub-folder a class, uint8 (N, C, H, W), and a report.
 
@@ -128,6 +130,7 @@ def read_image_folder(
         progress: show a progress bar.
         group: regular expression with one capturing group, searched in each file's name (its path below the folder of
             its class). Files for which that captures the same text, in whatever class, show the same thing.
+        map_from: bytes of decoded images from which on they lie in a mapped file, not in memory, see `storage`.
 
     Raises:
         DataNotFoundError: no such folder.
@@ -158,6 +161,7 @@ def read_image_folder(
         channels=channels,
         skip_corrupt=skip_corrupt,
         progress=progress,
+        map_from=map_from,
     )
     _check_none_lost(root, names, data.labels.tolist(), class_names)
     ignored = tuple((file.path, file.ignored) for file, _ in found if file.ignored)
@@ -203,32 +207,34 @@ def read_listed_images(
     channels: int | None = None,
     skip_corrupt: bool = False,
     progress: bool = False,
+    map_from: float = GIGABYTE,
 ) -> tuple[ImageData, FolderReport]:
     """Image files with their labels, in their order, and a report; arguments as for `read_image_folder`.
 
     Raises:
         DataError: a damaged or animated image, or images of several sizes.
     """
-    rows, labels, skipped = [], [], []
+    kept, labels, skipped = [], [], []
+    pixels = _Pixels(len(labelled), channels, map_from=map_from)
     with closing(_decode_all([file for file, _ in labelled], image_size=image_size, progress=progress)) as decoded:
         for (file, label), picture in zip(labelled, decoded, strict=True):
             if isinstance(picture, np.ndarray):
-                rows.append((file, picture))
+                pixels.append(file, picture)
+                kept.append(file)
                 labels.append(label)
             elif skip_corrupt:
                 skipped.append((file, picture))
             else:
                 raise _unusable(file, picture)
-    if not rows:
+    if not kept:
         raise DataError(f"{name}: no readable image among {len(labelled)} files; check them")
-    _check_sizes(rows)
     data = ImageData(
-        images=_stack([picture for _, picture in rows], channels),
+        images=pixels.images,
         labels=torch.tensor(labels, dtype=torch.int64),
         class_names=tuple(class_names),
         name=name,
     )
-    return data, FolderReport(paths=tuple(file for file, _ in rows), skipped=tuple(skipped))
+    return data, FolderReport(paths=tuple(kept), skipped=tuple(skipped))
 
 
 def _unusable(file: Path, reason: str) -> DataError:
@@ -267,7 +273,10 @@ def _decode_all(
     pool = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
     with without_remarks_of_pillow():
         try:
-            pictures: Iterator[np.ndarray | str] = pool.map(lambda file: _decode(file, image_size), files)
+            parts = (files[start : start + _AT_ONCE] for start in range(0, len(files), _AT_ONCE))
+            pictures: Iterator[np.ndarray | str] = (
+                picture for part in parts for picture in pool.map(lambda file: _decode(file, image_size), part)
+            )
             if progress:
                 from tqdm import tqdm
 
@@ -290,17 +299,6 @@ def _decode(file: Path, image_size: int | None) -> np.ndarray | str:
     return picture[..., 0].copy() if is_grey else picture
 
 
-def _check_sizes(rows: list[tuple[Path, np.ndarray]]) -> None:
-    first_file, first = rows[0]
-    for file, picture in rows:
-        if picture.shape[:2] != first.shape[:2]:
-            raise DataError(
-                f"images differ in size: {printable(first_file)} is {first.shape[1]}x{first.shape[0]}, "
-                f"{printable(file)} is {picture.shape[1]}x{picture.shape[0]} (width x height); set image_size=N to "
-                "scale all to N x N"
-            )
-
-
 def _check_none_lost(root: Path, names: list[str], labels: list[int], class_names: Sequence[str] | None) -> None:
     """Skipping must not empty a class; a test part with fixed classes may lack some, but not all."""
     lost = sorted(set(range(len(names))) - set(labels))
@@ -308,14 +306,55 @@ def _check_none_lost(root: Path, names: list[str], labels: list[int], class_name
         raise DataError(f"class {names[lost[0]]!r} of {printable(root)} has no readable image; add some or remove it")
 
 
-def _stack(pictures: list[np.ndarray], channels: int | None) -> torch.Tensor:
-    """Pictures of one size as uint8 (N, C, H, W); grey ones are repeated into RGB, or RGB ones turned grey."""
-    if channels is None:
-        channels = 1 if all(picture.ndim == 2 for picture in pictures) else 3
-    height, width = pictures[0].shape[:2]
-    images = np.empty((len(pictures), channels, height, width), np.uint8)
-    for row, picture in zip(images, pictures, strict=True):
-        if channels == 1 and picture.ndim == 3:
+class _Pixels:
+    """Pictures of one size as uint8 (N, C, H, W), put in place one by one; there is never a second copy of them.
+
+    Grey ones are repeated into RGB, or RGB ones turned grey; where `channels` does not say which, they are RGB from the
+    first one that is not grey.
+    """
+
+    def __init__(self, most: int, channels: int | None, *, map_from: float) -> None:
+        self._most, self._channels, self._map_from = most, channels, map_from
+        self._first: tuple[Path, np.ndarray] | None = None
+        self._room = torch.empty(0, 1, 1, 1, dtype=torch.uint8, device="cpu")
+        self._count = 0
+
+    @property
+    def images(self) -> torch.Tensor:
+        """What was put in place."""
+        return self._room[: self._count]
+
+    def append(self, file: Path, picture: np.ndarray) -> None:
+        """Put the picture of `file` in the next place: (H, W) if it is grey, else (H, W, 3)."""
+        if self._first is None:
+            self._first = (file, picture)
+            self._take_room(self._channels or (1 if picture.ndim == 2 else 3), picture.shape)
+        _check_size(*self._first, file, picture)
+        if self._channels is None and picture.ndim == 3 and self._room.shape[1] == 1:
+            before = self.images
+            self._take_room(3, picture.shape)
+            self._room[: self._count] = before
+        if self._room.shape[1] == 1 and picture.ndim == 3:
             picture = np.asarray(Image.fromarray(picture).convert("L"))
-        row[:] = picture if picture.ndim == 2 else picture.transpose(2, 0, 1)
-    return torch.from_numpy(images)
+        self._room.numpy()[self._count] = picture if picture.ndim == 2 else picture.transpose(2, 0, 1)
+        self._count += 1
+
+    def _take_room(self, channels: int, shape: Sequence[int]) -> None:
+        self._room = empty_images((self._most, channels, *shape[:2]), map_from=self._map_from)
+
+
+def _check_size(first_file: Path, first: np.ndarray, file: Path, picture: np.ndarray) -> None:
+    if picture.shape[:2] != first.shape[:2]:
+        raise DataError(
+            f"images differ in size: {printable(first_file)} is {first.shape[1]}x{first.shape[0]}, "
+            f"{printable(file)} is {picture.shape[1]}x{picture.shape[0]} (width x height); set image_size=N to "
+            "scale all to N x N"
+        )
+
+
+def _as_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """`images`, grey ones repeated into `channels`."""
+    if images.shape[1] == channels:
+        return images
+    repeated = room_like(images, (len(images), channels, *images.shape[2:]))
+    return repeated.copy_(images.expand(-1, channels, -1, -1))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gen_invariance.data.images import ImageData, names_or_numbers
-from gen_invariance.data.readers.base import ReadOptions, cache_folder
+from gen_invariance.data.readers.base import ReadOptions
 from gen_invariance.data.readers.published import (
     IdxReader,
     Listed,
@@ -25,6 +25,7 @@ from gen_invariance.data.readers.published import (
     idx_files,
 )
 from gen_invariance.data.readers.tree import sub_folders
+from gen_invariance.data.storage import cache_folder
 from gen_invariance.errors import DataError, printable
 
 _KRIZHEVSKY = "https://www.cs.toronto.edu/~kriz"

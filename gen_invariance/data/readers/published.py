@@ -14,8 +14,9 @@ from torch import Tensor
 from gen_invariance.data.grouping import number_groups
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.readers.arrays import read_idx_pair, read_npz
-from gen_invariance.data.readers.base import Reader, ReadOptions, Source, cache_folder
+from gen_invariance.data.readers.base import Reader, ReadOptions, Source
 from gen_invariance.data.readers.folder import read_listed_images
+from gen_invariance.data.storage import cache_folder
 from gen_invariance.errors import DataError, DataNotFoundError, SettingsError, printable
 from gen_invariance.files import atomic_write
 
@@ -221,6 +222,7 @@ class ListedReader(PublishedReader):
             channels=self.channels,
             skip_corrupt=options.skip_corrupt,
             progress=options.progress,
+            map_from=options.map_from,
         )
         return data, report.paths
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gen_invariance.data.readers.base import Reader, ReadOptions, Source
+from gen_invariance.data.storage import GIGABYTE
 from gen_invariance.errors import SettingsError, printable
 
 READERS: Mapping[str, str] = {
@@ -61,6 +62,7 @@ def load_source(
     skip_corrupt: bool = False,
     progress: bool = False,
     group: str | None = None,
+    map_from: float = GIGABYTE,
 ) -> Source:
     """The data set called `name`.
 
@@ -76,6 +78,7 @@ def load_source(
             `train_track` and `test_track` of an .npz file, which otherwise gives `train_groups` and `test_groups`; for
             "folder" a regular expression, see `folder.read_image_folder`. "gtsrb" takes its "track" unless told
             otherwise, "omniglot" its "drawer" when told so.
+        map_from: bytes of decoded images from which on they lie in a mapped file, not in memory (sets of image files).
 
     Raises:
         SettingsError: an unknown name, a missing path, `image_size` out of range, or a data set without such groups.
@@ -94,7 +97,7 @@ def load_source(
         raise SettingsError(f"data set {name!r} needs a path: {reader.needs_path}")
     if group is not None and not reader.takes_group:
         raise SettingsError(f"data set {name!r} does not tell groups of images; leave group={group!r} out")
-    source = reader.read(ReadOptions(image_size, skip_corrupt, progress, group))
+    source = reader.read(ReadOptions(image_size, skip_corrupt, progress, group, map_from))
     return source if flip_safe is None else replace(source, flip_safe=flip_safe)
 
 
