@@ -50,8 +50,7 @@ class Task(LongTailSettings, SourceSettings):
     def identity(self) -> dict[str, Any]:
         """The settings as JSON-able values, for a run's config."""
         added_later = {"group": None, "cut": "own", "fill_tail": False}  # runs made before have the same identity
-        values = asdict(self)
-        del values["map_from"]  # where pixels lie decides nothing
+        values = {name: value for name, value in asdict(self).items() if name != "map_from"}  # which decides nothing
         return {name: value for name, value in values.items() if name not in added_later or value != added_later[name]}
 
 

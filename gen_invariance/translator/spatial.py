@@ -20,7 +20,6 @@ from __future__ import annotations
 import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads to torchvision)
 
 # isort: split
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +28,7 @@ import torch
 
 # diffusers reloads a model only if its module holds these very names.
 from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from kornia import augmentation
 from kornia.augmentation import AugmentationSequential
 from kornia.filters import gaussian_blur2d
@@ -92,18 +91,18 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
             raise SettingsError(
                 f"spatial translator: operations must be some of {', '.join(CAPS)}, each once, got {operations}"
             )
+        if not not_identified:  # configs, and digests of them, are those of versions without it
+            self._internal_dict = FrozenDict({k: v for k, v in self.config.items() if k != "not_identified"})
         self.width_shares = nn.Parameter(torch.full((len(operations),), float(start)))
         self.register_buffer("caps", torch.tensor([CAPS[name] for name in operations]))
 
     any_size = True
     """Its operations are degrees, factors and levels, so pictures may have any size."""
 
-    def to_json_string(self) -> str:
-        """The config as it is saved; translators whose widths were all identified are saved as they always were."""
-        config = json.loads(super().to_json_string())
-        if config.get("not_identified") is None:
-            config.pop("not_identified", None)
-        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+    @property
+    def not_identified(self) -> dict[str, tuple[float, float, float]]:
+        """Operations that the fit left out, with area under the ROC curve and its interval."""
+        return dict(self.config.get("not_identified") or {})
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -122,11 +121,11 @@ class SpatialTranslator(ModelMixin, ConfigMixin):
     @property
     def unidentified(self) -> str:
         """A sentence on the operations that the fit could not decide, which `assess` refuses; "" for none."""
-        return describe_unidentified(self.config.not_identified or {})
+        return describe_unidentified(self.not_identified)
 
     def describe(self) -> str:
         """The learned distribution in words, a line for each operation."""
-        left_out = self.config.not_identified or {}
+        left_out = self.not_identified
         lines = []
         for name, width in self.widths().items():
             if name in left_out:
@@ -314,7 +313,8 @@ class SpatialObjective:
             if not area.high < ALIKE:
                 left_out[name] = (area.value, area.low, area.high)
                 translator.width_shares[number] = 0.0
-        translator.register_to_config(not_identified=left_out or None)
+        if left_out:
+            translator.register_to_config(not_identified=left_out)
         return bool(left_out)
 
 

@@ -248,7 +248,7 @@ def concluded(images, **shares):
     objective = SpatialObjective(SpatialTranslator(operations=tuple(shares)))
     objective.translator.width_shares.data = torch.tensor(list(shares.values()))
     changed = objective.conclude(digits_data(images), torch.arange(len(images)), generator=named_generator(0))
-    assert changed == bool(objective.translator.config.not_identified)
+    assert changed == bool(objective.translator.not_identified)
     return objective.translator
 
 
@@ -256,7 +256,7 @@ def test_a_limit_that_the_images_hold_stays_and_another_is_left_out(quick_look):
     """Digits at every angle are turned by every angle; they are not twice as bright or half as bright."""
     found = concluded(turned_digits(), rotation=1.0, gain=0.99, bias=0.5)
     assert found.widths() == pytest.approx({"rotation": 180, "gain": 0, "bias": 0.2})
-    assert list(found.config.not_identified) == ["gain"]
+    assert list(found.not_identified) == ["gain"]
     lines = found.describe().splitlines()
     assert lines[0] == "rotation: uniform in [-180, 180] degrees"
     assert lines[1].startswith("gain: not identified, left out")
