@@ -8,7 +8,6 @@ the crossed bootstrap. A run is wrong when any certain edge is false or any refu
 figures are for a table that was drawn in another, unpublished way.
 """
 
-
 import numpy as np
 import torch
 

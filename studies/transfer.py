@@ -66,11 +66,7 @@ def main() -> None:
     both = pd.concat([frame, other], ignore_index=True)
     states = pd.concat([effects(frame, [SCRATCH, UNTOUCHED]), effects(other, [SCRATCH])], ignore_index=True)
     results = prepare_results(both, baseline=SCRATCH)
-    text = (
-        to_markdown(method_tables(results))
-        + "\n## Helps, harms, undecided\n\n"
-        + effect_table(states)
-    )
+    text = to_markdown(method_tables(results)) + "\n## Helps, harms, undecided\n\n" + effect_table(states)
     print(text)
     write_text(given.out / "table.md", text)
     write_csv(results.summary, given.out / "summary.csv")
