@@ -99,8 +99,8 @@ def measure(benchmark: Benchmark, prepared: Prepared, order: int, given: SimpleN
         accuracy = class_accuracy(model, prepared.test)
         present = torch.isfinite(accuracy)
         groups = {name: mask.cpu() & present for name, mask in prepared.groups.items()}
-        line = {"benchmark": benchmark.name, "order": order, "candidate": name, "steps": given.steps, "rate": given.rate,
-                "precision": given.precision, "balanced": 100 * float(accuracy[present].mean()),
+        line = {"benchmark": benchmark.name, "order": order, "candidate": name, "steps": given.steps,
+                "rate": given.rate, "precision": given.precision, "balanced": 100 * float(accuracy[present].mean()),
                 **{group: 100 * float(accuracy[mask].mean()) for group, mask in groups.items()},
                 "seconds": time.perf_counter() - started}  # fmt: skip
         append_line(path, line)
