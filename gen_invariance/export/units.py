@@ -360,6 +360,8 @@ def translator_token(nuisance: Nuisance) -> str:
     digest = hashlib.sha256(type(nuisance).__name__.encode())
     if isinstance(nuisance, nn.Module):
         config = {name: value for name, value in dict(getattr(nuisance, "config", {})).items() if name[:1] != "_"}
+        if config.get("not_identified", "") is None:  # added later: translators without it are the same
+            del config["not_identified"]
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         for name, value in sorted(nuisance.state_dict().items()):
             digest.update(name.encode())
