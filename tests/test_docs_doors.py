@@ -174,6 +174,7 @@ GIVEN = {
     "inspect-a-translator.md": lambda names: (batch(names), training_set(names)),
     "how-it-works.md": lambda names: translator(),
     "measure-my-model.md": lambda names: translator(),
+    "photographs.md": plain_photos,
     "plug-into-your-loop.md": colour_batch,
     "run-a-benchmark.md": split_photos,
     "subset_order.md": small_cifar,

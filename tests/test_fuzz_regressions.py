@@ -79,7 +79,7 @@ def test_records_of_a_class_that_is_not_utf8(tmp_path):
     "change",
     [
         {"class_count": " "}, {"class_index": 1.5}, {"seed": "x"}, {"seed": 10**30}, {"method": [1]}, {"group": {}},
-        {"seconds": "long"}, {"written": "now"}, {"value": []}, {"versions": "1"}, {"metric": None}, {"order": "a"},
+        {"seconds": "long"}, {"value": []}, {"versions": "1"}, {"metric": None}, {"order": "a"},
     ],
     ids=str,
 )  # fmt: skip

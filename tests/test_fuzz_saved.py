@@ -95,7 +95,8 @@ def test_a_bank_that_the_config_does_not_name(tmp_path, capfd):
 
 def test_a_name_that_is_a_list(tmp_path, capsys):
     assert run(["fit", "translator.name=[spatial]", "fit.steps=1", f"out={tmp_path / 'out'}"]) == 2
-    assert capsys.readouterr().err == "gen-invariance: translator.name must be text, got ['spatial']\n"
+    expected = "gen-invariance: unknown translator '[spatial]'; choose one of redraw, "  # texts are taken as typed
+    assert capsys.readouterr().err.startswith(expected)
 
 
 @pytest.mark.parametrize(

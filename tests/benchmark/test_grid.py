@@ -76,6 +76,10 @@ OLD_CELLS = json.loads((Path(__file__).parent.parent / "fixtures" / "cells_58c00
 """Of commit 58c00f3, by benchmark and arm: digests of the cell alone and with a learned nuisance, folder of its fit."""
 
 
+FITTED_SHORTER = {"cifar10_lt_if100", "gtsrb_lt"}
+"""Whose translators are fitted for minutes by now, not for 140,000 steps: other fits, so other cells."""
+
+
 @pytest.mark.parametrize("name", OLD_CELLS)
 def test_cells_that_an_earlier_version_measured_are_known_by_their_digests(name):
     benchmark = read_benchmark(name)
@@ -83,6 +87,9 @@ def test_cells_that_an_earlier_version_measured_are_known_by_their_digests(name)
     for arm_name, (digest, with_learned, fit_folder) in OLD_CELLS[name].items():
         arm = read_arm(arm_name, benchmark)
         cell = GridCell(benchmark, arm, order=1, seed=0)
+        if name in FITTED_SHORTER:
+            assert (cell.digest == digest) == (arm.fit is None), arm_name
+            continue
         assert (cell.digest, cell.fit_folder) == (digest, fit_folder), arm_name
         assert GridCell(benchmark, arm, 1, 0, learned).digest == with_learned, arm_name
 

@@ -88,7 +88,7 @@ SETTINGS = {
     "off_distribution": (["translator=T", "off_distribution=-1"], "off_distribution must be at least 0"),
     "nothing per source": (["translator=T", "per_source=0"], "per_source must be"),
     "fractional size": (["translator=T", "data.image_size=12.5"], "image_size"),
-    "unknown learner": (["fit=true", "data.image_size=12", "learn.translator=gan"], "no translator 'gan'; choose flow"),
+    "unknown learner": (["fit=true", "data.image_size=12", "learn.translator=gan"], "no translator 'gan'; choose auto, flow"),
     "learning nothing": (["fit=true", "data.image_size=12", "learn.steps=0"], "learn.steps must be at least 1"),
     "no head class": (
         ["fit=true", "data.image_size=12"],
@@ -167,7 +167,7 @@ INPUTS = {
     "no such column": (
         "table.csv",
         lambda p: p.write_text("file,label\na.png,1\n"),
-        "no column 'path' (it has file, label); name the columns with path_column=... label_column=",
+        "no column 'path' (it has 'file', 'label'); name the columns with path_column=... label_column=",
     ),
     "no label": ("table.csv", lambda p: p.write_text("path,label\na.png,cat\nb.png,\n"), "row 2 has no label"),
     "no rows": ("table.csv", lambda p: p.write_text("path,label\n"), "has no rows"),
@@ -409,7 +409,7 @@ def test_an_image_that_is_lacking(photos, translator, tmp_path, capsys):
 
 
 LEARNERS = {
-    "redraw": ("RedrawTranslator", []),
+    "redraw": ("RedrawTranslator", ["learn.network_options={parts: [tone]}"]),  # noise shows nothing by itself
     "pose": ("PoseTranslator", []),
     "spatial": ("SpatialTranslator", ["learn.network_options={operations: [gain]}"]),
     "flow_stroke": ("FlowTranslator", ["learn.network_options={width: 8}"]),
@@ -437,6 +437,7 @@ def test_fitting_any_translator_first(name, photos, tmp_path, capsys):
 def test_fitting_first(photos, tmp_path, capsys):
     words = ["fit=true", "data.image_size=12", "learn.classes=all", "learn.steps=3", "learn.batch_size=4"]
     words += [f"data.path={photos}", f"out={tmp_path / 'out'}", "target=max", "near_copy=0"]
+    words.append("learn.network_options={parts: [tone]}")  # noise shows nothing by itself
     code, out, err = command(capsys, *words)
     assert (code, err) == (0, [])
     assert "8 originals, 4 new images" in out
