@@ -123,6 +123,11 @@ def plain_photos(names):
     photos(Path("photos-test"), (4, 4, 4))
 
 
+def more_photos(names):
+    photos(Path("photos"), (16, 14, 8))
+    photos(Path("photos-test"), (4, 4, 4))
+
+
 def split_photos(names):
     photos(Path("photos/train"), (14, 12, 10, 6))
     photos(Path("photos/test"), (3, 3, 3, 3))
@@ -174,7 +179,7 @@ GIVEN = {
     "inspect-a-translator.md": lambda names: (batch(names), training_set(names)),
     "how-it-works.md": lambda names: translator(),
     "measure-my-model.md": lambda names: translator(),
-    "photographs.md": plain_photos,
+    "photographs.md": more_photos,
     "plug-into-your-loop.md": colour_batch,
     "run-a-benchmark.md": split_photos,
     "subset_order.md": small_cifar,

@@ -88,7 +88,7 @@ def test_cells_that_an_earlier_version_measured_are_known_by_their_digests(name)
         arm = read_arm(arm_name, benchmark)
         cell = GridCell(benchmark, arm, order=1, seed=0)
         if name in FITTED_SHORTER:
-            assert (cell.digest == digest) == (arm.fit is None), arm_name
+            assert cell.digest == digest or arm.fit.choice != "munit", arm_name
             continue
         assert (cell.digest, cell.fit_folder) == (digest, fit_folder), arm_name
         assert GridCell(benchmark, arm, 1, 0, learned).digest == with_learned, arm_name
