@@ -88,7 +88,7 @@ SETTINGS = {
     "off_distribution": (["translator=T", "off_distribution=-1"], "off_distribution must be at least 0"),
     "nothing per source": (["translator=T", "per_source=0"], "per_source must be"),
     "fractional size": (["translator=T", "data.image_size=12.5"], "image_size"),
-    "unknown learner": (["fit=true", "data.image_size=12", "learn.translator=gan"], "no translator 'gan'; choose auto, flow"),
+    "unknown learner": (["fit=true", "data.image_size=12", "learn.translator=gan"], "no translator 'gan'; choose auto"),
     "learning nothing": (["fit=true", "data.image_size=12", "learn.steps=0"], "learn.steps must be at least 1"),
     "no head class": (
         ["fit=true", "data.image_size=12"],
