@@ -187,6 +187,11 @@ def _fit_translator(settings: AugmentSettings, data: Format, device: torch.devic
             "data.image_size=N takes others, results keep the size of their source"
         )
     choice = read_choice("translator", learn.translator)
+    if choice["name"] == "auto":
+        raise SettingsError(
+            "learn.translator=auto is not for augment, which judges the translator that it fits; name one, such as "
+            "redraw, or let fit translator=auto choose and give its folder as translator="
+        )
     folder = Path(f"{settings.out.rstrip('/')}-translator")
     config = {"learn": learn.identity(), "data": str(data.path), "image_size": image_size}
     how: dict[str, Any] = {"kind": "fit", "seed": settings.seed, "config": config, "resume": settings.resume}

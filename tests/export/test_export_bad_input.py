@@ -89,6 +89,10 @@ SETTINGS = {
     "nothing per source": (["translator=T", "per_source=0"], "per_source must be"),
     "fractional size": (["translator=T", "data.image_size=12.5"], "image_size"),
     "unknown learner": (["fit=true", "data.image_size=12", "learn.translator=gan"], "no translator 'gan'; choose auto"),
+    "learner that chooses": (
+        ["fit=true", "data.image_size=12", "learn.translator=auto"],
+        "learn.translator=auto is not for augment",
+    ),
     "learning nothing": (["fit=true", "data.image_size=12", "learn.steps=0"], "learn.steps must be at least 1"),
     "no head class": (
         ["fit=true", "data.image_size=12"],
