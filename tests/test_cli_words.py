@@ -115,6 +115,7 @@ def test_streams_are_given_back():
     assert (sys.stdout, sys.stderr) == before
 
 
+@pytest.mark.slow
 def test_a_command_in_a_pipe_that_nobody_reads_is_carried_out(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)

@@ -31,9 +31,9 @@ def digits(nuisance, **options):
         ("identity", {}, ()),
         ("rotation", {}, ()),
         ("shear", {}, ("slant",)),
-        ("translation", {}, ("place",)),
-        ("thickness", {}, ("stroke",)),
-        ("background", {"levels": 200}, ("stroke",)),
+        pytest.param("translation", {}, ("place",), marks=pytest.mark.slow),
+        pytest.param("thickness", {}, ("stroke",), marks=pytest.mark.slow),
+        pytest.param("background", {"levels": 200}, ("stroke",), marks=pytest.mark.slow),
         ("lighting", {}, ("stroke",)),
     ],
 )
