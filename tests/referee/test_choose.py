@@ -149,7 +149,6 @@ def test_killed_at_any_time_it_goes_on_to_the_same_choice(tmp_path):
     assert (out / "metrics.jsonl").read_bytes().splitlines()[: len(before) - 1] == before[:-1]
 
 
-@pytest.mark.slow
 def test_interrupted_it_goes_on_to_the_same_choice(data, tmp_path, monkeypatch):
     words, settings = ["none", TONE, "rotation@everywhere", "translation@every_row"], replace(TOY, steps=20, splits=3)
     whole, left = choose_augmentation(data, words, settings), [5]
