@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.longtail import shot_groups
@@ -32,12 +31,12 @@ from gen_invariance.files import write_json
 from gen_invariance.measure.accuracy import measure_accuracy
 from gen_invariance.nuisance.build import build_augmentation
 from gen_invariance.records import RecordWriter, finished_cells, load_records, provenance
+from gen_invariance.referee.train import make_train_settings
 from gen_invariance.run import Run, config_digest
 from gen_invariance.stats import PairedDifference, paired_difference
 
 ARMS = ("original", "augmented")
 _METRICS = {"balanced_accuracy": "balanced", "many_accuracy": "many-shot", "few_accuracy": "few-shot"}
-_EPOCHS = 20  # parts of a training, at whose ends the learning rate and the metrics are looked at
 
 
 @dataclass(frozen=True)
@@ -187,18 +186,7 @@ def _renumbered(data: ImageData, names: tuple[str, ...], channels: int) -> Image
 
 
 def _train_and_test(train: ImageData, test: ImageData, settings: CompareRun, seed: int) -> Any:
-    epochs = min(_EPOCHS, settings.steps)
-    training = TrainSettings(
-        epochs=epochs,
-        epoch_images=round(settings.steps / epochs) * settings.batch_size,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=5e-4,
-        schedule="cosine",
-        warmup=0.05,
-        sampling="class_balanced",
-        checkpoint_every=epochs,
-    )
+    training = make_train_settings(settings, sampling="class_balanced")
     chosen = ClassifierSettings(backbone=settings.backbone, weights=settings.weights)
     model = fit_classifier(
         build_model(chosen, train, seed=seed),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
@@ -42,8 +42,26 @@ def translator_key(translator: Translator) -> str:
     return f"{translator.kind or 'given'}-{config_digest(translator.identity())[:8]}"
 
 
-def make_train_settings(settings: RefereeSettings) -> TrainSettings:
-    """Training as the referee does it: progressive sampling, SGD with momentum along a cosine, `settings.steps`."""
+class PlainTraining(Protocol):
+    """Settings of a short plain training; read only, for settings classes are frozen."""
+
+    @property
+    def steps(self) -> int:
+        """Updates."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak rate."""
+
+
+def make_train_settings(
+    settings: PlainTraining, *, sampling: Literal["progressive", "class_balanced"] = "progressive"
+) -> TrainSettings:
+    """A plain training of `settings.steps` updates: SGD with momentum along a cosine, classes drawn by `sampling`."""
     epochs = min(_EPOCHS, settings.steps)
     return TrainSettings(
         epochs=epochs,
@@ -53,7 +71,7 @@ def make_train_settings(settings: RefereeSettings) -> TrainSettings:
         weight_decay=5e-4,
         schedule="cosine",
         warmup=0.05,
-        sampling="progressive",
+        sampling=sampling,
         log_every=epochs,
         checkpoint_every=epochs,
     )
