@@ -154,7 +154,7 @@ def _decode_with_or_without_remarks(
         return _decode(file, look, side)
     except (UnusablePictureError, Image.DecompressionBombError):
         raise
-    except Exception:
+    except Exception:  # what stands beside the pixels may be what is damaged; they are read again without it
         file.seek(0)
         bare = _without_remarks(file.read())
         if bare is None:
