@@ -187,7 +187,7 @@ def _check_nuisance(word: str, words: str) -> str:
     except SettingsError as error:
         raise SettingsError(
             f"candidate {words!r}: {error}; or a translator, by folder or by name: "
-            f"{', '.join(configs.choice_names('translator'))}"
+            f"{', '.join(name for name in configs.choice_names('translator') if name != 'auto')}"
         ) from error
     return word
 
