@@ -9,11 +9,12 @@ The backend is registered for the whole process; `tests/test_devices.py` starts 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.utils.backend_registration as registration
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 
 ATEN = torch.ops.aten
 MOVES = (ATEN._to_copy.default, ATEN.copy_.default, ATEN._foreach_copy_.default)
@@ -92,7 +93,7 @@ class PretendedDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if _asked_for(kwargs) or any(isinstance(each, Elsewhere) for each in tree_flatten((args, kwargs))[0]):
+        if _asked_for(kwargs) or any(isinstance(each, Elsewhere) for each in _given(args, kwargs)):
             return _carry_out(function, args, kwargs)
         return function(*args, **kwargs)
 
@@ -102,13 +103,53 @@ def _asked_for(kwargs: dict) -> bool:
     return device is not None and torch.device(device).type == "pretended"
 
 
+def _given(args: tuple, kwargs: dict) -> list:
+    """All arguments, those in lists, too; lists of operations hold no further lists."""
+    given: list = []
+    for each in (*args, *kwargs.values()):
+        given.extend(each) if isinstance(each, list | tuple) else given.append(each)
+    return given
+
+
+def _each(change, value: object) -> object:
+    """`change` carried out on a value, or on each of a list of values."""
+    return type(value)(map(change, value)) if type(value) in (list, tuple) else change(value)
+
+
+def _inside(value: object) -> object:
+    return value.values_here if isinstance(value, Elsewhere) else value
+
+
+def _outside(value: object) -> object:
+    return Elsewhere(value) if isinstance(value, Tensor) else value
+
+
+@functools.cache
+def _makes_new(function) -> bool:
+    """Does the result share no memory with what was given?"""
+    schema = function._schema
+    return not any(each.alias_info for each in (*schema.arguments, *schema.returns))
+
+
+@functools.cache
+def _writes_first(function) -> bool:
+    """Is the result the first argument, whose values were changed, but not its shape?"""
+    given, made = function._schema.arguments, function._schema.returns
+    return (
+        torch.Tag.inplace_view not in function.tags
+        and len(made) == 1
+        and all(each.alias_info is not None and each.alias_info.is_write for each in (given[0], made[0]))
+    )
+
+
 def _carry_out(function, args: tuple, kwargs: dict) -> object:
-    given, _ = tree_flatten((args, kwargs))
+    given = _given(args, kwargs)
     _refuse_mixed(function, args, given)
     if any(isinstance(each, torch.Generator) for each in given):
         raise RuntimeError(f"{function}: a CPU generator draws on the device")
 
-    inside, options = tree_map(lambda each: each.values_here if isinstance(each, Elsewhere) else each, (args, kwargs))
+    inside = [_each(_inside, each) for each in args]
+    options = {name: _each(_inside, each) for name, each in kwargs.items()}
     if kwargs.get("device") is not None:
         options["device"] = torch.device("cpu")
     out = function(*inside, **options)
@@ -119,8 +160,10 @@ def _carry_out(function, args: tuple, kwargs: dict) -> object:
         stays = _asked_for(kwargs) if kwargs.get("device") is not None else True
     if not stays:
         return args[0] if function is ATEN.copy_.default else out
-    wrapped = tree_map(lambda each: Elsewhere(each) if isinstance(each, Tensor) else each, out)
-    if not any(isinstance(each, Elsewhere) for each in given):
+    if _writes_first(function) and isinstance(args[0], Elsewhere):
+        return args[0]
+    wrapped = _each(_outside, out)
+    if _makes_new(function) or not any(isinstance(each, Elsewhere) for each in given):
         return wrapped
     return return_and_correct_aliasing(function, args, kwargs, wrapped)
 
