@@ -5,11 +5,14 @@
     python -m studies.simulated_tails part=table out=runs/tails
 
 `predict` lets the referee (`choose_augmentation`) rank the candidates on the training images of each draw of the
-benchmark. `real` trains each candidate on all of them, for `steps` batches of 32, and scores it on test images; the
-arm `more_real` is trivialaugment@every_row on the tail filled up with real images. `table` prints, and writes to
-OUT/table.md: balanced accuracy of every candidate, paired differences to the best generic one and to what the referee
-chose, the rank correlation of predicted and real gains, and the regret of the choice. Lines that are there are not
-measured again, so a stopped study goes on, and several processes may share the draws of one benchmark.
+benchmark. `real` trains each candidate on all of them, for `steps` batches of 32, and scores it on test images; the arm
+`more_real` is trivialaugment@every_row on the tail filled up with real images. With `weights=DEFAULT` and
+`backbone=efficientnet_lite0` both train heads on that backbone's features of `views` augmented views of each image. A
+folder of photographs is `benchmark=folder path=FOLDER name=clothing image_size=64 largest=80 imbalance=20`. `table`
+prints, and writes to OUT/table.md: balanced accuracy of every candidate, paired differences to the best generic one and
+to what the referee chose, the rank correlation of predicted and real gains, and the regret of the choice. Lines that
+are there are not measured again, so a stopped study goes on, and several processes may share the draws of one
+benchmark.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from torch import nn
 
 from benchmarks.program import append_line, format_gap, format_mean, markdown, read_lines, read_settings
 from gen_invariance.benchmark.registry import Benchmark, read_benchmark
@@ -30,13 +32,20 @@ from gen_invariance.benchmark.run import parse_numbers
 from gen_invariance.data.images import ImageData
 from gen_invariance.experiment.task import Prepared, prepare
 from gen_invariance.files import write_text
-from gen_invariance.referee.candidates import default_candidates, read_candidate
+from gen_invariance.referee.candidates import Candidate, default_candidates, read_candidate
 from gen_invariance.referee.choose import choose_augmentation
+from gen_invariance.referee.features import build_frozen, cache_held, compute_views, score_head
 from gen_invariance.referee.settings import RefereeSettings
-from gen_invariance.referee.train import make_train_settings, train_candidate
+from gen_invariance.referee.train import (
+    fit_candidate_translator,
+    make_train_settings,
+    train_candidate,
+    translator_key,
+)
 from gen_invariance.translator.redraw.parts import pick_rows
 from gen_invariance.translator.redraw.tone import guess_kind
 
+DATA_SETTINGS = ("path", "image_size", "largest", "imbalance", "cut")
 MORE_REAL, MORE_REAL_IS = "more_real", "trivialaugment@every_row"
 
 
@@ -44,7 +53,8 @@ def main() -> None:
     """Read the settings and do the part that is asked for."""
     given = read_settings(
         __doc__, part=str, benchmark="", orders="0-4", data_root=None, out=str, candidates=(), steps=4000,
-        budget="10min", largest=0, cut="", precision="no", batch_size=32, rate=0.1,
+        budget="10min", largest=0, cut="", precision="no", batch_size=32, rate=0.1, name="", path="", image_size=0,
+        imbalance=0.0, backbone="small_conv", weights="", views=8,
     )  # fmt: skip
     torch.set_num_threads(1)
     out = Path(given.out)
@@ -54,8 +64,11 @@ def main() -> None:
         print(text)
         write_text(out / "table.md", text)
         return
-    data = {name: getattr(given, name) for name in ("largest", "cut") if getattr(given, name)}
+    data = {name: getattr(given, name) for name in DATA_SETTINGS if getattr(given, name)}
+    if given.imbalance:
+        data["profile"] = "exponential"
     benchmark = read_benchmark(given.benchmark, data_root=given.data_root, changes={"data": data})
+    benchmark = replace(benchmark, name=given.name or benchmark.name)
     for order in parse_numbers(given.orders, "orders"):
         prepared = prepare(benchmark.task, seed=order)
         if given.part == "predict":
@@ -71,7 +84,7 @@ def predict(benchmark: Benchmark, prepared: Prepared, order: int, given: SimpleN
         return
     started, folder = time.perf_counter(), out / "choices" / f"{benchmark.name}-{order}"
     choice = choose_augmentation(
-        prepared.train, given.candidates or None, RefereeSettings(budget=given.budget), out=folder, seed=order,
+        prepared.train, given.candidates or None, read_referee(given, budget=given.budget), out=folder, seed=order,
         resume=(folder / "run.json").exists(), flip_safe=prepared.flip_safe, progress=False,
     )  # fmt: skip
     line = {"benchmark": benchmark.name, "order": order, "seconds": time.perf_counter() - started, **choice.to_json()}
@@ -84,10 +97,6 @@ def measure(benchmark: Benchmark, prepared: Prepared, order: int, given: SimpleN
     path = out / f"real-{benchmark.name}.jsonl"
     names = list(given.candidates) or [each.name for each in default_candidates(guess_kind_of(prepared.train))]
     done = {line["candidate"] for line in read_lines(path) if line["order"] == order and line["steps"] == given.steps}
-    settings = make_train_settings(
-        RefereeSettings(steps=given.steps, batch_size=given.batch_size, learning_rate=given.rate)
-    )
-    settings = replace(settings, mixed_precision=given.precision)
     for name in names:
         if name in done:
             continue
@@ -95,8 +104,10 @@ def measure(benchmark: Benchmark, prepared: Prepared, order: int, given: SimpleN
         if name == MORE_REAL:
             words, train = MORE_REAL_IS, prepare(replace(benchmark.task, fill_tail=True), seed=order).train
         started = time.perf_counter()
-        model = train_candidate(read_candidate(words), train, settings, seed=order, flip_safe=prepared.flip_safe)
-        accuracy = class_accuracy(model, prepared.test)
+        train_and_test = score_with_head if given.weights else score_from_scratch
+        right = train_and_test(read_candidate(words), train, prepared, order, given)
+        labels = prepared.test.labels
+        accuracy = torch.stack([right[labels == label].double().mean() for label in range(train.num_classes)])
         present = torch.isfinite(accuracy)
         groups = {name: mask.cpu() & present for name, mask in prepared.groups.items()}
         line = {"benchmark": benchmark.name, "order": order, "candidate": name, "steps": given.steps,
@@ -112,11 +123,43 @@ def guess_kind_of(data: ImageData) -> str:
     return guess_kind(data.float_images(pick_rows(data)))
 
 
+def read_referee(given: SimpleNamespace, **changes: object) -> RefereeSettings:
+    """How the referee looks at it: from scratch, or through a pretrained backbone."""
+    if given.weights:
+        changes |= {"backbone": given.backbone, "weights": given.weights, "views": given.views}
+    return RefereeSettings(**changes)
+
+
 @torch.no_grad()
-def class_accuracy(model: nn.Module, test: ImageData) -> torch.Tensor:
-    """Accuracy of each class that has test images, float (K,); NaN of the others."""
-    right = torch.cat([model(part.float() / 255).argmax(1) for part in test.images.split(512)]) == test.labels
-    return torch.stack([right[test.labels == label].double().mean() for label in range(test.num_classes)])
+def score_from_scratch(
+    candidate: Candidate, train: ImageData, prepared: Prepared, order: int, given: SimpleNamespace
+) -> torch.Tensor:
+    """Train the backbone with the candidate; which test images it names right, bool (N,)."""
+    rates = RefereeSettings(steps=given.steps, batch_size=given.batch_size, learning_rate=given.rate)
+    settings = replace(make_train_settings(rates), mixed_precision=given.precision)
+    with torch.enable_grad():
+        model = train_candidate(
+            candidate, train, settings, seed=order, backbone=given.backbone, flip_safe=prepared.flip_safe
+        )
+    test = prepared.test
+    return torch.cat([model(part.float() / 255).argmax(1) for part in test.images.split(512)]) == test.labels
+
+
+def score_with_head(
+    candidate: Candidate, train: ImageData, prepared: Prepared, order: int, given: SimpleNamespace
+) -> torch.Tensor:
+    """Train a head on features of augmented views; which test images it names right, bool (N,)."""
+    settings = read_referee(given)
+    model = build_frozen(settings, train)
+    fitted = {
+        translator_key(each): fit_candidate_translator(each, train, seed=order, flip_safe=prepared.flip_safe)
+        for each in candidate.translators
+    }
+    views = compute_views(model, candidate, train, fitted, settings, seed=order, flip_safe=prepared.flip_safe)
+    held = (cache_held(model, prepared.test), prepared.test.labels)
+    rows = torch.arange(len(train))
+    found = score_head(views, candidate, train.labels, rows, held, num_classes=train.num_classes, seed=order)
+    return torch.from_numpy(found)
 
 
 def make_tables(out: Path) -> list[str]:

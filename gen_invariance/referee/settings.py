@@ -44,7 +44,7 @@ class RefereeSettings:
     """larger images are scaled down to this side, for a first look; null keeps them"""
     held_back: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """share of each large class that is held back to score on"""
-    score_images: Annotated[int, Field(ge=2)] = 40
+    score_images: Annotated[int, Field(ge=2)] = 250
     """held-back images of a class at most; classes weigh the same"""
     cut_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """share of the large classes that are cut down to tail sizes"""
