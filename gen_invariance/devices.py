@@ -47,6 +47,16 @@ def doubled(values: Tensor) -> Tensor:
         return values.cpu().double()
 
 
+def has_bfloat16(device: torch.device | str) -> bool:
+    """Whether `device` multiplies bfloat16 in hardware, so that it is quicker there than float32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @contextmanager
 def use_accelerator(device: torch.device | str, *, mixed_precision: str = "no") -> Iterator[Accelerator]:
     """An `Accelerator` on `device`; one that was launched with others keeps the device it was given.

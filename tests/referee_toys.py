@@ -6,7 +6,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.referee.settings import RefereeSettings
 from gen_invariance.translator.redraw.model import RedrawTranslator
 
-TOY = RefereeSettings(steps=60, batch_size=16, splits=2, score_images=20, learning_rate=0.1)
+TOY = RefereeSettings(steps=60, batch_size=16, splits=2, score_images=20, learning_rate=0.1, mixed_precision="no")
 
 
 def toned_patterns(counts=(60, 50, 45, 40, 4, 3, 3, 2), seed=0):

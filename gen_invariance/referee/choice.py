@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gen_invariance.referee.candidates import Candidate
-from gen_invariance.referee.race import PairedGain, Table, find_gain, rank_candidates
+from gen_invariance.referee.race import PairedGain, Table, find_gain, find_reference, rank_candidates
 
 CHOICE_FILE = "choice.json"
 
@@ -55,7 +55,7 @@ class Choice:
     Attributes:
         chosen: the candidate to use. A learned one only if its interval over the best of the others lies above 0.
         reason: one sentence on that.
-        generic: name of the best candidate that is not learned.
+        generic: name of the candidate that is used where nothing learned is, see `race.find_reference`.
         ranking: all candidates that were trained, best first.
         splits: simulated tails that were made.
         left_out: candidates that could not be trained, and why.
@@ -122,7 +122,9 @@ def make_choice(
     enough: bool,
     seconds: float,
 ) -> Choice:
-    """The choice by what was scored: a learned candidate if its interval over the best generic one lies above 0.
+    """The choice by what was scored: a learned candidate if its interval over the generic one lies above 0.
+
+    The generic one is what would be used instead (`find_reference`), and the learned one is ahead of all that are not.
 
     Args:
         table: scores of the candidates that were trained.
@@ -137,9 +139,10 @@ def make_choice(
     ranked = rank_candidates(table)
     plain = [name for name in ranked if not by_name[name].learned]
     # One that was dropped early was measured less, so it does not set the mark.
-    generic = next((name for name in plain if name not in dropped), plain[0])
+    generic = find_reference(table, [name for name in plain if name not in dropped] or plain)
     rows = [_describe(table, by_name[name], generic, level, dropped.get(name)) for name in ranked]
-    proven = [row for row in rows if row.learned and row.gain.low > 0]
+    ahead = ranked[: ranked.index(plain[0])]
+    proven = [row for row in rows if row.learned and row.gain.low > 0 and row.name in ahead]
     chosen = by_name[proven[0].name if proven else generic]
     splits = max(map(len, table.figures.values()))
     return Choice(
@@ -173,13 +176,20 @@ def _explain(rows: Sequence[Ranked], chosen: Candidate, generic: str, splits: in
     row = next(row for row in rows if row.name == chosen.name)
     if chosen.learned:
         return (
-            f"{chosen.name} gains {row.gain} points of balanced accuracy over {generic}, the best that is not learned, "
+            f"{chosen.name} gains {row.gain} points of balanced accuracy over {generic}, {_role(rows, generic)}, "
             f"{tails}, so it is used."
         )
     nearest = next((row for row in rows if row.learned), None)
     if nearest is None:
-        return f"{generic} is the best {tails}; no translator was among the candidates."
+        return f"{generic} is {_role(rows, generic)} {tails}; no translator was among the candidates."
     return (
-        f"No translator gains over {generic}, the best that is not learned, by more than its interval {tails} "
+        f"No translator gains over {generic}, {_role(rows, generic)}, by more than its interval {tails} "
         f"(nearest: {nearest.name}, {nearest.gain} points), so none is used."
     )
+
+
+def _role(rows: Sequence[Ranked], generic: str) -> str:
+    best = next(row.name for row in rows if not row.learned)
+    if best == generic:
+        return "the best that is not learned"
+    return f"within a standard error of {best}, the best that is not learned"

@@ -176,6 +176,25 @@ ROUND, KEPT = 2, 3
 """Splits of a round, a pair of which each cuts what the other leaves whole; one of so many candidates goes on."""
 
 
+USUAL = "trivialaugment@every_row"
+"""What a person would do without asking."""
+_ONE_STANDARD_ERROR = 0.6827  # confidence of an interval of one standard error to either side, of normal errors
+
+
+def find_reference(table: Table, plain: Sequence[str]) -> str:
+    """The one of `plain`, candidates that are not learned, that is used where nothing learned is.
+
+    It is the best of them, or `USUAL` where that is within one standard error of the best (the rule of Breiman et al.,
+    "Classification and regression trees", 1984, section 3.4.3): few splits rank neighbours by chance, and short
+    trainings underrate heavy augmentation.
+    """
+    best = next(name for name in rank_candidates(table) if name in plain)
+    if USUAL not in plain or best == USUAL:
+        return best
+    ahead = find_gain(table, best, USUAL, level=_ONE_STANDARD_ERROR)
+    return USUAL if ahead.low <= 0 else best
+
+
 def find_survivors(table: Table, alive: Sequence[str], is_learned: Callable[[str], bool]) -> list[str]:
     """Those of `alive` that go on to the next round, in their order: the better third, and the best of either kind.
 
@@ -185,6 +204,9 @@ def find_survivors(table: Table, alive: Sequence[str], is_learned: Callable[[str
     kept = set(ranked[: max(2, -(-len(ranked) // KEPT))])
     for learned in (True, False):
         kept |= set([name for name in ranked if is_learned(name) == learned][:1])
+    plain = [name for name in ranked if not is_learned(name)]
+    if plain:
+        kept.add(find_reference(table, plain))
     return [name for name in alive if name in kept]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -54,6 +54,8 @@ class RefereeSettings:
     """confidence of intervals"""
     views: PositiveInt = 4
     """with weights: augmented views of each training image"""
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    """of trainings: no, bf16, or auto, which is bf16 where the hardware multiplies it"""
     processes: PositiveInt = 1
     """workers of one thread each; the result does not depend on it, except through more splits in the time"""
     fit_steps: NonNegativeInt = 300

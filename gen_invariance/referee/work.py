@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.images import ImageData
+from gen_invariance.devices import has_bfloat16
 from gen_invariance.errors import RunError
 from gen_invariance.files import write_json
 from gen_invariance.measure.predict import as_predict, predict_logits
@@ -199,7 +201,7 @@ def _train(work: Work, job: Job) -> np.ndarray:
     model = train_candidate(
         work.find(job.name),
         data.subset(tail.train_rows),
-        make_train_settings(work.settings),
+        _read_training(work),
         seed=training_seed(work.seed, job.split),
         backbone=work.settings.backbone,
         flip_safe=work.flip_safe,
@@ -208,6 +210,13 @@ def _train(work: Work, job: Job) -> np.ndarray:
     with as_predict(model) as predict:
         answers = predict_logits(predict, scored.images).argmax(1)
     return (answers == scored.labels).cpu().numpy()
+
+
+def _read_training(work: Work) -> TrainSettings:
+    precision = work.settings.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if has_bfloat16(work.read().device) else "no"
+    return replace(make_train_settings(work.settings), mixed_precision=precision)
 
 
 def _compute_views(work: Work, job: Job) -> None:

@@ -65,7 +65,8 @@ def toned(tmp_path_factory):
 
 
 TONE = "redraw:photo:tone@everywhere"
-SHORT = ["choose.steps=60", "choose.splits=2", "choose.batch_size=16", "choose.score_images=20"]
+TOY = {"steps": 60, "splits": 2, "batch_size": 16, "score_images": 20, "mixed_precision": "no"}
+SHORT = [f"choose.{name}={value}" for name, value in TOY.items()]
 
 
 def words(*candidates):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gen_invariance.referee.race import PRIOR_WEIGHT, Table, find_gain, find_survivors, rank_candidates
+from gen_invariance.referee.race import (
+    PRIOR_WEIGHT,
+    USUAL,
+    Table,
+    find_gain,
+    find_reference,
+    find_survivors,
+    rank_candidates,
+)
 
 
 def make_table(seed=0, splits=3, names=("none", "a", "b"), rates=(0.5, 0.6, 0.9), images=60):
@@ -93,3 +101,19 @@ def test_the_better_third_goes_on_with_the_best_of_either_kind():
     assert kept == ["g1", "l1", "l2"]
     assert find_survivors(table, kept, lambda name: name.startswith("l")) == ["g1", "l1", "l2"]  # two at least
     assert find_survivors(table, ["g1", "l1"], lambda name: name.startswith("l")) == ["g1", "l1"]
+
+
+def test_the_usual_augmentation_is_used_unless_another_is_clearly_ahead():
+    """By hand: on one split the standard error is that of the images, twice in variance."""
+    names, plain = ("none", USUAL, "learned"), ("none", USUAL)
+    near = make_table(4, splits=1, names=names, rates=(0.55, 0.5, 0.9))
+    error = math.sqrt(2 * slow_image_variance(near.figures["none"][1], near.figures[USUAL][1], near.labels[1]))
+    ahead = near.differences("none", USUAL)[0]
+    assert 0 < ahead < error
+    assert find_reference(near, plain) == USUAL
+    far = make_table(splits=4, names=names, rates=(0.8, 0.4, 0.9))
+    assert find_reference(far, plain) == "none"
+    assert find_reference(far, ("none",)) == "none"
+    worse = make_table(splits=4, names=names, rates=(0.4, 0.8, 0.9))
+    assert find_reference(worse, plain) == USUAL
+    assert set(find_survivors(near, names, lambda name: name == "learned")) == set(names)
