@@ -59,6 +59,8 @@ _HOMES = {
     "ReportSettings": "report.settings",
     "write_report": "report.report_page",
     "summarise": "report.summary",
+    "TrainedClassifier": "experiment.trained",
+    "load_classifier": "experiment.trained",
     "InspectSettings": "experiment.settings",
     "inspect_translator": "experiment.inspect",
     "OrderRun": "experiment.settings",

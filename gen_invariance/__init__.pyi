@@ -22,6 +22,8 @@ from gen_invariance.experiment.inspect import inspect_translator as inspect_tran
 from gen_invariance.experiment.order import run_order as run_order
 from gen_invariance.experiment.settings import InspectSettings as InspectSettings
 from gen_invariance.experiment.settings import OrderRun as OrderRun
+from gen_invariance.experiment.trained import TrainedClassifier as TrainedClassifier
+from gen_invariance.experiment.trained import load_classifier as load_classifier
 from gen_invariance.export.formats.base import open_format as open_format
 from gen_invariance.export.runner import export_dataset as export_dataset
 from gen_invariance.export.settings import ExportSettings as ExportSettings

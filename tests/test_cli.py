@@ -95,7 +95,7 @@ def test_under_the_identity_there_is_accuracy_alone(trained, tmp_path, capsys):
     assert lines[0].split() == ["class", "group", "train", "test", "accuracy"]
     assert sorted(line.split()[0] for line in lines[1:11]) == list("0123456789")
     assert {len(line.split()) for line in lines[1:11]} == {5}
-    assert lines[-2] == "no invariance figure: the nuisance is the identity, under which every model has eKLD 0"
+    assert lines[-3] == "no invariance figure: the nuisance is the identity, under which every model has eKLD 0"
     figures = json.loads((copy / "measures" / "identity" / "figures.json").read_text())
     assert not [name for name in figures if "ekld" in name or "agreement" in name]
     assert (copy / "measures" / "identity" / "classes.csv").read_text().splitlines()[0].endswith(",accuracy")
@@ -130,7 +130,7 @@ def test_what_invariance_is_measured_against(trained, tmp_path, capsys):
     def against(folder, *words):
         text = printed(["measure", f"run={folder}", "draws=1", *words], capsys)
         last = records_in(folder)[-1]
-        return text.splitlines()[-2].removeprefix("nuisance "), last["benchmark"], last["method"]
+        return text.splitlines()[-3].removeprefix("nuisance "), last["benchmark"], last["method"]
 
     copy = shutil.copytree(trained, tmp_path / "copy")
     assert against(copy) == ("data: it acted on the images", "digits-rotation", "none")

@@ -92,7 +92,22 @@ def _measure(settings: Any) -> None:
     from gen_invariance.experiment.evaluate import format_table, measure_run
 
     measured = measure_run(settings)
-    _say_all([*measured.prepared.duplicates.lines(), *format_table(measured), f"written: {measured.path}"])
+    lines = [*measured.prepared.duplicates.lines(), *format_table(measured)]
+    _say_all([*lines, f"mistakes: {measured.path / 'mistakes.html'}", f"written: {measured.path}"])
+
+
+def _predict(settings: Any) -> None:
+    from gen_invariance.experiment.predict import check_all_read, format_predicted, run_predict
+
+    predicted = run_predict(settings)
+    _say_all(format_predicted(predicted))
+    check_all_read(predicted)
+
+
+def _export(settings: Any) -> None:
+    from gen_invariance.experiment.export_model import format_exported, run_export
+
+    _say_all(format_exported(run_export(settings)))
 
 
 def _report(settings: Any) -> None:
@@ -168,6 +183,8 @@ VERBS: dict[str, Verb] = {
     "compare": Verb(_compare, "experiment.settings:CompareRun", after_stop=_REST_ON_RESUME),
     "train": Verb(_train, "experiment.settings:TrainRun", after_stop=_FROM_CHECKPOINT),
     "measure": Verb(_measure, "experiment.settings:MeasureRun"),
+    "predict": Verb(_predict, "experiment.use_settings:PredictRun"),
+    "export": Verb(_export, "experiment.use_settings:ExportRun"),
     "report": Verb(_report, "report.settings:ReportRun"),
     "inspect": Verb(_inspect, "experiment.settings:InspectRun"),
     "order": Verb(_order, "experiment.settings:OrderRun", after_stop=_REST_ON_RESUME),

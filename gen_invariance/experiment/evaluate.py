@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,22 +15,24 @@ import torch
 from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
-from gen_invariance.classifier.model import Classifier
-from gen_invariance.data.identity import PARTS, check_run_data, split_parts
 from gen_invariance.data.images import ImageData
-from gen_invariance.errors import CheckpointError, DataError, DataNotFoundError, RunError, SettingsError, first_line
-from gen_invariance.experiment.build import build_model, compute_translated_share, format_stage_label, require_channels
+from gen_invariance.errors import CheckpointError, DataError, RunError, SettingsError
+from gen_invariance.experiment.build import compute_translated_share, format_stage_label, require_channels
 from gen_invariance.experiment.launch import choose_device
-from gen_invariance.experiment.settings import ClassifierSettings, MeasureRun, StageSettings, Task
-from gen_invariance.experiment.task import Prepared, prepare
-from gen_invariance.files import read_json, write_json
-from gen_invariance.measure.accuracy import AccuracyScores, mean_over, measure_accuracy
+from gen_invariance.experiment.mistakes import write_mistakes
+from gen_invariance.experiment.settings import MeasureRun, StageSettings, Task
+from gen_invariance.experiment.task import Prepared
+from gen_invariance.experiment.trained import open_run
+from gen_invariance.files import write_json
+from gen_invariance.measure.accuracy import AccuracyScores, mean_over, score_predictions
+from gen_invariance.measure.calibration import calibration_by_group, calibration_error
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
+from gen_invariance.measure.predict import as_predict, predict_logits
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.compose import is_identity
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.records import Record, RecordWriter, provenance, write_csv
-from gen_invariance.run import MISFITS, Run, config_digest, named_generator
+from gen_invariance.run import Run, config_digest, named_generator
 from gen_invariance.settings import read_settings
 
 
@@ -61,6 +63,8 @@ class Measured:
         prepared: the data of the run.
         path: folder of the written figures.
         reference: what was measured against.
+        split: which images, "test" or "validation".
+        probabilities: of each class, float32 (N, K), on the CPU.
     """
 
     accuracy: AccuracyScores
@@ -68,65 +72,28 @@ class Measured:
     prepared: Prepared
     path: Path
     reference: Reference
+    split: str
+    probabilities: Tensor
 
+    @property
+    def data(self) -> ImageData:
+        """The images that were measured on."""
+        return getattr(self.prepared, self.split)
 
-def open_run(
-    folder: Path | str, *, device: torch.device | str = "cpu", parts: Sequence[str] = PARTS
-) -> tuple[Classifier, Prepared, Task, Run]:
-    """The classifier of a finished or stopped training run, in eval mode, and the data it was trained on.
-
-    Args:
-        folder: that `train` wrote.
-        device: where to put model and images.
-        parts: of the data ("train", "validation", "test") that must be those of the run.
-
-    Raises:
-        DataNotFoundError: no run folder there.
-        DataError: the data have changed since.
-        CheckpointError: not a training run, or its checkpoints are damaged.
-    """
-    folder = Path(folder).expanduser()
-    about_path = folder / "run.json"
-    if not about_path.is_file():
-        raise DataNotFoundError(f"{folder} is not a run folder (no run.json); give the folder that train wrote")
-    try:
-        about = read_json(about_path)
-        kind, seed, config = about["kind"], about["seed"], about["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{about_path} is damaged ({error}); train again") from error
-    if kind != "train":
-        raise CheckpointError(
-            f"{folder} holds a '{kind}' run, not a trained classifier; give a folder that train wrote"
-        )
-    run = Run(folder, kind="train", seed=seed, config=config, resume=True)
-    try:
-        task = read_settings(Task, config["data"], "data")
-        classifier = read_settings(ClassifierSettings, config["classifier"], "classifier")
-    except (KeyError, TypeError, AttributeError, SettingsError) as error:
-        raise CheckpointError(
-            f"{about_path} does not hold the settings of a training run of this version ({error}); train again"
-        ) from error
-    found_at = None if task.path is None else run.locate(os.path.expanduser(task.path))
-    prepared = prepare(replace(task, path=found_at), seed=seed)
-    check_run_data(folder, split_parts(prepared.split, parts), split=prepared.split)
-    prepared = prepared.to(device)
-    model = build_model(replace(classifier, weights=None), prepared.train, seed=seed)  # the checkpoint has its own
-    state = run.load_latest()
-    if state is None:
-        raise CheckpointError(
-            f"{folder} holds no intact checkpoint; resume the training: gen-invariance train ... resume=true"
-        )
-    try:
-        model.load_state_dict(state["model"])
-    except MISFITS as error:
-        raise CheckpointError(f"the checkpoint in {folder} does not fit its settings ({first_line(error)})") from error
-    return model.to(device).eval(), prepared, task, run
+    @property
+    def calibration(self) -> dict[str, float]:
+        """Calibration error, of all images and by shot group, by the name of its record."""
+        labels, groups = self.data.labels, self.prepared.groups
+        by_group = calibration_by_group(self.probabilities, labels, groups)
+        whole = {"calibration_error": calibration_error(self.probabilities, labels)}
+        return whole | {f"{name}_calibration_error": value for name, value in by_group.items()}
 
 
 def measure_run(settings: MeasureRun) -> Measured:
     """Accuracy and invariance by class of the classifier in the run folder `settings.run`.
 
-    Writes RUN/measures/NUISANCE/figures.json and classes.csv, and appends records to RUN/records.
+    Writes figures.json, classes.csv, confusion.csv and mistakes.html into RUN/measures/NUISANCE, and appends records to
+    RUN/records.
 
     The nuisance "auto" is "data" (what acted on the images, here on the images as they were before) where something
     acted on them, else the translator that the run's stage used, else "lighting". Under the identity there is accuracy
@@ -159,12 +126,11 @@ def measure_run(settings: MeasureRun) -> Measured:
         return batch_size
 
     @find_executable_batch_size(starting_batch_size=batch_size, reduce_batch_size_fn=halve_batch_size)
-    def measure(batch_size: int) -> tuple[AccuracyScores, InvarianceScores | None]:
-        accuracy = measure_accuracy(
-            model, data.images, data.labels, num_classes=data.num_classes, batch_size=batch_size
-        )
+    def measure(batch_size: int) -> tuple[Tensor, InvarianceScores | None]:
+        with as_predict(model) as predict:
+            probabilities = predict_logits(predict, data.images, batch_size=batch_size).softmax(1).cpu()
         if is_identity(reference.nuisance):
-            return accuracy, None
+            return probabilities, None
         invariance = measure_invariance(
             model,
             data.images,
@@ -176,10 +142,12 @@ def measure_run(settings: MeasureRun) -> Measured:
             batch_size=batch_size,
             generator=named_generator(settings.seed, "measure"),
         )
-        return accuracy, invariance
+        return probabilities, invariance
 
-    accuracy, invariance = measure()
-    measured = Measured(accuracy, invariance, prepared, run.path / "measures" / reference.name, reference)
+    probabilities, invariance = measure()
+    accuracy = score_predictions(probabilities.argmax(1), data.labels, data.num_classes)
+    path = run.path / "measures" / reference.name
+    measured = Measured(accuracy, invariance, prepared, path, reference, settings.split, probabilities)
     _write(measured, run, task, settings, seconds=time.perf_counter() - started)
     return measured
 
@@ -267,11 +235,22 @@ def _write(measured: Measured, run: Run, task: Task, settings: MeasureRun, *, se
         "seconds": seconds,
         **provenance(),
     }
-    records = make_records(measured.accuracy, measured.invariance, measured.prepared, common=common)
+    records = make_records(
+        measured.accuracy, measured.invariance, measured.prepared, common=common, totals=measured.calibration
+    )
     RecordWriter(run.path / "records").write_cell(records)
     totals = {record.metric: record.value for record in records if record.class_index is None}
     write_json(measured.path / "figures.json", {**totals, **draws})
     write_csv(make_class_frame(measured), measured.path / "classes.csv")
+    write_mistakes(
+        measured.path,
+        measured.data,
+        measured.probabilities,
+        title=f"Mistakes of {run.path.name}",
+        names=measured.prepared.file_names(settings.split),
+        counts=measured.prepared.train.counts.tolist(),
+        groups=measured.prepared.groups,
+    )
 
 
 class NamedClasses(Protocol):
@@ -367,6 +346,8 @@ def format_table(measured: Measured) -> list[str]:
     groups = {name: members for name, members in measured.prepared.groups.items() if members.any()}
     means = [f"{name} {value:.4f}" for name, value in measured.accuracy.group_means(groups).items()]
     lines += ["", f"balanced accuracy {measured.accuracy.balanced:.4f}   " + "   ".join(means)]
+    words = [f"{name.replace('calibration_error', '').strip('_')} {v:.4f}" for name, v in measured.calibration.items()]
+    lines.append("calibration error" + "   ".join(words))
     if invariance is None:
         return [*lines, "no invariance figure: the nuisance is the identity, under which every model has eKLD 0"]
     label = measured.reference.label

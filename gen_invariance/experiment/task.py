@@ -61,6 +61,16 @@ class Prepared:
         """The images of a part before they met the nuisance, row for row, on the device of the part."""
         return getattr(self.split, part).to(getattr(self, part).device)
 
+    def file_names(self, part: str) -> list[str]:
+        """Of each row of "train", "validation" or "test" its file, or "test row 3" where it came from no file."""
+        indices, of_train = getattr(self.split, f"{part}_indices"), self.files[0]
+        count, of_test = len(getattr(self.split, part)), self.files[1]
+        if indices is not None and of_train is not None:
+            return [of_train[row] for row in indices.tolist()]
+        if indices is None and of_test is not None and len(of_test) == count:
+            return list(of_test)
+        return [f"{part} row {row}" for row in range(count)]
+
     def to(self, device: torch.device | str) -> Prepared:
         """The same with all images on `device`."""
         parts = {part: getattr(self, part).to(device) for part in ("train", "validation", "test")}

@@ -76,7 +76,7 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
         say(note)
     with open_run_folder(settings, "train", _describe_run(settings, stage), prepared.split) as run:
         if is_first_process():
-            run.note(given_share=asdict(share), **facts)
+            run.note(given_share=asdict(share), image_shape=list(prepared.train.images.shape[1:]), **facts)
         train_classifier(
             prepared.train, settings.classifier, settings.training, parts, run=run, progress=settings.progress, say=say
         )
