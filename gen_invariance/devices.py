@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.backends import cuda, cudnn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,6 +38,27 @@ def plain_defaults() -> Iterator[None]:
     finally:
         if dtype is not torch.float32:
             torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Inside, a GPU multiplies and convolves float32 as such, without TF32, which keeps three digits of them."""
+    settings = (cuda.matmul, cudnn.conv)
+    before = [each.fp32_precision for each in settings]
+    try:
+        for each in settings:
+            each.fp32_precision = "ieee"
+        yield
+    finally:
+        for each, precision in zip(settings, before, strict=True):
+            each.fp32_precision = precision
+
+
+def with_index(device: torch.device) -> torch.device:
+    """`device` as tensors there name it: "cuda" is the current one of them, "cuda:0" for instance."""
+    if device.index is not None or device.type in ("cpu", "meta"):
+        return device
+    return torch.empty(0, device=device).device
 
 
 def doubled(values: Tensor) -> Tensor:

@@ -67,7 +67,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device or the machine had no memory left; torch says so in errors of several kinds."""
     if isinstance(error, MemoryError):
         return True
-    text = "out of memory|not enough memory|can't allocate memory"
+    text = "out of memory|not enough memory|can't allocate memory|(CUBLAS|CUDNN|CUFFT|CUSOLVER)_STATUS_ALLOC_FAILED"
+    text += "|CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED"
+    return isinstance(error, RuntimeError) and re.search(text, str(error)) is not None
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether the device failed, as after an illegal access: what it computes after that in this process fails, too."""
+    text = r"CUDA error|CUDA driver error|(CUBLAS|CUDNN|CUFFT|CUSOLVER|CUSPARSE)_STATUS_|HIP error"
     return isinstance(error, RuntimeError) and re.search(text, str(error)) is not None
 
 

@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from gen_invariance.devices import use_accelerator
+from gen_invariance.errors import SettingsError
+from gen_invariance.experiment.launch import choose_device
 
 DEVICES = Path(__file__).parent / "devices"
 
@@ -71,6 +73,25 @@ def test_loops_of_two_precisions_in_one_process_beside_a_users_accelerator():
             assert inner.mixed_precision == "no"
         assert (accelerator.mixed_precision, accelerator.device.type) == ("bf16", "cpu")
     assert (own.mixed_precision, own.device.type, own.num_processes) == ("no", "cpu", 1)
+
+
+def test_each_process_of_a_launcher_takes_its_own_gpu(monkeypatch):
+    """Before accelerate sets it, the current device of each is the first one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda"):
+        assert choose_device(name) == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for rank in range(2):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", rank)
+        assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(SettingsError, match="one GPU, and the launcher started several"):
+        choose_device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(SettingsError, match="has no GPU, torch finds 2"):
+        choose_device("cuda")
 
 
 def test_another_device_than_the_first_of_its_kind_can_be_had():

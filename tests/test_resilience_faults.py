@@ -18,7 +18,7 @@ from PIL import Image
 
 from gen_invariance import errors
 from gen_invariance.cli.main import run
-from gen_invariance.errors import RunError, SettingsError, is_out_of_memory
+from gen_invariance.errors import RunError, SettingsError, is_device_failure, is_out_of_memory
 from gen_invariance.experiment import evaluate as measuring
 from gen_invariance.export.formats.base import open_format
 from gen_invariance.export.runner import export_dataset
@@ -197,6 +197,9 @@ MESSAGES = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
     MemoryError(),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
 ]
 
 
@@ -254,6 +257,29 @@ def test_an_export_without_memory_says_what_to_set(tmp_path):
     form = open_format("folder", photos(tmp_path / "photos"))
     with pytest.raises(RunError, match="ran out of memory at a batch of 4; lower batch_size"):
         export_dataset(form, Greedy(30), tmp_path / "out", ExportSettings(target=20, batch_size=4))
+
+
+class Lost(Rotation):
+    def apply(self, images, draw):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be")
+
+
+def test_an_export_on_a_device_that_failed_rejects_no_picture(tmp_path):
+    form = open_format("folder", photos(tmp_path / "photos"))
+    with pytest.raises(RunError, match=r"cpu failed .CUDA error: an illegal memory access.*resume=true") as found:
+        export_dataset(form, Lost(30), tmp_path / "out", ExportSettings(target=20, batch_size=4))
+    assert is_device_failure(found.value.__cause__)
+    assert not is_device_failure(RuntimeError("Padding size should be less than the corresponding input dimension"))
+    assert not any("generated" in path.read_text() for path in (tmp_path / "out").rglob("*.jsonl"))
+
+
+def test_a_judge_without_memory_says_what_to_set(tmp_path):
+    def judge(images):
+        raise MESSAGES[0]
+
+    form = open_format("folder", photos(tmp_path / "photos"))
+    with pytest.raises(RunError, match="ran out of memory at a batch of 4; lower batch_size"):
+        export_dataset(form, Rotation(30), tmp_path / "out", ExportSettings(target=20, batch_size=4), predict=judge)
 
 
 def test_errors_that_are_not_about_memory_stay(trained, monkeypatch):

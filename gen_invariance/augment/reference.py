@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gen_invariance.devices import with_index
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import named_generator
@@ -67,6 +68,7 @@ class FrozenReference:
 
     def on(self, device: torch.device) -> Nuisance:
         """The nuisance where the images are; a loop on several devices in one process gets a copy for each."""
+        device = with_index(device)
         weights = list(self._weights())
         if all(each.device == device and each.dtype == self._as_cast(each) for each in weights):
             return self._given

@@ -107,10 +107,11 @@ class TailAugment(nn.Module):
         self._stream = Stream(seed, type(self).__name__, describe_kind(nuisance))
         self._plan: CachePlan | None = None
         self._cache: IndexedCache | None = None
+        self._is_built = False  # the cache of the plan; there is none where the nuisance has no codes
         self._step = 0  # that the cache was last refreshed for
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}  # built anew from the plan
+        return {**self.__dict__, "_cache": None, "_is_built": False}  # built anew from the plan
 
     @classmethod
     @plain_defaults()
@@ -165,7 +166,7 @@ class TailAugment(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> TailAugment:
         self._reference.change(fn)
-        self._cache = None  # codes are of the network as it was
+        self._cache, self._is_built = None, False  # codes are of the network as it was
         return super()._apply(fn, recurse)
 
     # ---- cache of a fixed set
@@ -198,11 +199,13 @@ class TailAugment(nn.Module):
         """
         if seed is None:
             seed = int(torch.randint(2**62, (), generator=self._stream.generator(), device="cpu"))
-        self._plan, self._cache = CachePlan(images, labels, versions, uses, period, seed, max_bytes), None
+        self._plan = CachePlan(images, labels, versions, uses, period, seed, max_bytes)
+        self._cache, self._is_built = None, False
 
     def disable_cache(self) -> None:
         """Drop the cache; calls work as if `enable_cache` had never been called."""
         self._plan = self._cache = None
+        self._is_built = False
 
     def refresh_cache(self, step: int) -> None:
         """Bring the cache to the state that `step` of a training needs: a bank redraws its share."""
@@ -213,11 +216,12 @@ class TailAugment(nn.Module):
     @property
     def cache(self) -> IndexedCache | None:
         """The cache that `enable_cache` asked for, built at its first use; None where there is none."""
-        if self._cache is None and self._plan is not None:
+        if not self._is_built and self._plan is not None:
             with plain_defaults(), torch.inference_mode(False):  # it may serve a training later
                 self._cache = self._plan.build(self._reference.on(self._plan.images.device), self.probability)
                 if self._cache is not None and self._step:
                     self._cache.refresh(self._step)
+            self._is_built = True
         return self._cache
 
     # ---- batches

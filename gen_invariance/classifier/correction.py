@@ -25,6 +25,7 @@ from gen_invariance.run import Run
 from gen_invariance.settings import Fraction, read_settings, settings_class
 
 _WHERE = "training.head_correction_options"
+_PART = 4096  # images that are floats at once
 
 
 @settings_class(_WHERE)
@@ -89,11 +90,9 @@ def correct_head(
         shift = how.tau * log_prior(data.counts).to(model.head.bias)
         model.head = _linear_head(model.head.weight, model.head.bias - shift)
     else:
-        give: Any = stage
-        if stage is not None and stage_source is not None:
-            give = partial(stage, source=(stage_source.to(data.device).float_images(), data.labels))
         TransferPlan("frozen").apply(model)
-        features = _store_features(model, data, run=run, stage=give, views=how.views)
+        source = None if stage_source is None else stage_source.to(data.device)
+        features = _store_features(model, data, run=run, stage=stage, source=source, views=how.views)
         train = partial(_train_on_features, features=features, data=data, run=run, how=how)
         model.head = _retrain(model, train, run=run) if kind == "crt" else _scale(model.head, train)
     model.head.requires_grad_(True)
@@ -175,13 +174,23 @@ def _train_on_features(
         schedule.step()
 
 
-def _store_features(model: Classifier, data: ImageData, *, run: Run, stage: Any, views: int) -> Tensor:
-    """Features of all training images, (V, N, D): once as they are, or `views` times through the stage."""
+def _store_features(
+    model: Classifier, data: ImageData, *, run: Run, stage: TailAugment | None, source: ImageData | None, views: int
+) -> Tensor:
+    """Features of all training images, (V, N, D): once as they are, or `views` times through the stage.
+
+    Images become floats, four times their size, some thousands at a time.
+    """
     if stage is None:
         return cache_features(model, data.images)[None]
     stored = []
     for number in range(views):
-        generator = run.generator("correction", "stage", number)
-        images, _ = stage(data.float_images(), data.labels, generator=generator)
-        stored.append(cache_features(model, images))
+        gate = stage.sample(data.images.shape, data.labels, generator=run.generator("correction", "stage", number))
+        views_of_parts = []
+        for rows in torch.arange(len(data)).split(_PART):
+            part, given = slice(int(rows[0]), int(rows[-1]) + 1), source or data
+            images, labels, from_source = data.float_images(rows), data.labels[rows], given.float_images(rows)
+            moved = stage.apply_gate(images, labels, gate.share(part), source=(from_source, labels))[0]
+            views_of_parts.append(cache_features(model, moved))
+        stored.append(torch.cat(views_of_parts))
     return torch.stack(stored)

@@ -115,10 +115,10 @@ def fit_classifier(
 
         per_epoch = batches.per_epoch
         start, steps = state.restore(per_epoch), settings.epochs * per_epoch
-        state.prepare(start // per_epoch)
         bar = _progress_bar(steps, start, progress=progress, accelerator=accelerator)
         total = state.loss_sum
-        with signals_noted(active=accelerator.num_processes == 1) as stop_asked:
+        alone = accelerator.num_processes == 1
+        with state.prepared(start // per_epoch), signals_noted(active=alone) as stop_asked:
             for step in range(start, steps):
                 epoch = step // per_epoch
                 if step % per_epoch == 0:
@@ -205,10 +205,23 @@ class _State:
         """The model that training would return now."""
         return self.model if self.average is None else self.average.module
 
-    def prepare(self, epoch: int) -> None:
-        """Wrap model and optimiser for the accelerator; blocks that do not train must be known by then."""
+    @contextmanager
+    def prepared(self, epoch: int) -> Iterator[None]:
+        """Model and optimiser wrapped for the accelerator; blocks that do not train must be known by then.
+
+        Under mixed precision accelerate puts an autocast `forward` on the model itself. It goes at the end: a model
+        that kept it would answer otherwise than the same weights loaded from a file.
+        """
         self.begin_epoch(epoch)
+        own = {name: self.model.__dict__.get(name) for name in ("forward", "_original_forward")}
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        try:
+            yield
+        finally:
+            for name, value in own.items():
+                self.model.__dict__.pop(name, None)
+                if value is not None:
+                    self.model.__dict__[name] = value
 
     def begin_epoch(self, epoch: int) -> None:
         """Put the model into its state of `epoch`."""

@@ -28,11 +28,14 @@ def say_nothing(line: str) -> None:
 def choose_device(name: str) -> torch.device:
     """The device that the setting `device` names: "auto" (the GPU, where there is one), "cpu", "cuda" or "cuda:1".
 
+    Of several processes of a launcher each takes the GPU of its local rank: that of accelerate, which makes it the
+    current one only later, when images would lie on the first GPU already.
+
     Raises:
-        SettingsError: another name, or a CUDA device that is not there.
+        SettingsError: another name, a CUDA device that is not there, or one GPU for several processes.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -41,7 +44,19 @@ def choose_device(name: str) -> torch.device:
         raise SettingsError(f"device must be auto, cpu or cuda, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(f"torch finds no CUDA device for device={name}; use device=cpu or device=auto")
-    return device
+    return _of_local_rank(device)
+
+
+def _of_local_rank(device: torch.device) -> torch.device:
+    """`device`, or this process's own GPU where a launcher started several."""
+    if device.type != "cuda" or os.environ.get("WORLD_SIZE", "1") == "1":
+        return device
+    if device.index is not None:
+        raise SettingsError(f"device={device} is one GPU, and the launcher started several processes; use device=cuda")
+    rank, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= found:
+        raise SettingsError(f"process {rank} of this machine has no GPU, torch finds {found}; start as many processes")
+    return torch.device("cuda", rank)
 
 
 def shows_progress(progress: bool | None) -> bool:

@@ -47,16 +47,17 @@ class _Worker:
 def start_ray_workers(job: Job, *, workers: int, address: str | None = None) -> Iterator[RunUnits]:
     """What carries out units by `workers` actors, which live as long as the `with` block.
 
-    Input and output must lie at the same place on all machines of the cluster. `device="cuda"` takes one GPU for each
-    actor. The cluster is that of `address` or `RAY_ADDRESS`, or one that is started on this machine and ends as well.
+    Input and output must lie at the same place on all machines of the cluster. With `device="cuda"`
+    actors share the GPUs of the cluster evenly. The cluster is that of `address` or `RAY_ADDRESS`, or one that is
+    started on this machine and ends as well.
 
     Raises:
-        SettingsError: no cluster answers at the address.
+        SettingsError: no cluster answers at the address, or it has no GPU for `device="cuda"`.
     """
     joined = not ray.is_initialized()
     if joined:
         _join(workers, address or os.environ.get("RAY_ADDRESS"))
-    gpus = 1 if job.device.startswith("cuda") else 0
+    gpus = _share_of_gpu(workers, started_here=joined) if job.device.startswith("cuda") else 0
     options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _RETRIES}
     actors = [ray.remote(**options)(_Worker).remote() for _ in range(workers)]
     pool, shared = ActorPool(actors), [ray.put(job)]
@@ -89,6 +90,16 @@ def start_ray_workers(job: Job, *, workers: int, address: str | None = None) -> 
             ray.kill(actor)
         if joined:
             ray.shutdown()
+
+
+def _share_of_gpu(workers: int, *, started_here: bool = False) -> float:
+    """How much of a GPU each worker gets; of a whole one each, more workers than GPUs would wait for ever."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if not gpus:
+        if started_here:
+            ray.shutdown()
+        raise SettingsError("the Ray cluster has no GPU; use device=cpu, or join one that has with ray_address")
+    return 1.0 if workers <= gpus else 1 / -(-workers // gpus)
 
 
 def _join(workers: int, address: str | None) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gen_invariance.augment.reference import FrozenReference
 from gen_invariance.data.images import to_float, to_uint8
 from gen_invariance.data.readers.pictures import UnusablePictureError
-from gen_invariance.errors import GenInvarianceError, RunError, first_line, is_out_of_memory
+from gen_invariance.errors import GenInvarianceError, RunError, first_line, is_device_failure, is_out_of_memory
 from gen_invariance.export.encoding import Encoding
 from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored
 from gen_invariance.export.manifest import write_unit
@@ -169,7 +169,7 @@ class Job:
         """The results of a piece of new images, judged; none for originals.
 
         Raises:
-            RunError: the device ran out of memory.
+            RunError: the device ran out of memory, or failed.
         """
         if piece.kind == "original":
             return []
@@ -184,9 +184,21 @@ class Job:
                 results[index] = result
         return results
 
-    @torch.no_grad()
     def _translate_batch(self, unit: Unit, decoded: Sequence[Decoded]) -> list[Result]:
-        """Translate the unit's images, which are of one size, and judge each result."""
+        """Translate the unit's images, which are of one size, and judge each; errors of a device end the work."""
+        try:
+            return self._translated_and_judged(unit, decoded)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                reason = f"ran out of memory at a batch of {len(unit.items)}; lower batch_size"
+            elif is_device_failure(error):
+                reason = f"failed ({first_line(error)[:120]}); the same command with resume=true goes on from there"
+            else:
+                raise
+            raise RunError(f"{self.device} {reason}") from error
+
+    @torch.no_grad()
+    def _translated_and_judged(self, unit: Unit, decoded: Sequence[Decoded]) -> list[Result]:
         items, pixels = unit.items, np.stack([image.picture.pixels for image in decoded])
         images = to_float(torch.from_numpy(pixels).to(torch.device(self.device)))
 
@@ -196,11 +208,9 @@ class Job:
         try:
             size = working_size(self.nuisance, pixels.shape[2:], image_size=self.settings.image_size)
             moved, usable = translate_native(images, translate, size=size)
-        except (MemoryError, RuntimeError, GenInvarianceError) as error:  # such as a picture smaller than a border
-            if is_out_of_memory(error):
-                raise RunError(
-                    f"{self.device} ran out of memory at a batch of {len(items)}; lower batch_size"
-                ) from error
+        except (RuntimeError, GenInvarianceError) as error:  # such as a picture smaller than a border
+            if is_out_of_memory(error) or is_device_failure(error):
+                raise  # the pictures may be as good as any
             reason = f"cannot be translated ({first_line(error)[:120]})"
             return [Result(None, self._row(unit, item, "rejected", reason)) for item in items]
         del images

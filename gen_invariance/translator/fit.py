@@ -24,7 +24,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.devices import use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import draw_to, select_rows
-from gen_invariance.run import MISFITS, Run
+from gen_invariance.run import MISFITS, Run, first_process_first, is_first_process
 from gen_invariance.settings import check_value
 from gen_invariance.stopping import signals_noted
 from gen_invariance.translator.io import save_translator
@@ -111,11 +111,13 @@ def fit_translator(
             translator = kind.build(data, network)
         options = kind.read_settings(objective)
         members = find_class_members(data, settings)
+        own = run if is_first_process() else Run(None, kind=run.kind, seed=run.seed)  # all fit, the first one writes
         if kind.fit:
-            kind.load("fit")(translator, data, settings, options, run=run, progress=progress)
+            kind.load("fit")(translator, data, settings, options, run=own, progress=progress)
         translator.to(data.device)
-        write_grid(f"step-{settings.steps if kind.fit else 0:08d}.png", translator, data, members, run)
-        _save(translator, run)
+        with first_process_first():  # nobody goes on before the translator is there
+            write_grid(f"step-{settings.steps if kind.fit else 0:08d}.png", translator, data, members, own)
+            _save(translator, own)
         return translator
 
 

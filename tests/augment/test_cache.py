@@ -149,6 +149,22 @@ def test_caching_changes_nothing_where_there_are_no_codes(images, labels):
     assert torch.equal(one, two)
 
 
+def test_that_there_are_no_codes_is_found_out_once(images, labels, monkeypatch):
+    """Each look at the labels of the whole set is a copy of them to the CPU."""
+    from gen_invariance.augment.cache import CachePlan
+
+    built, original = [], CachePlan.build
+    monkeypatch.setattr(CachePlan, "build", lambda self, *given: built.append(1) or original(self, *given))
+    stage = TailAugment(Rotation(), torch.ones(CLASSES))
+    stage.enable_cache(images, labels)
+    for step in range(3):
+        stage.refresh_cache(step)
+        stage(images[:9].float() / 255, labels[:9], generator=named_generator(step), indices=torch.arange(9))
+    assert len(built) == 1
+    stage.enable_cache(images, labels, versions=2)
+    assert stage.cache is not None
+
+
 # ---- bank
 
 

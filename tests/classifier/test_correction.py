@@ -1,6 +1,7 @@
 """Corrections of the head: formulas, what moves, saved and not repeated."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from test_train import Interrupted, digits, network, same_weights, settings, tra
 from test_train_options import stage
 from torch import nn
 
+from gen_invariance.classifier import correction
 from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.correction import correct_head
 from gen_invariance.classifier.losses import build_loss
 from gen_invariance.classifier.model import Backbone, Classifier
+from gen_invariance.data.images import ImageData
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import Run
 
@@ -36,6 +39,23 @@ def test_closed_corrections_equal_their_formulas(tmp_path, generator):
     assert not head.bias.any()
     head = corrected(tmp_path / "c", "tau_norm", model=copy.deepcopy(model)).head
     torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("sourced", [False, True])
+def test_features_are_stored_a_part_of_the_images_at_a_time(sourced, tmp_path, monkeypatch):
+    """As from all images at once, which as floats need four times the memory of the set."""
+    asked, original, data = [], ImageData.float_images, digits()
+    monkeypatch.setattr(ImageData, "float_images", lambda self, rows=None: asked.append(rows) or original(self, rows))
+    given = {"run": Run(None, kind="train"), "stage": stage(), "views": 2}
+    given["source"] = replace(data, images=255 - data.images) if sourced else None
+    model = network().eval().requires_grad_(False)
+    whole = correction._store_features(model, data, **given)
+    monkeypatch.setattr(correction, "_PART", 7)
+    parts = correction._store_features(model, data, **given)
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(whole[0], whole[1])
+    assert all(rows is not None for rows in asked)
+    assert max(len(rows) for rows in asked[4:]) == 7
 
 
 def test_adjustment_after_training_undoes_the_one_in_training(tmp_path, generator):

@@ -439,6 +439,24 @@ def test_identity_leaves_out_how_often_one_looks():
     json.dumps(settings().identity())
 
 
+# ---- mixed precision
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_trained_in_bf16_answers_as_its_saved_weights(fails, tmp_path):
+    """accelerate gives the model a `forward` under autocast for the training; it must not stay."""
+    model, images = network(), digits().float_images()
+    if fails:
+        with pytest.raises(Interrupted):
+            train(tmp_path, settings(epochs=1, mixed_precision="bf16"), model=model, evaluate=interrupt_at(1))
+    else:
+        train(tmp_path, settings(epochs=1, mixed_precision="bf16"), model=model)
+    fresh = network()
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fresh.eval()(images), model.eval()(images), atol=1e-5, rtol=1e-5)
+    assert not {"forward", "_original_forward"} & set(vars(model))
+
+
 # ---- several processes
 
 PROGRAM = """

@@ -6,6 +6,8 @@ import pytest
 import torch
 from rounding import ROUNDED
 
+from gen_invariance.devices import full_precision
+
 PRETENDED = os.environ.get("GEN_INVARIANCE_TEST_DEVICE") == "pretended"
 if PRETENDED:  # before the first backward pass, which counts the devices
     from pretended import register
@@ -18,7 +20,8 @@ def device(monkeypatch):
     if not PRETENDED:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
-        yield torch.device("cuda", 0)
+        with full_precision():  # figures are compared with the CPU's
+            yield torch.device("cuda", 0)
         return
     from accelerate.state import AcceleratorState
     from pretended import PretendedDevice

@@ -4,12 +4,16 @@ Operations run on the CPU, so results equal the CPU's to the bit. What is caught
 operation, a CPU generator that draws on the device, values read by numpy, pickled weights of the device. What is not:
 kernels, their rounding, speed, memory.
 
+`Count` counts what a GPU would be asked to do, and where the program would wait for it.
+
 The backend is registered for the whole process; `tests/test_devices.py` starts one of its own for it.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
+from collections import Counter
 
 import torch
 import torch.utils.backend_registration as registration
@@ -46,6 +50,7 @@ def _empty(size: list[int], stride: list[int], *, dtype: torch.dtype | None = No
 
 
 def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    _note("copy_", 0, not non_blocking)
     target.values_here.copy_(source.values_here if isinstance(source, Elsewhere) else source)
     return target
 
@@ -69,11 +74,13 @@ class Elsewhere(Tensor):
         return f"Elsewhere({self.values_here})"
 
     def tolist(self) -> object:
+        _note("tolist", 0, True)
         return self.values_here.tolist()
 
     def numpy(self, *, force: bool = False) -> object:
         if not force:
             raise TypeError("can't convert a tensor of the pretended device to numpy; use Tensor.cpu() first")
+        _note("numpy", 0, True)
         return self.values_here.numpy(force=True)
 
     def __reduce_ex__(self, protocol: int) -> object:
@@ -96,6 +103,86 @@ class PretendedDevice(TorchDispatchMode):
         if _asked_for(kwargs) or any(isinstance(each, Elsewhere) for each in _given(args, kwargs)):
             return _carry_out(function, args, kwargs)
         return function(*args, **kwargs)
+
+
+class Count:
+    """Counts, while the `with` block lasts, what the pretended device is asked for.
+
+    Attributes:
+        operations: kernels and copies that would be launched; views, which launch nothing, are left out.
+        waits: operations that a GPU has to have finished before the program goes on: values or shapes that are read
+            (`item`, `nonzero`, a mask as an index, `unique`, errors of linear algebra), and copies from one device to
+            the other, except those to the device that were asked for without waiting.
+        places: how many waits there were at each line of the package.
+    """
+
+    def __init__(self) -> None:
+        self.operations, self.waits, self.places = 0, 0, Counter()
+
+    def __enter__(self) -> Count:
+        _COUNTS.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _COUNTS.remove(self)
+
+
+_COUNTS: list[Count] = []
+_READ = {
+    "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim", "_unique",
+    "equal", "bincount", "histc", "_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "is_nonzero",
+}  # fmt: skip
+
+
+def _note(name: str, operations: int, waits: bool) -> None:
+    for count in _COUNTS:
+        count.operations += operations
+        if waits:
+            count.waits += 1
+            frame = sys._getframe(2)
+            while frame is not None and "gen_invariance/" not in frame.f_code.co_filename.replace("\\", "/"):
+                frame = frame.f_back
+            if frame is not None:
+                path = frame.f_code.co_filename.replace("\\", "/").rpartition("gen_invariance/")[2]
+                count.places[f"{path}:{frame.f_lineno} {name}"] += 1
+
+
+def _count(function, args: tuple, kwargs: dict) -> None:
+    if not _COUNTS:
+        return
+    name = function.overloadpacket._qualified_op_name.partition("::")[2]
+    returned = function._schema.returns
+    is_view = bool(returned) and all(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+    _note(name, 0 if is_view or name in ("detach", "_linalg_check_errors") else 1, _waits(name, function, args, kwargs))
+
+
+def _waits(name: str, function, args: tuple, kwargs: dict) -> bool:
+    if name in _READ or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+        return True
+    if function in MOVES:
+        return _copy_waits(name, args, kwargs)
+    if function.overloadpacket in INDEXED:
+        indices = [each for each in args[1] if each is not None]
+        here = any(not isinstance(each, Elsewhere) for each in indices)  # moved by a copy that waits
+        return here or any(each.dtype in (torch.bool, torch.uint8) for each in indices)
+    return False
+
+
+def _copy_waits(name: str, args: tuple, kwargs: dict) -> bool:
+    """Copies on the device do not, nor those to it that need not be over when the call returns."""
+    if name == "_to_copy":
+        to_there = kwargs.get("device") is None or _asked_for(kwargs)
+        from_there = isinstance(args[0], Elsewhere)
+        blocking = not kwargs.get("non_blocking", False)
+    elif name == "copy_":
+        to_there, from_there = isinstance(args[0], Elsewhere), isinstance(args[1], Elsewhere)
+        blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+    else:
+        to_there, from_there = (all(isinstance(each, Elsewhere) for each in args[place]) for place in (0, 1))
+        blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+    if to_there == from_there:
+        return False
+    return True if from_there else blocking
 
 
 def _asked_for(kwargs: dict) -> bool:
@@ -144,6 +231,7 @@ def _writes_first(function) -> bool:
 
 def _carry_out(function, args: tuple, kwargs: dict) -> object:
     given = _given(args, kwargs)
+    _count(function, args, kwargs)
     _refuse_mixed(function, args, given)
     if any(isinstance(each, torch.Generator) for each in given):
         raise RuntimeError(f"{function}: a CPU generator draws on the device")

@@ -71,6 +71,14 @@ def test_a_loop_of_ones_own(device):
     torch.testing.assert_close(found[device], found[torch.device("cpu")], rtol=0, atol=1e-4)
 
 
+def test_a_device_without_a_number_is_its_first(device):
+    """Tensors say "cuda:0", users "cuda": nothing is copied where the weights are already."""
+    from gen_invariance.augment.reference import FrozenReference
+
+    there = translator().to(device)
+    assert FrozenReference(there).on(torch.device(device.type)) is there
+
+
 def test_inside_kornia_and_replayed(device):
     chain = kornia.augmentation.AugmentationSequential(
         kornia.augmentation.RandomHorizontalFlip(p=0.5), gi.KorniaNuisance(translator(), p=0.5)

@@ -136,6 +136,20 @@ def test_errors_of_actors_are_those_of_the_package(photos, tmp_path, cluster, mo
 
 
 @needs_ray
+@pytest.mark.parametrize(("workers", "gpus", "share"), [(1, 1, 1.0), (2, 8, 1.0), (8, 2, 0.25), (5, 2, 1 / 3)])
+def test_actors_share_the_gpus(workers, gpus, share, monkeypatch):
+    """More actors than GPUs fit on them all the same; one that asks for more than is left waits for ever."""
+    from gen_invariance.export import ray as on_ray
+
+    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": float(gpus)})
+    assert on_ray._share_of_gpu(workers) == pytest.approx(share)
+    assert gpus * int(1 / share + 1e-9) >= workers
+    monkeypatch.setattr(on_ray.ray, "cluster_resources", lambda: {"CPU": 8.0})
+    with pytest.raises(SettingsError, match="no GPU"):
+        on_ray._share_of_gpu(workers)
+
+
+@needs_ray
 def test_no_cluster_at_the_address(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     workers = WorkerSettings(engine="ray", ray_address="127.0.0.1:1")

@@ -215,6 +215,28 @@ def test_fusion_keeps_the_answers_and_the_model(name):
     assert model.backbone[0][0].weight.is_contiguous()
 
 
+class Noted(nn.Module):
+    """Notes whether TF32 was allowed when it was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.seen = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), []
+
+    def forward(self, x):
+        self.seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+        return self.norm(self.conv(x)).mean((2, 3))
+
+
+def test_fusion_is_judged_without_the_rounding_of_tf32():
+    model, images = Noted().eval(), torch.rand(2, 1, 8, 8)
+    model(images)
+    fuse_batch_norms(model, images)
+    model(images)
+    first, *inside, last = model.seen
+    assert inside[-1] == ("ieee", "ieee")
+    assert first == last == ("tf32", last[1])  # torch convolves in TF32 unless told otherwise
+
+
 class Misleading(nn.Module):
     """Tracing sees another branch than images do."""
 

@@ -15,7 +15,7 @@ from gen_invariance.experiment.task import prepare
 from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.nuisance.protocol import Nuisance, select_rows
 from gen_invariance.nuisance.thickness import dilate
-from gen_invariance.run import named_generator
+from gen_invariance.run import Run, named_generator
 from gen_invariance.translator.fit import fit_translator
 from gen_invariance.translator.io import load_translator, save_translator
 from gen_invariance.translator.redraw.model import RedrawTranslator, build_redraw
@@ -320,3 +320,16 @@ def test_bad_settings_are_named(bad, message):
 def test_no_head_class_is_named(digits):
     with pytest.raises(SettingsError, match="no class has 500"):
         fit_translator("redraw", digits, FitSettings(head_from=500), network={"parts": ["tone"]})
+
+
+def test_of_several_processes_the_first_one_writes(digits, tmp_path, monkeypatch):
+    """All fit the same; two that write have each line of the metrics twice, and meet at the rename of the result."""
+    fitted = {}
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        run = Run(tmp_path / rank, kind="fit", seed=3)
+        fitted[rank] = fit_translator("pose", digits, FitSettings(steps=2, batch_size=8), out=run, progress=False)
+        written = [(run.path / "translator").exists(), (run.path / "samples").exists(), bool(run.metrics())]
+        assert written == [rank == "0"] * 3
+    for name, weight in fitted["0"].state_dict().items():
+        assert torch.equal(weight, fitted["1"].state_dict()[name])
