@@ -17,7 +17,10 @@ set_up() {
     "$python" -m venv --clear .venv
   fi
   .venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e ".${extra:+[$extra]}"
-  # Compiled by all cores instead of one by pip; files that are not Python, such as templates, stay as they are.
-  .venv/bin/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
+  # Compiled by all cores instead of one by pip; files that are not Python, such as templates, stay as they are, and so
+  # do large parts of libraries of which little or nothing is imported (Python compiles a file when it first does).
+  local seldom='transformers/models|diffusers/(modular_)?pipelines|torch/(_inductor|testing)|sympy/physics|pip|setuptools'
+  seldom+='|ray/(rllib|serve|tune|train|data|dashboard|autoscaler)|onnxscript|mypy'
+  .venv/bin/python -m compileall -qq -j 0 -x "/(tests?|$seldom)/" .venv/lib || true
   echo "$wanted [$extra]" >$stamp
 }

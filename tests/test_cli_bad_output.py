@@ -1,12 +1,10 @@
 """Output folders that cannot be written, hold files of others or fill up end in one line, exit code 2."""
 
-import os
 import resource
-import subprocess
-import sys
 import warnings
 
 import pytest
+from forked import ForkedCommand
 from test_cli_bad_settings import FIT, TRAIN, one_line, refused
 
 
@@ -34,12 +32,6 @@ def test_out_with_foreign_files(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def command(*arguments, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "gen_invariance.cli.main", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, check=False, **options)
-
-
 @pytest.mark.parametrize(
     ("verb", "size"),
     [
@@ -56,9 +48,10 @@ def test_full_disk(verb, size, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    done = command(*verb, f"out={tmp_path / 'out'}", preexec_fn=limit)
-    assert done.returncode == 2
-    assert "cannot write" in one_line(done.stderr)
+    process = ForkedCommand([*verb, f"out={tmp_path / 'out'}"], before=limit)
+    _, error = process.communicate()
+    assert process.returncode == 2
+    assert "cannot write" in one_line(error)
     left = [file for file in tmp_path.rglob("*") if file.is_file() and file.name.endswith(".tmp")]
     assert left == []
     assert not (tmp_path / "out" / "translator").exists()

@@ -1,15 +1,13 @@
 """`kill -9` of fit or train at any step, then the same command with resume=true: the same final weights."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from forked import ForkedCommand
 from safetensors.torch import load_file
 
 from gen_invariance.cli.main import run
@@ -27,9 +25,7 @@ COMMANDS = {
 
 
 def start(arguments, out, *more):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "gen_invariance.cli.main", *arguments, f"out={out}", *more]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return ForkedCommand([*arguments, f"out={out}", *more])
 
 
 def lines_in(path):

@@ -33,6 +33,8 @@ TOY = {
         "order.count=2",
         "order.seeds=[0]",
         "order.source.epochs=1",
+        "order.source.images_per_class=20",
+        "data.test_images=20",
         "order.analysis.resamples=100",
         "order.draws=1",
     ],
@@ -44,6 +46,7 @@ TOY = {
         "orders=0",
         "training_options={epochs: 2, warmup: 0}",
         "fit_options={spatial: {steps: 2, batch_size: 8}, head_from: 10}",
+        "measure_options={draws: 2}",
     ],
 }
 LARGE = {"digits_rot_lt": "data_options={largest: 24, imbalance: 6, test_images: 5, many_above: 12, few_below: 8}"}

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -14,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from forked import ForkedCommand
 from sklearn.datasets import load_digits
 
 from gen_invariance import run as running
@@ -190,17 +190,6 @@ def checkpoint_names(folder):
 DATA = ["data=digits_rotation", "data.largest=24", "data.imbalance=4", "data.few_below=8", "data.many_above=16"]
 
 
-def started(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "gen_invariance.cli.main", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-
-
 def wait_for(condition, process, *, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
@@ -211,7 +200,7 @@ def wait_for(condition, process, *, seconds=120):
 
 def test_sigterm_leaves_one_line_and_a_checkpoint(tmp_path):
     out = tmp_path / "out"
-    process = started("train", *DATA, "training.epochs=5000", "training.checkpoint_every=5000", f"out={out}")
+    process = ForkedCommand(["train", *DATA, "training.epochs=5000", "training.checkpoint_every=5000", f"out={out}"])
     wait_for((out / "metrics.jsonl").exists, process)
     process.terminate()
     _, error = process.communicate(timeout=60)

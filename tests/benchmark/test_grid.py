@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from forked import ForkedCommand
 
 from gen_invariance.benchmark import grid as module
 from gen_invariance.benchmark.arms import read_arm
@@ -364,7 +365,8 @@ def test_killed_at_random_moments(kills, processes, tmp_path, whole):
         attempts += 1
         if len(finished_cells(out / "records")) == len(cells(*grid)):  # begin anew with what the cells left behind
             shutil.rmtree(out / "records")
-        in_time += kill_after_news(start(given), out, moments)
+        process = ForkedCommand(given) if processes == 1 else start(given)  # workers come of a process of its own
+        in_time += kill_after_news(process, out, moments)
     assert in_time == kills
     assert run(given) == 0
     left, right = totals(out), totals(whole)

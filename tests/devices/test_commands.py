@@ -186,8 +186,8 @@ def test_train_and_measure(name, command, tmp_path, closeness, translators):
 
 
 ORDER = [
-    "order", "data.test_images=20", "order.count=2", "order.seeds=[0,1]", "order.source.epochs=1",
-    "order.source.images_per_class=20",    "order.analysis.resamples=100", "order.draws=2", "nuisance=rotation",
+    "order", "data.test_images=20", "order.count=2", "order.seeds=[0]", "order.source.epochs=1",
+    "order.source.images_per_class=20", "order.analysis.resamples=100", "order.draws=2", "nuisance=rotation",
 ]  # fmt: skip
 BENCHMARK = [
     "benchmark", "run", "benchmark=digits_rot_lt", "methods=[ce_drs,ce_drs+spatial]", "orders=0",
