@@ -243,3 +243,28 @@ def test_whatever_the_tree_no_image_is_lost_and_both_readers_agree(tmp_path_fact
         return  # an empty class, which an export takes as it is, or a test class that training lacks
     assert train.class_names == data.class_names
     assert train.labels.tolist() == [entry.label for entry in taken]
+
+
+@pytest.mark.parametrize(
+    ("images", "note"),
+    [
+        (("images/train/0.jpg", "images/val/1.jpg"), "labels/train/0.txt"),
+        (("train/images/0.jpg", "valid/images/1.jpg"), "train/labels/0.txt"),
+        (("JPEGImages/0.jpg",), "Annotations/0.xml"),
+        (("train2017/0.jpg", "val2017/1.jpg"), "annotations/instances_train2017.json"),
+        (("train/0.jpg", "test/1.jpg"), "train/_annotations.coco.json"),
+    ],
+)
+def test_sets_with_boxes_are_refused_by_their_kind(tmp_path, images, note):
+    root = put(tmp_path, *images)
+    (root / note).parent.mkdir(parents=True, exist_ok=True)
+    (root / note).write_text("0 .5 .5 .1 .1")
+    for read in (counts, exported):
+        with pytest.raises(DataError, match=r"object detection .*cut the boxes out into a folder for each class"):
+            read(root)
+
+
+def test_classes_may_be_called_images_and_labels(tmp_path):
+    root = put(tmp_path, "images/0.jpg", "labels/1.jpg")
+    (root / "labels" / "1.txt").write_text("a caption")
+    assert counts(root) == {"images": 1, "labels": 1}

@@ -101,6 +101,7 @@ def find_parts(path: Path | str) -> dict[str, Path]:
     """
     root = existing_folder(path)
     folders = sub_folders(root)
+    _refuse_detection(root, folders)
     training = [folder for folder in folders if is_training_name(folder.name) and _class_names(folder)]
     if not training:
         _refuse_unclear(root, folders)
@@ -185,6 +186,33 @@ def judge_file(path: Path) -> FoundFile:
             path, problem=f"a picture inside, but its name ends in {printable(suffix)}; rename or remove it"
         )
     return FoundFile(path) if inside else FoundFile(path, ignored="no image by its name")
+
+
+def _refuse_detection(root: Path, folders: list[Path]) -> None:
+    """Raise where images come with boxes, as the usual tools lay them out; none of those folders is a class."""
+    by_name = {folder.name.casefold(): folder for folder in folders}
+    coco = [root, *folders]
+    kinds = {
+        "YOLO, images/ beside labels/*.txt": "images" in by_name and _has_file(by_name.get("labels"), ".txt"),
+        "YOLO, images/ beside labels/*.txt in each part": any(
+            (folder / "images").is_dir() and _has_file(folder / "labels", ".txt") for folder in folders
+        ),
+        "Pascal VOC, JPEGImages/ beside Annotations/*.xml": "jpegimages" in by_name
+        and _has_file(by_name.get("annotations"), ".xml"),
+        "COCO, annotations/instances_*.json": any((root / "annotations").glob("instances_*.json")),
+        "COCO, _annotations.coco.json": any((folder / "_annotations.coco.json").is_file() for folder in coco),
+    }
+    found = next((kind for kind, is_so in kinds.items() if is_so), None)
+    if found:
+        raise DataError(
+            f"{printable(root)} is a set for object detection ({found}), and only classification is supported; cut the "
+            "boxes out into a folder for each class"
+        )
+
+
+def _has_file(folder: Path | None, suffix: str) -> bool:
+    """Whether files with that ending lie below `folder`, and no images."""
+    return folder is not None and folder.is_dir() and any(folder.glob(f"**/*{suffix}")) and not _has_images(folder)
 
 
 def _refuse_unclear(root: Path, folders: list[Path]) -> None:
