@@ -58,7 +58,7 @@ def test_a_plan_is_described_and_keeps_the_backbone(source, tmp_path, capsys):
 
 def test_auto_says_why(tmp_path, capsys):
     assert run([*TRAIN, "transfer=auto", f"out={tmp_path / 'run'}"]) == 0
-    assert "auto: 13 images a class, similarity" in capsys.readouterr().out
+    assert "auto: a median of 12 images a class, the smallest 6, similarity" in capsys.readouterr().out
 
 
 BAD = {

@@ -5,22 +5,21 @@ torchvision and timm are imported inside the functions that need them, so that o
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gen_invariance.torchvision_guard  # noqa: F401
 from gen_invariance.classifier.model import Backbone, Blocks, Classifier, build_head, lend_global_stream
+from gen_invariance.classifier.small_networks import OWN_BACKBONES, build_own_backbone
 from gen_invariance.classifier.weights import FILE_ENDINGS, is_local, load_weights
 from gen_invariance.errors import DataNotFoundError, SettingsError
 from gen_invariance.run import named_generator
-
-OWN_BACKBONES = ("resnet20", "resnet32", "small_conv")
-"""Names that need no other library; `build_classifier` takes torchvision, timm:NAME, efficientnet_lite0 too."""
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -39,9 +38,9 @@ def build_classifier(
     """A new classifier on the CPU, deterministic in `generator`; the global random state is left alone.
 
     Args:
-        name: "resnet20", "resnet32" (CIFAR style), "small_conv" (tiny images), a torchvision model of the families
-            ResNet, ConvNeXt, EfficientNet, ViT, Swin ("resnet18", "convnext_tiny", ...), "timm:NAME" when timm is
-            installed, or "efficientnet_lite0" with the extra `pretrained-lite`.
+        name: "resnet20", "resnet32" (CIFAR style), "small_conv" (tiny images), a torchvision model ("resnet18",
+            "convnext_tiny", ...), a model of timm when that is installed ("timm:NAME", or NAME where torchvision has
+            none of it), or "efficientnet_lite0" with the extra `pretrained-lite`.
         num_classes: K.
         channels: of the images, 1 or 3. Backbones from other libraries take three; one-channel images are repeated
             for them, which keeps pretrained first layers as they are.
@@ -77,90 +76,69 @@ def build_classifier(
     return model
 
 
+def require_backbone(name: str) -> None:
+    """Raise `SettingsError` unless `name` can be built here: an unknown model, or one of a package that is missing.
+
+    Nothing is built or downloaded.
+    """
+    if name in OWN_BACKBONES:
+        return
+    if name == "efficientnet_lite0":
+        _require_lite()
+    elif name.startswith("timm:"):
+        _require_timm(name.removeprefix("timm:"))
+    elif not is_torchvision(name) and not _is_timm(name):
+        near = ", ".join(difflib.get_close_matches(name, [*OWN_BACKBONES, *_library_models()], n=3))
+        raise SettingsError(
+            f"no backbone {name!r}; choose {', '.join(OWN_BACKBONES)}, efficientnet_lite0, a model of torchvision or "
+            f"timm such as resnet50, convnext_tiny, vit_b_16{near and f'; did you mean {near}?'}"
+        )
+
+
+def is_torchvision(name: str) -> bool:
+    """Whether torchvision has a classifier of that name."""
+    from torchvision import models
+
+    return name in models.list_models(module=models)
+
+
+def _is_timm(name: str) -> bool:
+    """Whether timm is installed and has the model."""
+    if importlib.util.find_spec("timm") is None:
+        return False
+    import timm
+
+    return timm.is_model(name)
+
+
+def _library_models() -> list[str]:
+    from torchvision import models
+
+    found = list(models.list_models(module=models))
+    if importlib.util.find_spec("timm") is not None:
+        import timm
+
+        found += timm.list_models()
+    return found
+
+
 def _build_backbone(name: str, *, channels: int, weights: str | Path | None) -> Backbone:
     """The backbone `name`, with the weights that its library publishes as `weights`; files are read later."""
+    require_backbone(name)
     published = None if weights is None or is_local(weights) else str(weights)
     if name in OWN_BACKBONES:
         if published is not None:
             raise SettingsError(
                 f"{name} has no published weights {published!r}; give a {', '.join(FILE_ENDINGS)} file or a run folder"
             )
-        return _own_backbone(name, channels)
+        return build_own_backbone(name, channels)
     if name.startswith("timm:"):
         return _timm_backbone(name.removeprefix("timm:"), weights=published)
     if name == "efficientnet_lite0":
         return _lite_backbone(weights=published)
+    if not is_torchvision(name):
+        return _timm_backbone(name, weights=published)
     return _torchvision_backbone(name, weights=published)
-
-
-# ---- our own
-
-
-class _Residual(nn.Module):
-    """Two 3x3 convolutions with the parameter-free shortcut, "option A" of He et al. 2016."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.added = stride, outputs - inputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x[:, :, :: self.stride, :: self.stride]
-        if self.added:
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + shortcut)
-
-
-class CifarResNet(nn.Sequential):
-    """ResNet-(6n+2) for images of about 32 pixels (He et al. 2016, section 4.2): 16, 32, 64 channels, n = `depth`."""
-
-    def __init__(self, channels: int, depth: int) -> None:
-        stem = nn.Sequential(nn.Conv2d(channels, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        super().__init__()
-        self.add_module("stem", stem)
-        width = 16
-        for number, outputs in enumerate((16, 32, 64), start=1):
-            layers = nn.Sequential()
-            for index in range(depth):
-                stride = 2 if number > 1 and index == 0 else 1
-                layers.append(_Residual(width, outputs, stride))
-                width = outputs
-            self.add_module(f"stage{number}", layers)
-        self.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-
-
-class SmallConv(nn.Sequential):
-    """Four 3x3 convolutions of 32, 64, 128, 128 channels, the first three pooled; from 1x1 pixel up.
-
-    Each has batch norm; a global average follows. The last one sees 38 pixels of the image at a time.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        for number, (inputs, outputs) in enumerate(((channels, 32), (32, 64), (64, 128), (128, 128)), start=1):
-            layers = [nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)]
-            if number < 4:
-                # Before the ReLU, which gives the same and has a quarter to do; sides of any length.
-                layers.append(nn.MaxPool2d(2, ceil_mode=True))
-            layers.append(nn.ReLU())
-            self.add_module(f"conv{number}", nn.Sequential(*layers))
-        self.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-
-
-def _own_backbone(name: str, channels: int) -> Backbone:
-    if name == "small_conv":
-        module, width, blocks = SmallConv(channels), 128, ("conv1", "conv2", "conv3", "conv4")
-    else:
-        depth = int(name.removeprefix("resnet"))
-        module, width, blocks = CifarResNet(channels, (depth - 2) // 6), 64, ("stem", "stage1", "stage2", "stage3")
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight)
-    return Backbone(module, width, channels, {block: (block,) for block in blocks})
 
 
 # ---- torchvision
@@ -207,21 +185,47 @@ def _torchvision_blocks(model: nn.Module) -> tuple[str, Blocks]:
 def _torchvision_backbone(name: str, *, weights: str | None) -> Backbone:
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        raise SettingsError(
-            f"no backbone {name!r}; choose {', '.join(OWN_BACKBONES)}, efficientnet_lite0, timm:NAME, or a torchvision "
-            "model such as resnet18, resnet50, convnext_tiny, efficientnet_b0, vit_b_16, swin_t"
-        )
-    model = _with_weights(name, weights) if weights else models.get_model(name, weights=None)
-    if type(model).__name__ not in _FAMILIES:
-        raise SettingsError(
-            f"torchvision's {name} is a {type(model).__name__}, whose blocks are not declared; choose a "
-            f"{', '.join(_FAMILIES)}, or wrap it in Classifier(Backbone(module, ...), head)"
-        )
-    head, blocks = _torchvision_blocks(model)
-    width = _remove_head(model, head)
+    more: dict[str, Any] = {"init_weights": True} if name in _SLOW_START else {}
+    model = _with_weights(name, weights) if weights else models.get_model(name, weights=None, **more)
+    if type(model).__name__ in _FAMILIES:
+        head, blocks = _torchvision_blocks(model)
+        width = _remove_head(model, head)
+    else:
+        model.aux_logits, model.AuxLogits, model.aux1, model.aux2 = False, None, None, None  # heads inside the network
+        head = _find_head(model, name)
+        width = _remove_head(model, head)
+        blocks = _list_blocks(model)
     size = model.image_size if isinstance(model, models.VisionTransformer) else None
     return Backbone(model, width, 3, blocks, _IMAGENET_MEAN, _IMAGENET_STD, size)
+
+
+_SLOW_START = ("googlenet", "inception_v3")
+"""Models that warn unless they are told how to draw their first weights."""
+
+
+def _find_head(model: nn.Module, name: str) -> str:
+    """Path of the last linear layer of a model whose family is not known to us."""
+    linear = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise SettingsError(
+            f"torchvision's {name} ends in no linear layer, so its head cannot be replaced; choose another"
+        )
+    return linear[-1]
+
+
+def _list_blocks(model: nn.Module) -> Blocks:
+    """Children with tensors as blocks, input to output; those of long sequences one by one."""
+    blocks: dict[str, tuple[str, ...]] = {}
+    for path, child in model.named_children():
+        if not child.state_dict():
+            continue
+        inner = [name for name, part in child.named_children() if part.state_dict()]
+        if isinstance(child, nn.Sequential) and len(inner) > 1:
+            for name in inner:
+                blocks[f"part{len(blocks) + 1}"] = (f"{path}.{name}",)
+        else:
+            blocks[f"part{len(blocks) + 1}"] = (path,)
+    return blocks
 
 
 def _with_weights(name: str, weights: str) -> nn.Module:
@@ -255,7 +259,8 @@ def _remove_head(model: nn.Module, path: str) -> int:
 # ---- timm
 
 
-def _timm_backbone(name: str, *, weights: str | None) -> Backbone:
+def _require_timm(name: str) -> None:
+    """Raise `SettingsError` unless timm is installed and has the model."""
     if importlib.util.find_spec("timm") is None:
         raise SettingsError(f"backbone timm:{name} needs timm; install it with: pip install timm")
     import timm
@@ -263,6 +268,11 @@ def _timm_backbone(name: str, *, weights: str | None) -> Backbone:
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
         raise SettingsError(f"timm has no model {name!r}; similar ones: {close}")
+
+
+def _timm_backbone(name: str, *, weights: str | None) -> Backbone:
+    import timm
+
     try:
         model = timm.create_model(name, pretrained=weights is not None, num_classes=0)
     except Exception as error:  # the hub raises its own kinds; what matters to the caller is one and the same
@@ -311,11 +321,14 @@ class _LiteFeatures(nn.Module):
         return self.network._dropout(self.network.extract_features(images).mean((2, 3)))
 
 
-def _lite_backbone(*, weights: str | None) -> Backbone:
+def _require_lite() -> None:
     if importlib.util.find_spec("efficientnet_lite_pytorch") is None:
         raise SettingsError(
             "backbone efficientnet_lite0 needs an extra; install it with: pip install 'gen_invariance[pretrained-lite]'"
         )
+
+
+def _lite_backbone(*, weights: str | None) -> Backbone:
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")

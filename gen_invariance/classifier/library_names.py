@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import gen_invariance.torchvision_guard  # noqa: F401
+from gen_invariance.classifier.backbones import is_torchvision
 from gen_invariance.classifier.model import Classifier
+from gen_invariance.classifier.small_networks import OWN_BACKBONES
 
 _LITE0 = "tf_efficientnet_lite0"
 """timm's name of EfficientNet-Lite0 with the padding of TensorFlow, which its weights were trained with."""
@@ -57,15 +59,11 @@ def find_library_names(model: Classifier, backbone: str, *, side: tuple[int, int
         found = _match_timm(model, backbone.removeprefix("timm:"))
     elif backbone == "efficientnet_lite0":
         found = _match_in_order(model, _LITE0) if importlib.util.find_spec("timm") else None
-    elif hasattr(model.backbone, "_modules") and _is_torchvision(backbone):
+    elif is_torchvision(backbone):
         found = _match_torchvision(model, backbone)
+    elif backbone not in OWN_BACKBONES:
+        found = _match_timm(model, backbone)
     return found if found is not None and _answers_alike(model, found.model, side) else fallback
-
-
-def _is_torchvision(name: str) -> bool:
-    from torchvision import models
-
-    return name in models.list_models(module=models)
 
 
 def _match_torchvision(model: Classifier, name: str) -> LibraryNames | None:

@@ -24,6 +24,10 @@ Point = Annotated[float, AfterValidator(_check_point)]
 """A point in training: a share of it in [0, 1), or a whole number of epochs."""
 
 
+_ADDED_LATER = {"optimizer": "sgd", "views": 0, "spread": 0.0, "head_start": "random", "keep": "last"}
+"""Settings that runs made before have not; at these values they have the same identity."""
+
+
 @settings_class("training")
 class TrainSettings:
     """How to train. Defaults are those of the CIFAR-LT protocol (Zhou et al. 2022) except the number of epochs.
@@ -48,12 +52,14 @@ class TrainSettings:
     """passes over the training set: each has as many draws as there are images, under every rule"""
     batch_size: PositiveInt = 128
     """images a step, over all processes and parts"""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd or adamw"""
     learning_rate: PositiveFloat = 0.1
-    """peak rate of SGD; a transfer plan brings its own"""
+    """peak rate, 0.1 for SGD and 0.001 for AdamW are usual; a transfer plan may bring its own"""
     momentum: BelowOne = 0.9
-    """of SGD"""
+    """of SGD; the first beta of AdamW"""
     weight_decay: NonNegativeFloat = 2e-4
-    """of SGD"""
+    """of the optimiser; a transfer plan brings its own"""
     schedule: Literal["step", "cosine"] = "step"
     """step (factors 0.01 and 0.0001 after the milestones) or cosine, both after a linear warm-up"""
     warmup: Point = 0.025
@@ -88,6 +94,14 @@ class TrainSettings:
     """share of the steps that are mixed"""
     average_decay: BelowOne = 0.0
     """of the moving average of the weights, which training returns then; 0.999 is usual, 0 for none"""
+    views: NonNegativeInt = 0
+    """with a frozen backbone: augmented views of each image, whose features are computed once; 0: each step augments"""
+    spread: NonNegativeFloat = 0.0
+    """with views: strength of the within-class spread that smaller classes are given by larger ones; 0: none"""
+    head_start: Literal["random", "class_means"] = "random"
+    """class_means: a cosine head starts at the classes' mean features"""
+    keep: Literal["last", "best"] = "last"
+    """last epoch, or best: that of the highest balanced accuracy on validation images (data.validation_fraction)"""
     accumulate: PositiveInt = 1
     """parts a batch goes through the network in; the gradient is that of the whole, but batch norm sees the parts"""
     head_correction: Literal["none", "crt", "lws", "tau_norm", "logit_adjustment"] = "none"
@@ -192,7 +206,8 @@ class TrainSettings:
 
     def identity(self) -> dict[str, object]:
         """The settings that decide the result, for a run's config; how often to log and save is left out."""
-        return {k: v for k, v in asdict(self).items() if k not in ("log_every", "checkpoint_every")}
+        values = {k: v for k, v in asdict(self).items() if k not in ("log_every", "checkpoint_every")}
+        return {k: v for k, v in values.items() if k not in _ADDED_LATER or v != _ADDED_LATER[k]}
 
 
 def cosine_decay(progress: float) -> float:

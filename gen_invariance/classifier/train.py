@@ -27,8 +27,10 @@ from gen_invariance.classifier.lora import add_lora, merge_lora
 from gen_invariance.classifier.losses import CrossEntropy
 from gen_invariance.classifier.model import Classifier
 from gen_invariance.classifier.objective import L2SP, backward, choose_hardest
+from gen_invariance.classifier.optimizer import build_optimizer
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
+from gen_invariance.classifier.views import HeadOfViews, ViewBatches, check_views, start_at_class_means
 from gen_invariance.data.identity import tie_run
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.settings import rule_name
@@ -74,7 +76,8 @@ def fit_classifier(
         stage_source: what the stage acts on, row for row `data`; None takes `data` itself.
         augmentation: plain augmentation of every row, after the stage (crops and flips, RandAugment).
         mix: see `batches.Mix`; in place of the mixing that `settings` names.
-        evaluate: figures to log every `log_every` epochs, on validation data; they decide nothing.
+        evaluate: figures to log every `log_every` epochs, on validation data; with `settings.keep` "best" the weights
+            of the epoch with the highest "balanced_accuracy" among them are returned.
         out: run folder for checkpoints and metrics, or a run that is open already; None keeps nothing.
         seed: of everything random; that of a run that is open takes its place.
         resume: go on with the run that is in `out`, to the same weights as if it had never stopped.
@@ -99,16 +102,16 @@ def fit_classifier(
     if plan is not None and plan.mode == "none":
         plan = None
     settings.check_phases(stage=stage is not None, second_loss=second_loss is not None)
+    _check_fit(settings, plan=plan, mix=mix, evaluate=evaluate)
     loss = CrossEntropy(data.counts) if loss is None else loss
     with (
         _open_run(out, data, settings, seed=seed, resume=resume) as run,
         use_accelerator(data.device, mixed_precision=settings.mixed_precision) as accelerator,
     ):
-        batches = Batches(
-            data, settings, run, stage=stage, augmentation=augmentation, mix=mix, stage_source=stage_source,
-            process=accelerator.process_index, processes=accelerator.num_processes,
-        )  # fmt: skip
         model.to(accelerator.device, memory_format=torch.channels_last).train()
+        parts: dict[str, Any] = {"stage": stage, "augmentation": augmentation, "stage_source": stage_source}
+        parts |= {"process": accelerator.process_index, "processes": accelerator.num_processes}
+        batches = _build_batches(model, data, settings, run, mix=mix, parts=parts)
         state = _State(model, settings, run, batches, plan=plan, accelerator=accelerator)
         losses = [part.to(accelerator.device) for part in (loss, second_loss or loss)]
         stage = stage.to(accelerator.device) if stage is not None else None
@@ -150,6 +153,27 @@ def fit_classifier(
         return model.eval()
 
 
+def _check_fit(
+    settings: TrainSettings, *, plan: TransferPlan | None, mix: Mix | None, evaluate: Evaluate | None
+) -> None:
+    """Raise `SettingsError` where settings need what is not given."""
+    if settings.views or settings.spread:
+        check_views(settings, mode="none" if plan is None else plan.mode, mix=mix)
+    if settings.keep == "best" and evaluate is None:
+        raise SettingsError("training.keep=best needs validation images; set data.validation_fraction, such as 0.2")
+
+
+def _build_batches(
+    model: Classifier, data: ImageData, settings: TrainSettings, run: Run, *, mix: Mix | None, parts: dict[str, Any]
+) -> Batches | ViewBatches:
+    """The batches of a training; a head that starts at class means is put there first."""
+    if settings.head_start == "class_means":
+        start_at_class_means(model, data)
+    if settings.views:
+        return ViewBatches(model, data, settings, run, **parts)
+    return Batches(data, settings, run, mix=mix, **parts)
+
+
 @contextmanager
 def _open_run(
     out: Run | Path | str | None, data: ImageData, settings: TrainSettings, *, seed: int, resume: bool
@@ -170,7 +194,7 @@ class _State:
         model: Classifier,
         settings: TrainSettings,
         run: Run,
-        batches: Batches,
+        batches: Batches | ViewBatches,
         *,
         plan: TransferPlan | None,
         accelerator: Accelerator,
@@ -187,8 +211,7 @@ class _State:
         if self.has_adapters:
             add_lora(model, rank=plan.lora_rank, generator=run.generator("lora"))
             model.to(accelerator.device)
-        groups = _parameter_groups(model, settings, plan)
-        self.optimizer = torch.optim.SGD(groups, momentum=settings.momentum, fused=True)
+        self.optimizer = build_optimizer(model, settings, plan)
         # The penalty is on the distance to where the model came from, so it is made before a checkpoint is loaded.
         self.penalty = None
         if plan is not None and plan.pull_to_start:
@@ -198,6 +221,7 @@ class _State:
             update = get_ema_multi_avg_fn(settings.average_decay)
             self.average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
         self.is_finished = False
+        self.best: tuple[float, dict[str, Tensor]] | None = None  # with keep="best": score and weights of that epoch
         self.loss_sum = torch.zeros((), device=accelerator.device)  # over the steps of the present epoch
 
     @property
@@ -214,7 +238,8 @@ class _State:
         """
         self.begin_epoch(epoch)
         own = {name: self.model.__dict__.get(name) for name in ("forward", "_original_forward")}
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        trained = HeadOfViews(self.model) if self.settings.views else self.model
+        self.wrapped, self.optimizer = self.accelerator.prepare(trained, self.optimizer)
         try:
             yield
         finally:
@@ -250,12 +275,20 @@ class _State:
             return
         if last or epoch % settings.log_every == 0:
             figures = dict(evaluate(self.result.eval())) if evaluate is not None else {}
+            self._remember_best(figures)
             self.model.train()
             about = {"sampling": rule_name(settings.rule(), epoch - 1), "staged_rows": staged}
             rate = settings.learning_rate_at(epoch - 1)
             self.run.log(step=epoch, loss=value, learning_rate=rate, **about, **figures)
         if self._is_due(epoch):
             self.save(epoch)
+
+    def _remember_best(self, figures: Mapping[str, float]) -> None:
+        """Keep the present weights where their balanced accuracy is not below the best before: later ones win ties."""
+        score = figures.get("balanced_accuracy", -math.inf)
+        if self.settings.keep == "best" and (self.best is None or score >= self.best[0]):
+            weights = self.result.state_dict()
+            self.best = (score, {name: value.detach().clone() for name, value in weights.items()})
 
     def leave(self, steps: int, per_epoch: int) -> None:
         """Save after `steps` steps, anywhere in an epoch."""
@@ -283,6 +316,8 @@ class _State:
             state["pull"] = self.penalty.state_dict()
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
+        if self.best is not None:
+            state |= {"best_score": self.best[0], "best": self.best[1]}
         if steps:
             state |= {"steps_of_epoch": steps, "loss_sum": self.loss_sum, "staged": self.batches.staged}
         self.run.save(epoch, state, is_due=is_due)
@@ -316,6 +351,8 @@ class _State:
         if self.average is not None:
             self.average.module.load_state_dict(state["model"])
             self.average.n_averaged.copy_(state["averaged"])
+        if "best" in state:
+            self.best = (float(state["best_score"]), dict(state["best"]))
         if self.penalty is not None:
             # Checkpoints of before `L2SP` was one module have a prefix.
             self.penalty.load_state_dict({name.removeprefix("pull."): value for name, value in state["pull"].items()})
@@ -331,26 +368,18 @@ class _State:
         """Make the model what training returns: the average, adapters merged, the head corrected."""
         if self.is_finished:
             return
-        if self.average is not None:
+        if self.best is not None:
+            self.model.load_state_dict(self.best[1])
+        elif self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
         kind, options = self.settings.head_correction, self.settings.head_correction_options
-        if not self.has_adapters and kind == "none":
+        if not self.has_adapters and kind == "none" and self.best is None:
             return
         self._merge_adapters()
         if kind != "none":
             correct_head(self.model, data, kind, run=self.run, stage=stage, stage_source=stage_source, options=options)
         if self.accelerator.is_main_process:
             self.run.save(self.settings.epochs + 1, {"model": self.model.state_dict()})
-
-
-def _parameter_groups(model: Classifier, settings: TrainSettings, plan: TransferPlan | None) -> list[dict[str, Any]]:
-    """Parameter groups, each with the rate at factor 1 under torch's name for it, "initial_lr"."""
-    if plan is not None:
-        groups = plan.parameter_groups(model)
-    else:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [{"params": trained, "lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
-    return [{**group, "initial_lr": group["lr"]} for group in groups]
 
 
 def _progress_bar(steps: int, start: int, *, progress: bool | None, accelerator: Accelerator) -> tqdm:

@@ -9,6 +9,8 @@ module needs no torch.
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 # Thresholds of "auto": a rule of thumb of ours, without a source. 500 images a class is the size of CIFAR-100, whose
 # networks are usually trained as a whole; a tenth of that counts as small.
 FEW_PER_CLASS, MANY_PER_CLASS = 50, 500
+TAIL_BELOW = 20
+"""`auto`: a class of fewer images is of the tail, which tuning of the backbone harms first (LIFT, Shi et al. 2024)."""
+SGD_RATE = 0.1
+"""Rate of the head where a plan names none."""
 DISTANT_BELOW = 0.5
 """`auto`: a target is distant when `heads.measure_similarity` is nearer to chance (0) than to perfect (1)."""
 
@@ -49,8 +55,8 @@ class TransferPlan:
     """none (no plan), frozen (the head only), partial (with the last blocks), full, joint, lora (adapters), or auto"""
     last_stages: NonNegativeInt | None = None
     """how many of the last blocks train, for partial only"""
-    lr: PositiveFloat = 0.1
-    """learning rate of the head"""
+    lr: PositiveFloat | None = None
+    """learning rate of the head; null: 0.1 under SGD, training.learning_rate under AdamW"""
     backbone_lr_scale: PositiveFloat = 1.0
     """backbone rates are this times lr ..."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -79,7 +85,13 @@ class TransferPlan:
     def identity(self) -> dict[str, object]:
         """The settings that decide the result, for a run's config."""
         left_out = {"reason"} if self.mode == "lora" else {"reason", "lora_rank"}
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        values = {**asdict(self), "lr": self.head_rate}  # as before there was null
+        return {name: value for name, value in values.items() if name not in left_out}
+
+    @property
+    def head_rate(self) -> float:
+        """Learning rate of the head."""
+        return SGD_RATE if self.lr is None else self.lr
 
     # ---- what trains
 
@@ -139,16 +151,17 @@ class TransferPlan:
         trained = self.trained_blocks(model)
         groups = []
         for depth, block in zip(range(len(model.blocks), 0, -1), model.blocks, strict=True):
+            rate = self.head_rate * self.backbone_lr_scale * self.layer_decay**depth
             groups.append(
                 {
                     "params": list(model.block_parameters(block).values()),
-                    "lr": self.lr * self.backbone_lr_scale * self.layer_decay**depth if block in trained else 0.0,
+                    "lr": rate if block in trained else 0.0,
                     "weight_decay": 0.0 if self.pull_to_start else self.weight_decay,
                     "name": block,
                 }
             )
         head = list(model.head.parameters())
-        return [*groups, {"params": head, "lr": self.lr, "weight_decay": self.weight_decay, "name": "head"}]
+        return [*groups, {"params": head, "lr": self.head_rate, "weight_decay": self.weight_decay, "name": "head"}]
 
     def describe(self, model: Classifier) -> str:
         """A table, one line a group: parameters, when it trains, rate, weight decay, batch-norm state.
@@ -205,16 +218,21 @@ class TransferPlan:
 
     # ---- auto
 
-    def resolve(self, model: Classifier, *, num_images: int, similarity: float) -> TransferPlan:
+    def resolve(
+        self, model: Classifier, *, num_images: int, similarity: float, counts: Sequence[int] | None = None
+    ) -> TransferPlan:
         """This plan itself, or for "auto" the mode that suits the target, with the reason.
 
-        A large target trains all blocks. A distant one keeps the early third, whose edges and blobs serve any images,
-        and trains the rest. A small similar one trains the last block, a medium similar one the last half.
+        With `counts` the tail decides: where the features tell the classes apart, the head alone trains as long as the
+        smallest class has fewer than `TAIL_BELOW` images or the median one fewer than `FEW_PER_CLASS`. Otherwise, as
+        without `counts`, a large target trains all blocks, a distant one all but the early third, whose edges and blobs
+        serve any images, a small similar one the last block, a medium similar one the last half.
 
         Args:
             model: the classifier with the target's head.
             num_images: target training images.
             similarity: of the target to the source in [0, 1], by `heads.measure_similarity` on its features.
+            counts: training images of each class; the median takes the place of the mean then.
 
         Raises:
             SettingsError: no images, or a similarity outside [0, 1].
@@ -225,14 +243,36 @@ class TransferPlan:
             raise SettingsError(
                 f"auto needs num_images >= 1 and similarity in [0, 1], got {num_images} and {similarity}"
             )
-        count, each = len(model.blocks), num_images / model.num_classes
+        sizes = sorted(int(count) for count in counts or () if count > 0)
+        each = statistics.median(sizes) if sizes else num_images / model.num_classes
         facts = f"{each:.0f} images a class, similarity {similarity:.2f}"
+        if sizes:
+            facts = f"a median of {each:.0f} images a class, the smallest {sizes[0]}, similarity {similarity:.2f}"
+            reason = self._find_tail(sizes, each)
+            if similarity >= DISTANT_BELOW and reason:
+                return replace(self, mode="frozen", reason=f"auto: {facts}; {reason}, the head alone trains")
+        mode, last, words = self._choose_depth(len(model.blocks), each, similarity)
+        return replace(self, mode=mode, last_stages=last, reason=f"auto: {facts}; {words}")
+
+    @staticmethod
+    def _find_tail(sizes: Sequence[int], median: float) -> str:
+        """Why the backbone should stay as it is, or nothing."""
+        small = sum(size < TAIL_BELOW for size in sizes)
+        if small:
+            return f"{small} of {len(sizes)} classes have fewer than {TAIL_BELOW}"
+        return "a small and similar target" if median < FEW_PER_CLASS else ""
+
+    @staticmethod
+    def _choose_depth(
+        blocks: int, each: float, similarity: float
+    ) -> tuple[Literal["full", "partial"], int | None, str]:
+        """Mode, last stages, and why, for `each` images a class."""
         if each >= MANY_PER_CLASS:
-            return replace(self, mode="full", reason=f"auto: {facts}; a large target, all blocks train")
+            return "full", None, "a large target, all blocks train"
         if similarity < DISTANT_BELOW:
-            last, words = count - math.ceil(count / 3), "a distant target, early blocks kept, the rest trains"
+            last, words = blocks - math.ceil(blocks / 3), "a distant target, early blocks kept, the rest trains"
         elif each < FEW_PER_CLASS:
             last, words = 1, "a small and similar target, the last block trains"
         else:
-            last, words = math.ceil(count / 2), "a similar target of medium size, the last half trains"
-        return replace(self, mode="partial", last_stages=min(last, count), reason=f"auto: {facts}; {words}")
+            last, words = math.ceil(blocks / 2), "a similar target of medium size, the last half trains"
+        return "partial", min(last, blocks), words

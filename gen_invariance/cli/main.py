@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gen_invariance.cli.help import format_usage, format_verb_help
+from gen_invariance.cli.recipe import name_library_model, pretrained_words
 from gen_invariance.cli.streams import lasting_streams
 from gen_invariance.cli.verbs import VERBS, printable
 from gen_invariance.configs import compose_verb, default_choices
@@ -95,6 +96,8 @@ def _run_verb(name: str, words: Sequence[str]) -> None:
 
         print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), end="")
         return
+    if name == "train" and (added := pretrained_words(name_library_model(changes))):
+        print(f"for a pretrained classifier: {' '.join(added)} (say otherwise to change it)", flush=True)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {printable(str(message))}", file=sys.stderr)
     verb(config)
 
@@ -106,6 +109,9 @@ def compose(name: str, words: Sequence[str], *, missing_is_error: bool = True) -
         SettingsError: a misspelt key or choice, a value that cannot be read, or a missing one.
     """
     kind = VERBS[name].settings
+    if name == "train":
+        words = name_library_model(words)
+        words = [*pretrained_words(words), *words]
     if words and words[0] in VERBS[name].actions:
         words = [f"action={words[0]}", *words[1:]]
     _check_keys(name, kind, words)

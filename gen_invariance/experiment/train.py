@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from gen_invariance.classifier.backbones import require_backbone
 from gen_invariance.classifier.heads import measure_similarity
 from gen_invariance.classifier.model import Classifier, cache_features
+from gen_invariance.classifier.optimizer import fill_rate
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan
@@ -26,6 +32,8 @@ from gen_invariance.experiment.build import (
 from gen_invariance.experiment.inspect import obey_verdict
 from gen_invariance.experiment.launch import Say, open_run_folder, prepare_on_device, say_nothing
 from gen_invariance.experiment.settings import ClassifierSettings, StageSettings, TrainRun
+from gen_invariance.experiment.task import Prepared
+from gen_invariance.measure.accuracy import measure_accuracy
 from gen_invariance.nuisance.build import build_augmentation
 from gen_invariance.run import Run, is_first_process
 from gen_invariance.translator.io import load_translator
@@ -44,6 +52,7 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
         CheckpointError: a translator or pretrained weights that are damaged or do not fit.
         RunError: the training failed.
     """
+    require_backbone(settings.classifier.backbone)  # before the data are read
     facts: dict[str, Any] = {}
     if settings.stage.nuisance == AUTO:
         settings, chosen = choose_stage(settings, say=say)
@@ -78,9 +87,34 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
         if is_first_process():
             run.note(given_share=asdict(share), image_shape=list(prepared.train.images.shape[1:]), **facts)
         train_classifier(
-            prepared.train, settings.classifier, settings.training, parts, run=run, progress=settings.progress, say=say
+            prepared.train,
+            settings.classifier,
+            settings.training,
+            parts,
+            run=run,
+            evaluate=validate_on(prepared),
+            progress=settings.progress,
+            say=say,
         )
     return run.path
+
+
+def validate_on(prepared: Prepared) -> Callable[[nn.Module], dict[str, float]] | None:
+    """What measures balanced accuracy and that of each shot group on the validation images; None where there are none.
+
+    Groups of which no class has a validation image are left out.
+    """
+    held = prepared.validation
+    if not len(held):
+        return None
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        found = measure_accuracy(model, held.images, held.labels, num_classes=held.num_classes)
+        by_group = {f"{name}_accuracy": value for name, value in found.group_means(prepared.groups).items()}
+        figures = {"balanced_accuracy": found.balanced, **by_group}
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+    return measure
 
 
 def _describe_run(settings: TrainRun, stage: StageSettings) -> dict[str, Any]:
@@ -102,18 +136,19 @@ def train_classifier(
     parts: TrainingParts,
     *,
     run: Run,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     progress: bool | None = None,
     say: Say = say_nothing,
 ) -> Classifier:
     """Build the classifier and its losses for `train`, and train it; an "auto" plan is resolved first.
 
-    `say` is told what a transfer plan trains, and why.
+    `say` is told what a transfer plan trains, and why; `evaluate` is that of `fit_classifier`.
     """
     model = build_model(classifier, train, seed=run.seed)
     loss, second_loss = build_losses(classifier, train)
     plan = resolve_plan(parts.plan, model, train)
     if plan is not None:
-        for line in plan.describe(model).splitlines():
+        for line in fill_rate(plan, training).describe(model).splitlines():
             say(line)
     return fit_classifier(
         model,
@@ -125,6 +160,7 @@ def train_classifier(
         stage=parts.stage,
         stage_source=parts.stage_source,
         augmentation=parts.augmentation,
+        evaluate=evaluate,
         out=run,
         progress=progress,
     )
@@ -136,4 +172,4 @@ def resolve_plan(plan: TransferPlan | None, model: Classifier, train: ImageData)
         return plan
     TransferPlan("frozen").apply(model.eval())  # `fit_classifier` puts the model into the state of the real plan
     similarity = measure_similarity(cache_features(model, train.images), train.labels, groups=train.groups)
-    return plan.resolve(model, num_images=len(train), similarity=similarity)
+    return plan.resolve(model, num_images=len(train), similarity=similarity, counts=train.counts.tolist())

@@ -15,6 +15,7 @@ from gen_invariance.classifier.weights import read_weights
 from gen_invariance.errors import CheckpointError, DataNotFoundError, SettingsError, ShapeError
 from gen_invariance.run import Run, named_generator
 
+SLOW = pytest.mark.slow
 FAMILIES = ("resnet18", "convnext_tiny", "efficientnet_b0", "swin_t")
 
 
@@ -165,7 +166,7 @@ def test_wrong_input_is_named():
     ("options", "message"),
     [
         ({"name": "resnet21"}, "no backbone 'resnet21'; choose resnet20, resnet32, small_conv"),
-        ({"name": "alexnet"}, "blocks are not declared"),
+        ({"name": "squeezenet1_0"}, "ends in no linear layer, so its head cannot be replaced"),
         ({"name": "small_conv", "head": "round"}, "choose linear or cosine"),
         ({"name": "small_conv", "channels": 2}, "channels 1 or 3"),
         ({"name": "small_conv", "num_classes": 0}, "num_classes >= 1"),
@@ -328,3 +329,22 @@ def test_images_too_small_for_a_backbone_are_named(size):
     with pytest.raises(ShapeError, match=f"images of {size[0]} x {size[1]} pixels are too small"):
         model(torch.rand(2, 3, *size))
     assert build_classifier("small_conv", num_classes=2)(torch.rand(2, 3, *size)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", pytest.param("googlenet", marks=SLOW),
+                                  pytest.param("alexnet", marks=SLOW), pytest.param("densenet121", marks=SLOW),
+                                  pytest.param("regnet_y_400mf", marks=SLOW)])  # fmt: skip
+def test_other_torchvision_models_have_a_new_head_and_blocks(name):
+    model = build_classifier(name, num_classes=3).eval()
+    with torch.no_grad():
+        assert model(images(3, 64, 2)).shape == (2, 3)
+    assert len(model.blocks) > 3
+    frozen = {key for block in model.blocks for key in model.block_parameters(block)}
+    assert frozen == {key for key, _ in model.named_parameters() if key.startswith("backbone.")}
+
+
+def test_models_of_timm_need_no_prefix():
+    pytest.importorskip("timm")
+    model = build_classifier("test_convnext", num_classes=3).eval()
+    with torch.no_grad():
+        assert model(images(3, 64, 2)).shape == (2, 3)
