@@ -7,13 +7,18 @@ would be refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.backends import cuda, cudnn
+
+from gen_invariance.errors import SettingsError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -77,6 +82,57 @@ def has_bfloat16(device: torch.device | str) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+_TRAINING_BYTES = 16  # of a weight: itself, its gradient and two averages of Adam's, in float32
+_CONTROL_GROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+def memory_of(device: torch.device | str) -> float:
+    """Bytes of memory that a device has, in use or not; infinite where that cannot be found out."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).total_memory
+    memory = math.inf
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # "max" is no number
+        memory = min(memory, int(_CONTROL_GROUP.read_text()))
+    return memory
+
+
+def check_memory(size: float, what: str, advice: str, *, device: torch.device | str = "cpu") -> None:
+    """Raise where `size` bytes are more than a device has at all, before a system that lends them ends the process.
+
+    Raises:
+        SettingsError: says `what` needs them, and `advice`.
+    """
+    memory = memory_of(device)
+    if size > memory:
+        raise SettingsError(
+            f"{what} would take {size / 1e9:,.0f} GB, and the device {torch.device(device).type} has "
+            f"{memory / 1e9:,.0f} GB; {advice}"
+        )
+
+
+def check_network(build: Callable[[], nn.Module], where: str) -> None:
+    """Raise where a network that `build` makes could not be trained for want of memory; it is made without any.
+
+    Raises:
+        SettingsError: more weights than the memory of the machine suffices for.
+    """
+    try:
+        with torch.device("meta"):
+            count = sum(weight.numel() for weight in build().parameters())
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        count = 2**63
+    check_weights(count, where)
+
+
+def check_weights(count: int, where: str) -> None:
+    """As `check_network`, from the number of its weights."""
+    check_memory(count * _TRAINING_BYTES, f"training {where} of these sizes", "choose fewer channels or layers")
 
 
 @contextmanager

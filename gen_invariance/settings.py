@@ -1,6 +1,6 @@
 """Settings classes: one declaration gives the checks, the defaults, the help text and the error messages.
 
-A settings class is a frozen pydantic dataclass. Its fields carry their constraints as types (`PositiveInt`,
+A settings class is a frozen pydantic dataclass. Its fields carry their constraints as types (`Count`,
 `Literal["step", "cosine"]`) and their description as the docstring below them:
 
 >>> @settings_class("loop")
@@ -54,6 +54,30 @@ def _expand(value: Any) -> Any:
     value = str(value) if type(value) is int else value
     return os.path.expanduser(value) if isinstance(value, str) else value
 
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""How many of something."""
+
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+"""How many of something, perhaps none."""
+
+Rows = Annotated[int, Field(ge=1, le=10**6)]
+"""Images or vectors at a time; whether they fit is asked where they are known."""
+
+Side = Annotated[int, Field(ge=1, le=8192)]
+"""Side of square images, in pixels."""
+
+Width = Annotated[int, Field(ge=1, le=4096)]
+"""Channels or units of a layer."""
+
+Depth = Annotated[int, Field(ge=1, le=64)]
+"""Layers or blocks."""
+
+Halvings = Annotated[int, Field(ge=1, le=12)]
+"""Layers that halve the sides: 12 bring the largest images down to a pixel or two."""
+
+Workers = Annotated[int, Field(ge=1, le=1024)]
+"""Processes of one machine."""
 
 PathText = Annotated[str, BeforeValidator(_expand)]
 """Name of a file or folder; ~ is the home folder."""
@@ -292,7 +316,11 @@ def _settings_error(
 def _expectation(detail: Any, hint: Any) -> str:
     """What pydantic's error asks for, such as "must be at least 1"."""
     if detail["type"] in _BOUND_ERRORS:
-        return f"must be {_describe_bounds(dict(_bounds(hint)), whole=_holds(hint, int))}"
+        bounds, whole = dict(_bounds(hint)), _holds(hint, int)
+        if whole:  # the largest count is no part of what a reader of "at least 1" needs
+            broken = ("ge", "gt") if detail["type"].startswith("greater") else ("le", "lt")
+            bounds = {name: limit for name, limit in bounds.items() if name in broken}
+        return f"must be {_describe_bounds(bounds, whole=whole)}"
     if detail["type"] == "literal_error":
         return f"must be one of {', '.join(map(str, _choices(hint)))}"
     if detail["type"] == "value_error":
@@ -317,16 +345,20 @@ def _describe_bounds(bounds: Mapping[str, float], *, whole: bool) -> str:
     low = bounds.get("ge", bounds.get("gt"))
     high = bounds.get("le", bounds.get("lt"))
     if low is not None and high is not None:
-        return f"in {'[' if 'ge' in bounds else '('}{low:g}, {high:g}{']' if 'le' in bounds else ')'}"
+        return f"in {'[' if 'ge' in bounds else '('}{_number(low)}, {_number(high)}{']' if 'le' in bounds else ')'}"
     if high is not None:
-        return f"at most {high:g}" if "le" in bounds else f"less than {high:g}"
+        return f"at most {_number(high)}" if "le" in bounds else f"less than {_number(high)}"
     if low is None:
         return "in its range"
     if "ge" in bounds:
-        return f"at least {low:g}"
+        return f"at least {_number(low)}"
     if whole and float(low).is_integer():
-        return f"at least {low + 1:g}"
-    return "positive" if low == 0 else f"more than {low:g}"
+        return f"at least {_number(low + 1)}"
+    return "positive" if low == 0 else f"more than {_number(low)}"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:g}"
 
 
 def _choices(hint: Any) -> list[Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gen_invariance.data.images import to_float, to_uint8
+from gen_invariance.data.storage import check_pixels_fit
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.protocol import Coded, Draw, Nuisance, draw_to
@@ -136,7 +137,7 @@ class TranslationBank:
         block: translations renewed together.
 
     Raises:
-        SettingsError: `versions`, `period` or `block` below 1.
+        SettingsError: `versions`, `period` or `block` below 1; more translations than the memory holds.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class TranslationBank:
         self.nuisance, self.images, self.versions, self.period, self.seed = nuisance, images, versions, period, seed
         self.indices, self._slots = _indices_and_slots(images, indices)
         self.counts = _versions_by_image(versions, len(self.indices), uses).to(images.device)
+        check_pixels_fit((int(self.counts.sum()), *images.shape[1:]), device=images.device)
         self._first = self.counts.cumsum(0) - self.counts
         self._owner = torch.repeat_interleave(torch.arange(len(self.counts), device=images.device), self.counts)
         self._bank = images.new_empty((len(self._owner), *images.shape[1:]))

@@ -134,6 +134,9 @@ def list_cells(settings: BenchmarkRun) -> list[GridCell]:
     )
 
 
+_MOST_NUMBERS = 10_000
+
+
 def parse_numbers(value: Any, where: str) -> list[int]:
     """Whole numbers out of 3, "0-2", "0,4" or a list of such.
 
@@ -149,7 +152,10 @@ def parse_numbers(value: Any, where: str) -> list[int]:
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(word).strip())
         if isinstance(word, bool) or match is None or (match[2] and int(match[2]) < int(match[1])):
             raise SettingsError(f"{where} must be whole numbers such as 3, 0-2 or [0,4], got {value!r}")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+        more = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if more.stop - more.start + len(numbers) > _MOST_NUMBERS:
+            raise SettingsError(f"{where} must be at most {_MOST_NUMBERS} numbers, got {value!r}")
+        numbers += more
     return list(dict.fromkeys(numbers))
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from gen_invariance.settings import PathText, Text, settings_class
+from gen_invariance.settings import Count, PathText, Text, Workers, settings_class
 
 Options = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ class BenchmarkRun:
     """folder that holds published sets, each as SOURCE/ or SOURCE.npz; null: the cache"""
     learned: Text | None = None
     """also measure eKLD against this translator, fitted on each class order"""
-    processes: PositiveInt = 1
+    processes: Workers = 1
     """workers of one torch thread each; 1 works in this process"""
     shard: Text = "0/1"
     """i/n: do the i-th of n parts, from 0; n machines share out the orders"""
@@ -85,17 +85,17 @@ class BenchmarkRun:
 class DemoSettings:
     """What the demonstration runs."""
 
-    seeds: PositiveInt = 5
+    seeds: Count = 5
     """each draws its own class order, images, angles and initial weights"""
-    epochs: Annotated[int, Field(ge=2)] = 67
+    epochs: Annotated[int, Field(ge=2, le=10**9)] = 67
     """of each classifier; 67 are about 800 steps, where longer training brings nothing more"""
-    spatial_steps: PositiveInt = 300
+    spatial_steps: Count = 300
     """of fitting the spatial translator"""
-    munit_steps: PositiveInt = 400
+    munit_steps: Count = 400
     """of fitting MUNIT"""
-    draws: PositiveInt = 5
+    draws: Count = 5
     """transformations of each test image for eKLD"""
-    processes: PositiveInt = 2
+    processes: Workers = 2
     """worker processes of one torch thread each"""
     control: bool = True
     """also run without any rotation in the data"""

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from gen_invariance.augment.stage import TailAugment
@@ -22,7 +22,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import epoch_indices
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import Run
-from gen_invariance.settings import Fraction, read_settings, settings_class
+from gen_invariance.settings import Count, Fraction, Rows, read_settings, settings_class
 
 _WHERE = "training.head_correction_options"
 _PART = 4096  # images that are floats at once
@@ -32,10 +32,10 @@ _PART = 4096  # images that are floats at once
 class HeadTraining:
     """How "crt" and "lws" train, by SGD with a cosine on class-balanced batches of stored features."""
 
-    epochs: PositiveInt = 10
+    epochs: Count = 10
     learning_rate: PositiveFloat = 0.1
-    batch_size: PositiveInt = 128
-    views: PositiveInt = 4
+    batch_size: Rows = 128
+    views: Count = 4
     """how often each image is augmented and its features stored, where there is a stage"""
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from gen_invariance.errors import DataError, RangeError, SettingsError, ShapeError
-from gen_invariance.settings import check_options
+from gen_invariance.settings import Count, check_options
 
 KNN_TEMPERATURE = 0.07
 """A neighbour votes with exp(cosine / temperature); tau of Wu et al. 2018, section 3.4."""
@@ -91,7 +91,7 @@ def fit_knn(
     features: Tensor,
     labels: Tensor,
     *,
-    neighbours: PositiveInt = FEW_NEIGHBOURS,
+    neighbours: Count = FEW_NEIGHBOURS,
     temperature: PositiveFloat = KNN_TEMPERATURE,
 ) -> Head:
     """K nearest neighbours by cosine, see `neighbour_votes` and `fit_head`."""

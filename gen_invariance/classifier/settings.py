@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat
 
 from gen_invariance.data.settings import DelayedRule, second_phase
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import BelowOne, Fraction, settings_class
+from gen_invariance.settings import BelowOne, Count, CountOrZero, Fraction, Rows, settings_class
 
 
 def _check_point(value: float) -> float:
@@ -48,9 +48,9 @@ class TrainSettings:
         20
     """
 
-    epochs: PositiveInt = 200
+    epochs: Count = 200
     """passes over the training set: each has as many draws as there are images, under every rule"""
-    batch_size: PositiveInt = 128
+    batch_size: Rows = 128
     """images a step, over all processes and parts"""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd or adamw"""
@@ -72,17 +72,17 @@ class TrainSettings:
     """how classes are drawn; delayed is instance, then class_balanced in the second phase"""
     second_phase: Point | None = None
     """where delayed re-sampling, re-weighting and a later stage begin; null: the first milestone"""
-    epoch_images: NonNegativeInt = 0
+    epoch_images: Annotated[int, Field(ge=0, le=10**8)] = 0
     """draws of an epoch; 0: as many as there are training images"""
     stage_from: Literal["start", "second_phase"] = "start"
     """when the stage begins"""
     stage_source: Literal["batch", "balanced"] = "batch"
     """batch (rows are translated in place) or balanced (replaced by translated rows of a class-balanced stream)"""
-    stage_bank: NonNegativeInt = 0
+    stage_bank: CountOrZero = 0
     """translations of an image, on average, drawn ahead and used several times; 0: each step draws"""
-    stage_bank_epochs: PositiveInt = 10
+    stage_bank_epochs: Count = 10
     """after which all of them have been replaced"""
-    worst_of: PositiveInt = 1
+    worst_of: Count = 1
     """draws of each row the stage works on, of which the hardest is kept"""
     consistency: NonNegativeFloat = 0.0
     """weight of KL( p(x) || p(Tx) ) on those rows"""
@@ -94,7 +94,7 @@ class TrainSettings:
     """share of the steps that are mixed"""
     average_decay: BelowOne = 0.0
     """of the moving average of the weights, which training returns then; 0.999 is usual, 0 for none"""
-    views: NonNegativeInt = 0
+    views: CountOrZero = 0
     """with a frozen backbone: augmented views of each image, whose features are computed once; 0: each step augments"""
     spread: NonNegativeFloat = 0.0
     """with views: strength of the within-class spread that smaller classes are given by larger ones; 0: none"""
@@ -102,7 +102,7 @@ class TrainSettings:
     """class_means: a cosine head starts at the classes' mean features"""
     keep: Literal["last", "best"] = "last"
     """last epoch, or best: that of the highest balanced accuracy on validation images (data.validation_fraction)"""
-    accumulate: PositiveInt = 1
+    accumulate: Count = 1
     """parts a batch goes through the network in; the gradient is that of the whole, but batch norm sees the parts"""
     head_correction: Literal["none", "crt", "lws", "tau_norm", "logit_adjustment"] = "none"
     """what is done to the head after the last epoch: crt, lws, tau_norm or logit_adjustment"""
@@ -110,9 +110,9 @@ class TrainSettings:
     """of that correction"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """no, bf16 or fp16 (GPU)"""
-    log_every: PositiveInt = 1
+    log_every: Count = 1
     """epochs between lines of metrics"""
-    checkpoint_every: PositiveInt = 10
+    checkpoint_every: Count = 10
     """epochs between checkpoints"""
 
     def __post_init__(self) -> None:

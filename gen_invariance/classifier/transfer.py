@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import settings_class
+from gen_invariance.settings import CountOrZero, Width, settings_class
 
 if TYPE_CHECKING:
     from gen_invariance.classifier.model import Classifier
@@ -53,7 +53,7 @@ class TransferPlan:
 
     mode: Literal["none", "frozen", "partial", "full", "joint", "lora", "auto"] = "full"
     """none (no plan), frozen (the head only), partial (with the last blocks), full, joint, lora (adapters), or auto"""
-    last_stages: NonNegativeInt | None = None
+    last_stages: CountOrZero | None = None
     """how many of the last blocks train, for partial only"""
     lr: PositiveFloat | None = None
     """learning rate of the head; null: 0.1 under SGD, training.learning_rate under AdamW"""
@@ -63,15 +63,15 @@ class TransferPlan:
     """... times this for each block further from the head; the last block has it once"""
     weight_decay: NonNegativeFloat = 2e-4
     """of every group; none for the backbone under pull_to_start, which replaces it"""
-    head_epochs: NonNegativeInt = 0
+    head_epochs: CountOrZero = 0
     """epochs that the head trains alone"""
-    epochs_per_stage: NonNegativeInt = 0
+    epochs_per_stage: CountOrZero = 0
     """then one more block trains, from the last one backwards, every so many epochs; 0 for all at once"""
     pull_to_start: NonNegativeFloat = 0.0
     """strength of L2-SP, a penalty on the distance of backbone weights to their start"""
     batch_norm: Literal["train", "eval"] = "train"
     """eval keeps the statistics of blocks that train, as those of the others always are"""
-    lora_rank: PositiveInt = 8
+    lora_rank: Width = 8
     """rank of the adapters of lora"""
     reason: str = ""
     """why auto chose this plan"""

@@ -99,7 +99,9 @@ def _run_verb(name: str, words: Sequence[str]) -> None:
     if name == "train" and (added := pretrained_words(name_library_model(changes))):
         print(f"for a pretrained classifier: {' '.join(added)} (say otherwise to change it)", flush=True)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {printable(str(message))}", file=sys.stderr)
-    verb(config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # odd metadata and large pictures are no concern of the user's
+        verb(config)
 
 
 def compose(name: str, words: Sequence[str], *, missing_is_error: bool = True) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gen_invariance.data.storage import images_at_once, take_rows
+from gen_invariance.data.storage import images_at_once, room_like, take_rows
 from gen_invariance.errors import DataError, RangeError, ShapeError
 
 _OVERSHOOT = 0.1
@@ -194,11 +194,11 @@ def resize_images(images: Tensor, image_size: int) -> Tensor:
     if side == image_size:
         return square.contiguous()
     size = (image_size, image_size)
-    scaled = [
-        F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True).add_(0.5).clamp_(0, 255).byte()
-        for chunk in square.split(images_at_once(images))
-    ]
-    return torch.cat(scaled)
+    scaled = room_like(images, (*images.shape[:2], *size))
+    step = min(images_at_once(images), images_at_once(scaled))
+    for chunk, room in zip(square.split(step), scaled.split(step), strict=True):
+        room.copy_(F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True).add_(0.5).clamp_(0, 255))
+    return scaled
 
 
 def check_images(images: Tensor, *, channels: int | None = None, where: str = "images") -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import Sampler, Subset
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import check_sampled, epoch_indices, sampling_probabilities
 from gen_invariance.data.settings import Rule, rule_name
+from gen_invariance.data.storage import check_batch
 from gen_invariance.errors import SettingsError
 
 
@@ -200,6 +201,7 @@ class ResidentLoader:
                 f"batch_size must be at least {world_size} (one image a rank) and, with drop_last, at most "
                 f"{self.num_samples} (the draws of an epoch), got {batch_size}"
             )
+        check_batch(data.images, min(batch_size, self.num_samples) // world_size, where="training")
         self.data, self.batch_size, self.stream = data, batch_size, stream
         self.steps_per_epoch = self.num_samples // batch_size if drop_last else -(-self.num_samples // batch_size)
         self._drawn: tuple[int, Tensor] | None = None

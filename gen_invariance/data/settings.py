@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import PathText, settings_class
+from gen_invariance.settings import Count, PathText, Side, settings_class
 
 
 @settings_class("data")
@@ -20,7 +20,7 @@ class SourceSettings:
     """name of a reader: digits, folder, npz, table, cifar10 ..."""
     path: PathText | None = None
     """file or folder of the source, where it needs one"""
-    image_size: PositiveInt | None = None
+    image_size: Side | None = None
     """side to scale images to; null keeps the size"""
     skip_corrupt: bool = False
     """leave damaged image files out instead of stopping"""
@@ -36,13 +36,13 @@ class LongTailSettings:
 
     profile: Literal["exponential", "step", "zipf", "none"] = "exponential"
     """of class sizes: exponential, step, zipf, or none, which keeps the set as it is"""
-    largest: PositiveInt | None = None
+    largest: Count | None = None
     """training images of the largest class; null takes what there is"""
     imbalance: float = 100.0
     """largest class over smallest"""
     power: NonNegativeFloat = 2.0
     """of the zipf profile"""
-    smallest: PositiveInt = 1
+    smallest: Count = 1
     """training images of a class at least"""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """share of each class held out for validation, before the cut"""
@@ -52,9 +52,9 @@ class LongTailSettings:
     """draw which class is how large; false keeps the order of the source"""
     shortage: Literal["error", "repeat", "cap"] = "error"
     """of images for a class: error, repeat (each use under another draw), or cap (the class stays smaller)"""
-    base_images: PositiveInt | None = None
+    base_images: Count | None = None
     """with shortage=repeat: different images of a class at most"""
-    test_images: PositiveInt | None = None
+    test_images: Count | None = None
     """of a class at most"""
     cut: Literal["own", "cao", "first"] = "own"
     """which images of a class are kept: own, cao (Cao et al. 2019, order 0), first"""

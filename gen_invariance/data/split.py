@@ -33,10 +33,12 @@ from gen_invariance.data.longtail import (
 from gen_invariance.data.readers.arrays import load_arrays
 from gen_invariance.data.readers.base import Source
 from gen_invariance.data.settings import LongTailSettings
+from gen_invariance.devices import check_memory
 from gen_invariance.errors import DataError, SettingsError, printable
 from gen_invariance.files import atomic_write
 from gen_invariance.run import named_generator
 
+_ROW_BYTES = 32  # of the numbers of an image, while they are drawn
 _INDEX_KEYS = ("train_indices", "validation_indices", "test_indices", "counts", "order")
 
 
@@ -186,6 +188,9 @@ def _fill_tail(
     order = _choose_order(settings, available, seed=seed)
     counts = _choose_counts(settings, available, order)
     if settings.shortage == "repeat":
+        total, side = int(counts.sum()), train.images.shape[1:].numel()
+        advice = "choose a smaller data.largest"
+        check_memory(total * (side + _ROW_BYTES), f"{total} images, repeated as shortage=repeat says,", advice)
         return used[_repeat_in_turn(labels, counts, groups, seed=seed)], counts, order
     counts = counts.minimum(available)
     if settings.fill_tail:

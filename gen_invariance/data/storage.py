@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gen_invariance.devices import check_memory
 from gen_invariance.errors import OutputError
 from gen_invariance.files import cannot_write
 
@@ -34,9 +35,11 @@ def empty_images(shape: Sequence[int], *, map_from: float = GIGABYTE) -> Tensor:
 
     Raises:
         OutputError: the disk of the cache folder has no room for them.
+        SettingsError: they are to lie in memory, which has no room for them.
     """
     size = torch.Size(shape).numel()
     if size < map_from or not size:
+        check_pixels_fit(shape)
         return torch.empty(tuple(shape), dtype=torch.uint8, device="cpu")
     folder = cache_folder() / "pixels"
     try:
@@ -51,6 +54,27 @@ def empty_images(shape: Sequence[int], *, map_from: float = GIGABYTE) -> Tensor:
         os.close(handle)
         with suppress(OSError):  # where a file in use cannot be removed
             os.unlink(name)
+
+
+def check_pixels_fit(shape: Sequence[int], *, device: torch.device | str = "cpu") -> None:
+    """Raise `SettingsError` where uint8 images of `shape` (N, C, H, W) are more than the memory holds."""
+    count, _, height, width = shape
+    what = f"{count} images of {width} x {height} pixels"
+    check_memory(torch.Size(shape).numel(), what, "choose a smaller image size or fewer images", device=device)
+
+
+def check_batch(images: Tensor, batch_size: int, *, where: str, pixel_bytes: int = 128) -> None:
+    """Raise `SettingsError` where training on batches of `images` cannot fit in the memory of their device.
+
+    `pixel_bytes` is what a pixel takes at least: unless told otherwise, two layers of 16 float channels.
+    """
+    height, width = images.shape[2:]
+    check_memory(
+        batch_size * height * width * pixel_bytes,
+        f"{where}: a batch of {batch_size} images of {width} x {height} pixels",
+        "choose a smaller batch size or image size",
+        device=images.device,
+    )
 
 
 def _reserve(handle: int, size: int, folder: Path) -> None:
@@ -76,6 +100,7 @@ def room_like(images: Tensor, shape: Sequence[int]) -> Tensor:
     """Room for images of `shape` that are made of `images`: mapped if those are, and these are large, too."""
     if is_mapped(images):
         return empty_images(shape, map_from=_SMALL)
+    check_pixels_fit(shape, device=images.device)
     return torch.empty(tuple(shape), dtype=torch.uint8, device=images.device)
 
 

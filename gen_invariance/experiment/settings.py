@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.transfer import TransferPlan
@@ -15,7 +15,7 @@ from gen_invariance.errors import SettingsError
 from gen_invariance.export.settings import ResultSettings, WorkerSettings
 from gen_invariance.order.settings import OrderSettings
 from gen_invariance.referee.settings import CandidateSettings
-from gen_invariance.settings import PathText, Text, settings_class
+from gen_invariance.settings import Count, CountOrZero, PathText, Rows, Side, Text, settings_class
 from gen_invariance.translator.settings import AssessSettings, FitSettings, parse_seconds
 
 
@@ -27,7 +27,7 @@ class Task(LongTailSettings, SourceSettings):
     """hand-written nuisance that acts once on each image; identity leaves the set as it is"""
     nuisance_options: Mapping[str, Any] = field(default_factory=dict)
     """of that nuisance"""
-    transformed_ranks: tuple[NonNegativeInt, ...] | None = None
+    transformed_ranks: tuple[CountOrZero, ...] | None = None
     """classes whose training images meet the nuisance, by rank in size from 0; null: all; test images always meet it"""
     many_above: int | None = 100
     """bounds of many- and few-shot classes; null, or bounds that leave one empty: thirds of the classes by size"""
@@ -173,9 +173,9 @@ class TrainRun(RunSettings):
 class MeasureSettings:
     """How a cell measures invariance."""
 
-    draws: PositiveInt = 20
+    draws: Count = 20
     """transformations of each image"""
-    invariance_images: PositiveInt | None = 40
+    invariance_images: Count | None = 40
     """test images of each class at most, the same ones for every method; null: all"""
     nuisance: str | None = None
     """hand-written nuisance that is measured against where none acts on the images"""
@@ -195,9 +195,9 @@ class MeasureRun:
     """folder that fit wrote"""
     split: Literal["test", "validation"] = "test"
     """test or validation"""
-    draws: PositiveInt = 20
+    draws: Count = 20
     """transformations of each image"""
-    batch_size: PositiveInt = 512
+    batch_size: Rows = 512
     """images at a time; halved where the memory does not suffice"""
     seed: int = 0
     """of the draws"""
@@ -219,13 +219,13 @@ class InspectSettings(AssessSettings):
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the head-class images that the judge does not see and that are translated."""
-    head_from: Annotated[int, Field(ge=2)] = 20
+    head_from: Annotated[int, Field(ge=2, le=10**9)] = 20
     """Smallest training count of a head class."""
     judge: str = "small_conv"
     """Backbone of the judge."""
-    judge_epochs: PositiveInt = 60
+    judge_epochs: Count = 60
     """Training time of the judge."""
-    max_images: Annotated[int, Field(ge=20)] = 1000
+    max_images: Annotated[int, Field(ge=20, le=10**9)] = 1000
     """Most images that are translated, and a fifth of those that near copies are looked for in."""
     budget: str | None = None
     """Time to measure what a saved translator gains on simulated tails, such as 5min; null: figures alone decide."""
@@ -331,15 +331,15 @@ class CompareRun:
     """images to test on, a set of the same kind; null: the test part of original"""
     source: Literal["folder", "table", "npz", "huggingface", "webdataset"] = "folder"
     """the format of all of them, as data= of augment"""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[CountOrZero, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """each trains one classifier on either set"""
-    steps: PositiveInt = 1000
+    steps: Count = 1000
     """updates of each training, the same for both sets"""
-    batch_size: PositiveInt = 32
+    batch_size: Rows = 32
     """images a step"""
     learning_rate: PositiveFloat = 0.05
     """peak rate of SGD, which falls along a cosine"""
-    image_size: PositiveInt | None = 32
+    image_size: Side | None = 32
     """side that the central squares of images are scaled to; null keeps images, which must be of one size"""
     backbone: str = "small_conv"
     """small_conv, resnet20, resnet32, efficientnet_lite0, ..."""

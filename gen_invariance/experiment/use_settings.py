@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat
 
 from gen_invariance.experiment.settings import Task
-from gen_invariance.settings import PathText, settings_class
+from gen_invariance.settings import PathText, Rows, settings_class
 
 
 @settings_class("predict")
@@ -28,7 +28,7 @@ class PredictRun:
     """a column for each class as well"""
     page: bool = False
     """a folder OUT-mistakes with a page and a confusion matrix, where class folders say what is right"""
-    batch_size: PositiveInt = 256
+    batch_size: Rows = 256
     """images at a time"""
     device: str = "auto"
     """auto, cpu or cuda"""

@@ -120,10 +120,10 @@ def check_sizes(data: Format, nuisance: Nuisance, settings: ExportSettings, name
         except (OSError, UnusablePictureError):
             continue
         tried += 1
-        size = working_size(nuisance, pixels.shape[1:], image_size=settings.image_size)
         generator = draw_generator(settings.seed, entry.key, 0)
         translate = partial(_translate, nuisance, generator)
         try:
+            size = working_size(nuisance, pixels.shape[1:], image_size=settings.image_size)
             with torch.no_grad():
                 usable = translate_native(to_float(torch.from_numpy(pixels)[None]), translate, size=size)[1]
         except (RuntimeError, GenInvarianceError):

@@ -16,6 +16,7 @@ LEAST_KEPT = 0.5
 
 _LEAST_NORM = 1e-6
 _MOST_ENLARGED = 2**22  # pixels that a smaller picture may be brought to
+_MOST_TRANSLATED = 2**26  # pixels that are translated, at some 64 bytes each
 
 
 def working_size(nuisance: Nuisance, size: tuple[int, int], *, image_size: int | None) -> tuple[int, int]:
@@ -27,8 +28,15 @@ def working_size(nuisance: Nuisance, size: tuple[int, int], *, image_size: int |
         image_size: the shorter side that the nuisance was fitted at; None takes pictures as they are.
 
     Raises:
-        ShapeError: a long strip would become a picture of very many pixels.
+        ShapeError: more pixels than fit in memory; a long strip would become a picture of very many.
     """
+    height, width = _working_size(nuisance, size, image_size=image_size)
+    if height * width > _MOST_TRANSLATED:
+        raise ShapeError(f"{width}x{height} pixels are too many; scale it down, or set results=square")
+    return height, width
+
+
+def _working_size(nuisance: Nuisance, size: tuple[int, int], *, image_size: int | None) -> tuple[int, int]:
     if takes_any_size(nuisance):
         return size
     largest = getattr(nuisance, "largest_side", None)

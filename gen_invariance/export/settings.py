@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import Fraction, settings_class
+from gen_invariance.settings import Count, Fraction, Rows, Side, Workers, settings_class
 
 
 @settings_class("export")
@@ -32,11 +32,11 @@ class ResultSettings:
     """reject results that differ less from their source, mean over pixels in [0, 1]"""
     off_distribution: NonNegativeFloat | None = 0.5
     """reject results whose brightness, contrast or sharpness lies so far outside the originals'; null keeps all"""
-    per_source: PositiveInt | None = 10
+    per_source: Count | None = 10
     """results from one source at most, so that a handful of images does not fill a class; null: as many as it takes"""
-    tries: PositiveInt = 5
+    tries: Count = 5
     """how often rejected results are made up for"""
-    batch_size: PositiveInt = 64
+    batch_size: Rows = 64
     """images translated at once, and images of a new tar shard"""
     seed: int = 0
     """of all draws"""
@@ -62,7 +62,7 @@ class ExportSettings(ResultSettings):
 
     strength: Annotated[float, Field(gt=0, le=1)] = 1.0
     """share of the images lacking to the target that is made"""
-    image_size: PositiveInt | None = None
+    image_size: Side | None = None
     """side at which the translator was fitted, where it needs that; null: it takes pictures as they are"""
 
     def identity(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class WorkerSettings:
 
     device: str = "cpu"
     """where to translate"""
-    processes: PositiveInt = 1
+    processes: Workers = 1
     """workers; the result does not depend on their number"""
     engine: Literal["local", "ray"] = "local"
     """local: processes of this machine; ray: as many actors of a Ray cluster, extra ray"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -190,7 +191,8 @@ class Job:
             return self._translated_and_judged(unit, decoded)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                reason = f"ran out of memory at a batch of {len(unit.items)}; lower batch_size"
+                few = "lower batch_size" if len(unit.items) > 1 else "scale the picture down, or set results=square"
+                reason = f"ran out of memory at a batch of {len(unit.items)}; {few}"
             elif is_device_failure(error):
                 reason = f"failed ({first_line(error)[:120]}); the same command with resume=true goes on from there"
             else:
@@ -321,6 +323,7 @@ def start_worker(job: Job) -> None:
     """What a worker process does first."""
     global _worker_job
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="PIL")  # this process does nothing else
     _worker_job = job.on_device()
 
 

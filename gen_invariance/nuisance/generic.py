@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from kornia import enhance
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from gen_invariance.data.images import check_images
@@ -22,7 +22,7 @@ from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.nuisance.intensity import Background, Lighting
 from gen_invariance.nuisance.protocol import Draw, draw_to
 from gen_invariance.nuisance.thickness import Thickness
-from gen_invariance.settings import settings_class
+from gen_invariance.settings import Depth, settings_class
 
 OPERATIONS = (
     "identity",
@@ -135,7 +135,7 @@ class RandAugment(_Policy):
     torch.Size([4, 1, 16, 16])
     """
 
-    num_ops: PositiveInt = 2
+    num_ops: Depth = 2
     """operations on each image"""
     magnitude: Annotated[int, Field(ge=0, le=_STEPS)] = 9
     """strength of each, of 30"""

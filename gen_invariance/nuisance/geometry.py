@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from kornia.geometry.transform import rotate, translate, warp_affine
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 from torch import Tensor
 
 from gen_invariance.nuisance.protocol import Draw, apply_in_float32, draw_to, uniform, whole
-from gen_invariance.settings import Fraction, settings_class
+from gen_invariance.settings import CountOrZero, Fraction, settings_class
 
 
 @settings_class("rotation")
@@ -111,7 +111,7 @@ class Shear:
 class CropFlip:
     """Random crop of the zero-padded image, and a mirror image half of the time: the plain CIFAR augmentation."""
 
-    padding: NonNegativeInt = 4
+    padding: CountOrZero = 4
     """zeros on each side, pixels"""
     flip: bool = True
     """whether to mirror"""

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from gen_invariance.nuisance.protocol import Draw, uniform, whole
-from gen_invariance.settings import Fraction, settings_class
+from gen_invariance.settings import Fraction, Side, settings_class
 
-Sides = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+Sides = Annotated[tuple[Side, ...], Field(min_length=1)]
 
 
 def _slide(images: Tensor, side: int, pick: Callable[[Tensor, Tensor], Tensor], outside: float) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import settings_class
+from gen_invariance.settings import Count, CountOrZero, Depth, Rows, settings_class
 
 Mode = Literal["frozen", "partial", "full", "joint"]
 """How a backbone serves a target: frozen features, or fine-tuned in its last blocks, in all, or with the source."""
@@ -30,15 +30,15 @@ class SourceSettings:
     """pretrained start of a backbone that has one"""
     budget: Literal["per_class", "total", "steps"] = "per_class"
     """per_class, total (images), or steps"""
-    images_per_class: PositiveInt = 40
+    images_per_class: Count = 40
     """for budget=per_class and budget=steps; a class that has fewer gives what it has"""
-    total_images: PositiveInt = 500
+    total_images: Count = 500
     """for budget=total, shared by the classes of a subset"""
-    epochs: PositiveInt = 6
+    epochs: Count = 6
     """for the first two budgets"""
-    steps: PositiveInt = 150
+    steps: Count = 150
     """for budget=steps, and for adapting to a target"""
-    batch_size: PositiveInt = 64
+    batch_size: Rows = 64
     """images of a step"""
     learning_rate: PositiveFloat = 0.05
     """of SGD"""
@@ -70,17 +70,17 @@ class AnalysisSettings:
     """chance that any certain statement is wrong"""
     simultaneous: Simultaneous = "bootstrap"
     """bootstrap, bonferroni or none"""
-    resamples: Annotated[int, Field(ge=100)] = 2000
+    resamples: Annotated[int, Field(ge=100, le=10**6)] = 2000
     """bootstrap draws"""
     heldout_classes: tuple[int, ...] = ()
     """only pairs of these count; no source may hold one"""
     margin: NonNegativeFloat = 0.02
     """tolerated loss of the accuracy relation"""
-    ways: Annotated[int, Field(ge=2)] = 5
+    ways: Annotated[int, Field(ge=2, le=10**9)] = 5
     """of few-shot episodes"""
-    shots: PositiveInt = 1
+    shots: Count = 1
     """of few-shot episodes"""
-    predictor_shots: Annotated[int, Field(ge=2)] = 20
+    predictor_shots: Annotated[int, Field(ge=2, le=10**9)] = 20
     """labelled images of each class that predictors see"""
 
     def __post_init__(self) -> None:
@@ -102,33 +102,33 @@ class OrderSettings:
     """list (subsets alone), pairs, size, random, head or tail (prefixes of the class sizes), all (up to 12 classes)"""
     subsets: tuple[tuple[int | str, ...], ...] = ()
     """further ones by class name or index: [[cat,dog],[0,3,5]]"""
-    size: int = 2
+    size: CountOrZero = 2
     """classes of each subset, for choose=size"""
-    count: int = 8
+    count: CountOrZero = 8
     """for choose=random, and the next two"""
-    smallest: int = 2
+    smallest: CountOrZero = 2
     """classes of a random subset at least"""
-    largest: int | None = None
+    largest: CountOrZero | None = None
     """classes of a random subset at most; null: all"""
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[CountOrZero, ...] = ()
     """lengths of head or tail prefixes; empty: all from 2"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """of training, the same for every subset"""
     mode: Mode = "frozen"
     """frozen, or partial, full, joint: one more training for each pair of classes"""
-    last_stages: PositiveInt = 1
+    last_stages: Depth = 1
     """blocks that partial trains"""
     head: Head = "ncm"
     """on frozen features: ncm, knn, logistic, or own (pairs only)"""
-    shots: PositiveInt | None = None
+    shots: Count | None = None
     """labelled images of each class for heads; null: the pool"""
-    pool: PositiveInt = 40
+    pool: Count = 40
     """images of each class kept for heads, at most half of a class"""
-    fewest_seeds: PositiveInt = 1
+    fewest_seeds: Count = 1
     """subsets with fewer good seeds are left out"""
-    draws: PositiveInt = 5
+    draws: Count = 5
     """transformations of each image, for eKLD"""
-    invariance_images: PositiveInt = 20
+    invariance_images: Count = 20
     """test images of each class, for eKLD"""
     curriculum: bool = False
     """also train up the longest chain, against jumping to its top"""

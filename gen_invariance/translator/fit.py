@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from gen_invariance.data.identity import tie_run
 from gen_invariance.data.images import ImageData
+from gen_invariance.data.storage import check_batch
 from gen_invariance.devices import use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import draw_to, select_rows
@@ -168,6 +169,7 @@ def fit_objective(
             raise SettingsError(
                 f"fit.batch_size {settings.batch_size} does not divide over {accelerator.num_processes} processes"
             )
+        check_batch(data.images, settings.batch_size // accelerator.num_processes, where="fit")
         networks = _networks(objective)
         for network in networks.values():
             network.to(accelerator.device).train()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gen_invariance.devices import check_weights
 from gen_invariance.errors import ShapeError
 from gen_invariance.nuisance.protocol import Draw
 
@@ -81,6 +82,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int, *, width: int = 64, layers: int = 4) -> None:
         super().__init__()
         sizes = [channels, *(width * 2**layer for layer in range(layers))]
+        check_weights(sum(16 * inputs * outputs for inputs, outputs in pairwise(sizes)), "a discriminator")
         self.layers = nn.ModuleList(convolution(inputs, outputs, 4, stride=2) for inputs, outputs in pairwise(sizes))
         self.judge = nn.Conv2d(sizes[-1], 1, 1)
         for module in (*self.layers, self.judge):

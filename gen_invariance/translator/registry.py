@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gen_invariance.data.images import ImageData
+from gen_invariance.devices import check_network
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import named_generator
 from gen_invariance.settings import check_options, read_settings
@@ -55,8 +56,11 @@ class TranslatorKind:
         """An untrained translator for images like `data`; initial weights come from the global random state."""
         if self.builder is not None:
             return self.load("builder")(data, network)
-        model = self.load("model")
-        return model(channels=data.images.shape[1], **check_options(model, network, "translator.network"))
+        make = functools.partial(
+            self.load("model"), data.images.shape[1], **check_options(self.load("model"), network, "translator.network")
+        )
+        check_network(make, "a translator")
+        return make()
 
     def read_settings(self, values: Mapping[str, Any]) -> Any:
         """The settings class made of plain values; None where there is none."""

@@ -6,10 +6,10 @@ import re
 from dataclasses import asdict
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from gen_invariance.errors import SettingsError
-from gen_invariance.settings import Text, settings_class
+from gen_invariance.settings import Count, CountOrZero, Rows, Text, settings_class
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _PACE = ("log_every", "sample_every", "checkpoint_every", "budget")
@@ -26,13 +26,13 @@ class FitSettings:
         100
     """
 
-    steps: PositiveInt = 300
+    steps: Count = 300
     """Updates of the translator, and as many of its adversary."""
-    batch_size: PositiveInt = 64
+    batch_size: Rows = 64
     """Images a step, over all processes, drawn class-balanced."""
     classes: Literal["head", "all"] | tuple[Text, ...] = "head"
     """head: classes of head_from images or more; all: every class; or names such as [cat, dog], however small."""
-    head_from: PositiveInt = 20
+    head_from: Count = 20
     """Smallest training count of a head class."""
     flip: bool | None = None
     """Mirror half of the images; null asks the data set whether that keeps the label, and does not without one."""
@@ -40,15 +40,15 @@ class FitSettings:
     """Decay of the moving average of the weights, which is then what is kept, such as 0.999; 0: none."""
     budget: str | None = None
     """Stop after this time, such as 90s, 10min or 2h; parts of a resumed fit that ran with a budget count together."""
-    watch_every: NonNegativeInt = 0
+    watch_every: CountOrZero = 0
     """Steps between evaluations on a fifth of the images, held out; the best weights are kept; 0: never."""
-    patience: NonNegativeInt = 0
+    patience: CountOrZero = 0
     """Stop after so many evaluations without a better score; 0: never."""
-    log_every: PositiveInt = 25
+    log_every: Count = 25
     """Steps between lines of metrics."""
-    sample_every: PositiveInt = 100
+    sample_every: Count = 100
     """Steps between sample grids."""
-    checkpoint_every: PositiveInt = 100
+    checkpoint_every: Count = 100
     """Steps between checkpoints."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """bf16 and fp16 need a GPU."""
@@ -87,9 +87,9 @@ def parse_seconds(budget: str, where: str = "fit.budget") -> float:
 class AssessSettings:
     """How closely a translator is looked at."""
 
-    draws: Annotated[int, Field(ge=2)] = 4
+    draws: Annotated[int, Field(ge=2, le=10**9)] = 4
     """Translations of each image."""
-    neighbours: PositiveInt = 5
+    neighbours: Count = 5
     """k of precision, recall, density and coverage."""
-    failures: NonNegativeInt = 8
+    failures: CountOrZero = 8
     """Worst translations to show."""

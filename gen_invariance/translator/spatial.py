@@ -32,13 +32,13 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 from kornia import augmentation
 from kornia.augmentation import AugmentationSequential
 from kornia.filters import gaussian_blur2d
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from gen_invariance.data.images import ImageData, check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to, uniform
-from gen_invariance.settings import Fraction, settings_class
+from gen_invariance.settings import Fraction, Halvings, Width, settings_class
 from gen_invariance.translator.objective import PatchDiscriminator, least_squares
 from gen_invariance.translator.quality.discern import MOST, tell_apart
 from gen_invariance.translator.quality.verdict import describe_unidentified
@@ -222,9 +222,9 @@ class SpatialSettings:
     """Of the adversary."""
     noise: NonNegativeFloat = 0.03
     """Standard deviation of the noise on the adversary's inputs, pixel units of [0, 1]."""
-    discriminator_width: PositiveInt = 32
+    discriminator_width: Width = 32
     """Channels of the adversary's first layer."""
-    discriminator_layers: PositiveInt = 3
+    discriminator_layers: Halvings = 3
     """Stride-2 layers of the adversary."""
 
 

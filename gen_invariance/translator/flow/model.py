@@ -20,8 +20,9 @@ import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads t
 
 # isort: split
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +30,14 @@ import torch.nn.functional as F
 # diffusers reloads a model only if its module holds these very names.
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from gen_invariance.data.images import ImageData, check_images
+from gen_invariance.devices import check_network
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to, normal, whole
-from gen_invariance.settings import Fraction, check_options
+from gen_invariance.settings import Fraction, Halvings, Rows, Side, Width, check_options
 from gen_invariance.translator.flow.view import check_removes, content_view
 from gen_invariance.translator.objective import check_side
 
@@ -87,13 +89,13 @@ class FlowTranslator(ModelMixin, ConfigMixin):
         self,
         channels: int = 1,
         removes: tuple[str, ...] = ("tone", "sign"),
-        style_dim: PositiveInt = 6,
-        width: PositiveInt = 32,
-        levels: PositiveInt = 2,
-        patch: PositiveInt = 2,
+        style_dim: Width = 6,
+        width: Width = 32,
+        levels: Halvings = 2,
+        patch: Side = 2,
         view_noise: NonNegativeFloat = 0.3,
-        bank_size: PositiveInt = 1024,
-        steps: PositiveInt = 2,
+        bank_size: Rows = 1024,
+        steps: Annotated[int, Field(ge=1, le=1000)] = 2,
         strength: Fraction = 1.0,
     ) -> None:
         super().__init__()
@@ -200,7 +202,9 @@ def build_flow(data: ImageData, network: Mapping[str, Any]) -> FlowTranslator:
     options = check_options(FlowTranslator, given, "translator.network")
     if "levels" not in options:
         options["levels"] = choose_levels(min(data.images.shape[2:]), patch=options.get("patch", 2))
-    return FlowTranslator(channels=data.images.shape[1], **options)
+    make = partial(FlowTranslator, channels=data.images.shape[1], **options)
+    check_network(make, "a translator")
+    return make()
 
 
 def _check_steps(steps: int, strength: float) -> None:

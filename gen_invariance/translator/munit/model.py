@@ -14,6 +14,7 @@ import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads t
 
 # isort: split
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,13 @@ import torch.nn.functional as F
 # diffusers reloads a model only if its module holds these very names.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from gen_invariance.data.images import check_images
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to, normal, whole
-from gen_invariance.settings import settings_class
+from gen_invariance.settings import Count, Depth, Halvings, Width, settings_class
 from gen_invariance.translator.munit.cpu_convolutions import narrow_convolve, upsample_convolve
 from gen_invariance.translator.objective import PatchDiscriminator, check_side, convolution, least_squares
 
@@ -186,14 +187,14 @@ class MunitTranslator(ModelMixin, ConfigMixin):
     def __init__(
         self,
         channels: int = 1,
-        width: PositiveInt = 64,
-        downsamples: PositiveInt = 2,
-        residual_blocks: PositiveInt = 4,
-        style_dim: PositiveInt = 8,
-        style_downsamples: PositiveInt = 4,
-        mlp_width: PositiveInt = 256,
+        width: Width = 64,
+        downsamples: Halvings = 2,
+        residual_blocks: Depth = 4,
+        style_dim: Width = 8,
+        style_downsamples: Halvings = 4,
+        mlp_width: Width = 256,
         styles: str = "prior",
-        bank_size: NonNegativeInt = 0,
+        bank_size: Annotated[int, Field(ge=0, le=10**6)] = 0,
     ) -> None:
         super().__init__()
         _check_styles(styles, bank_size)
@@ -288,11 +289,11 @@ class MunitSettings:
     """Of Adam, for translator and discriminator."""
     weight_decay: NonNegativeFloat = 1e-4
     """Of Adam."""
-    halve_every: PositiveInt = 100_000
+    halve_every: Count = 100_000
     """Steps after which the learning rate is halved, again and again."""
-    discriminator_width: PositiveInt | None = None
+    discriminator_width: Width | None = None
     """Channels of the discriminator's first layer; null takes the translator's width."""
-    discriminator_layers: PositiveInt = 4
+    discriminator_layers: Halvings = 4
     """Stride-2 layers of the discriminator."""
     weights: MunitWeights = Field(default_factory=MunitWeights)
     """Weights of the loss terms."""

@@ -9,14 +9,15 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from gen_invariance.data.images import ImageData, to_uint8
+from gen_invariance.data.storage import check_batch
 from gen_invariance.errors import RunError
 from gen_invariance.run import Run
-from gen_invariance.settings import settings_class
+from gen_invariance.settings import Count, settings_class
 from gen_invariance.translator.redraw.congeal import Congealed, PoseGrid, congeal, move_by, pose_matrix
 from gen_invariance.translator.redraw.fit_photo import fit_photo
 from gen_invariance.translator.redraw.model import RedrawTranslator
@@ -35,7 +36,7 @@ class PoseSettings:
 
     learning_rate: PositiveFloat = 2e-3
     """Of the network that reads poses (Adam)."""
-    images_per_class: PositiveInt = 200
+    images_per_class: Count = 200
     """At most so many are aligned; bounds time and memory."""
     uniform_below: PositiveFloat = 0.3
     """A density of angles of smaller concentration counts as uniform; rotations of +-45 degrees have .90, +-120 .41."""
@@ -188,6 +189,8 @@ def _train_estimator(
 ) -> None:
     """Teach the network the aligned `poses` of the images `members`, both class by class."""
     device, batch_size = data.device, settings.batch_size
+    check_batch(data.images, batch_size, where="fit", pixel_bytes=8)  # as they are and moved; the rest is at small size
+    check_batch(shrink(data.float_images(torch.arange(1))), batch_size, where="fit")
     translator.to(device).train()
     optimizer = torch.optim.Adam(translator.estimator.parameters(), lr=learning_rate)
     rows, aligned = torch.cat(members), torch.cat(poses)

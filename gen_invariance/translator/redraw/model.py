@@ -32,12 +32,12 @@ import gen_invariance.torchvision_guard  # noqa: F401  (diffusers may lead to to
 # diffusers reloads a model only if its module holds these very names.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from pydantic import PositiveInt
 
 from gen_invariance.data.images import ImageData, check_images
+from gen_invariance.devices import check_network
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.protocol import Draw, draw_to, select_rows, uniform, whole
-from gen_invariance.settings import Fraction, check_options
+from gen_invariance.settings import Fraction, Rows, Side, Width, check_options
 from gen_invariance.translator.redraw import photo
 from gen_invariance.translator.redraw.congeal import move_by
 from gen_invariance.translator.redraw.geometry import NAMES, describe_poses, move_photo
@@ -84,12 +84,12 @@ class RedrawTranslator(ModelMixin, ConfigMixin):
         channels: int = 1,
         parts: tuple[str, ...] = ("tone", "stroke", "pose"),
         kind: str = "figure",
-        width: PositiveInt = 32,
-        bank_size: PositiveInt = 1024,
+        width: Width = 32,
+        bank_size: Rows = 1024,
         scale: bool = True,
         strength: Fraction = 1.0,
         geometry: str = "auto",
-        side: PositiveInt = 32,
+        side: Side = 32,
         notes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
@@ -276,6 +276,8 @@ def build_redraw(data: ImageData, network: Mapping[str, Any] | None = None) -> R
     chosen = parts
     if chosen is None:
         chosen = photo_candidates(data) if kind == "photo" else ("tone", "pose", *find_shown_parts(images, labels))
-    translator = RedrawTranslator(data.images.shape[1], tuple(chosen), kind, **options)
+    make = partial(RedrawTranslator, data.images.shape[1], tuple(chosen), kind, **options)
+    check_network(make, "a translator")
+    translator = make()
     translator.undecided = parts is None and kind == "photo"
     return translator

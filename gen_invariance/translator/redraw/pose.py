@@ -24,10 +24,10 @@ import gen_invariance.torchvision_guard  # noqa: F401  (diffusers may lead to to
 # diffusers reloads a model only if its module holds these very names.
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from pydantic import PositiveInt
 
 from gen_invariance.data.images import check_images
 from gen_invariance.nuisance.protocol import Draw, draw_to, whole
+from gen_invariance.settings import Rows, Width
 from gen_invariance.translator.redraw.congeal import move_by, pose_matrix
 
 SLOPES = (-0.5, -0.25, 0.0, 0.25, 0.5)
@@ -80,8 +80,8 @@ class PoseTranslator(ModelMixin, ConfigMixin):
     def __init__(
         self,
         channels: int = 1,
-        width: PositiveInt = 32,
-        bank_size: PositiveInt = 1024,
+        width: Width = 32,
+        bank_size: Rows = 1024,
         scale: bool = True,
         slant: bool = False,
     ) -> None:
