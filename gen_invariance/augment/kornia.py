@@ -8,13 +8,13 @@ pipeline(images, params=pipeline._params)  # the same once more
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from kornia.augmentation import IntensityAugmentationBase2D
 from torch import Tensor
 
-from gen_invariance.augment.reference import FrozenReference, Stream, describe_kind
+from gen_invariance.augment.reference import FrozenReference, Stream, describe_kind, refuse_scripting, refuse_vmap
 from gen_invariance.augment.stage import replace_rows
 from gen_invariance.data.images import check_axes, check_pixels
 from gen_invariance.devices import plain_defaults
@@ -70,6 +70,15 @@ class KorniaNuisance(IntensityAugmentationBase2D):
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> KorniaNuisance:
         self._reference.change(fn)
         return super()._apply(fn, *args, **kwargs)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What `torch.jit.script` asks for first."""
+        refuse_scripting("KorniaNuisance")
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002  (kornia's name)
+        """As in every kornia augmentation."""
+        refuse_vmap(input, where="KorniaNuisance")
+        return super().forward(input, *args, **kwargs)
 
     @torch.compiler.disable
     @plain_defaults()

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,25 @@ class FrozenReference:
 
     def _as_cast(self, weight: Tensor) -> torch.dtype:
         return self._dtype if self._dtype is not None and weight.is_floating_point() else weight.dtype
+
+
+@torch.compiler.disable
+def refuse_vmap(*values: Any, where: str) -> None:
+    """Raise `SettingsError` for tensors that `torch.func.vmap` maps over: rows are chosen by their values."""
+    for value in values:
+        if isinstance(value, Tensor) and torch._C._functorch.is_batchedtensor(value):
+            raise SettingsError(
+                f"{where}: it chooses and draws for each row of a batch and cannot be mapped by torch.func.vmap; "
+                "give it all rows as one batch before"
+            )
+
+
+def refuse_scripting(where: str) -> NoReturn:
+    """Raise `SettingsError`: torch.jit.script compiles a module as it is written, and nuisances are Python."""
+    raise SettingsError(
+        f"{where}: it draws at random in Python and cannot be scripted; script the model without it, or trace it in "
+        "eval mode"
+    )
 
 
 class _Call(NamedTuple):

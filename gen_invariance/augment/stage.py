@@ -9,14 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from gen_invariance.augment.cache import CODE_BYTES, CachePlan, IndexedCache
 from gen_invariance.augment.policy import auto
-from gen_invariance.augment.reference import FrozenReference, Stream, describe_kind
+from gen_invariance.augment.reference import FrozenReference, Stream, describe_kind, refuse_scripting, refuse_vmap
 from gen_invariance.data.images import check_pixels, to_float
 from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
@@ -307,6 +307,7 @@ class TailAugment(nn.Module):
         """
         if torch.compiler.is_exporting():
             raise SettingsError("stage: it draws at random and cannot be exported; export the model without it")
+        refuse_vmap(images, labels, where="stage")
         images, labels = _as_images(images, layout=self.layout), _as_labels(labels)
         if source is not None:
             source = (_as_images(source[0], layout=self.layout).to(images.dtype), _as_labels(source[1]))
@@ -320,6 +321,10 @@ class TailAugment(nn.Module):
         generator = self._stream.of_call(generator, images, gate_labels)
         gate = self.sample(images.shape, gate_labels, generator=generator, indexed=indices is not None)
         return self.apply_gate(images, labels, gate, source=source, indices=indices)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What `torch.jit.script` asks for first."""
+        refuse_scripting("stage")
 
     def extra_repr(self) -> str:
         """Nuisance and the classes it is given to."""

@@ -145,6 +145,19 @@ def test_measures_under_another_default_precision(dtype):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: gi.TailAugment(gi.Rotation(30), torch.ones(3)), lambda: gi.KorniaNuisance(gi.Rotation(30), p=1.0)]
+)
+@pytest.mark.parametrize("randomness", ["same", "different", "error"])
+def test_mapping_or_scripting_a_stage_is_refused_in_one_line(make, randomness):
+    stage, images = make(), torch.rand(2, 6, 3, 8, 8)
+    labels = (torch.zeros(6, dtype=torch.int64),) * isinstance(stage, gi.TailAugment)
+    with pytest.raises(SettingsError, match="cannot be mapped by torch"):
+        torch.func.vmap(lambda batch: stage(batch, *labels), randomness=randomness)(images)
+    with pytest.raises(SettingsError, match="cannot be scripted"):
+        torch.jit.script(torch.nn.Sequential(stage))
+
+
 def test_exporting_a_model_with_a_stage_is_refused_in_one_line():
     class Net(torch.nn.Module):
         def __init__(self):
