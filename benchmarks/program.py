@@ -65,12 +65,12 @@ def append_line(path: Path, row: dict) -> None:
 
 
 def format_mean(values: Sequence[float], *, scale: float = 1, digits: int = 1) -> str:
-    """Mean and 95 % interval."""
+    """Mean and 95 % interval; of one value, that alone."""
     found = mean_interval(scale * np.asarray(values, dtype=float))
-    return f"{found.mean:.{digits}f} ± {found.half_width:.{digits}f}"
+    return f"{found.mean:.{digits}f}" + (f" ± {found.half_width:.{digits}f}" if len(values) > 1 else "")
 
 
 def format_gap(values: Sequence[float], others: Sequence[float], *, scale: float = 1, digits: int = 1) -> str:
-    """Mean and 95 % interval of the paired difference."""
+    """Mean and 95 % interval of the paired difference; of one pair, its difference alone."""
     found = paired_difference(scale * np.asarray(values, dtype=float), scale * np.asarray(others, dtype=float))
-    return f"{found.mean:+.{digits}f} ± {found.half_width:.{digits}f}"
+    return f"{found.mean:+.{digits}f}" + (f" ± {found.half_width:.{digits}f}" if len(values) > 1 else "")

@@ -207,7 +207,7 @@ PHOTOS = (
     "redraw@everywhere",
     f"redraw@everywhere{_AND_GENERIC}",
     f"redraw@tail{_AND_GENERIC}",
-    f"redraw:tone@everywhere{_AND_GENERIC}",
+    f"redraw:colour@everywhere:0.3{_AND_GENERIC}",
 )
 
 
