@@ -14,14 +14,17 @@ from torch import Tensor
 from benchmarks.timing import BATCH, CLASSES, SMALL, Variant, stored
 from gen_invariance.augment.stage import TailAugment
 from gen_invariance.classifier.backbones import build_classifier
+from gen_invariance.classifier.batches import Batches
 from gen_invariance.classifier.losses import LOSSES, build_loss
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.train import fit_classifier
 from gen_invariance.classifier.transfer import TransferPlan
+from gen_invariance.data.loader import ResidentLoader
 from gen_invariance.data.readers.registry import load_source
 from gen_invariance.nuisance.generic import RandAugment, TrivialAugment
 from gen_invariance.nuisance.geometry import CropFlip, Rotation
 from gen_invariance.nuisance.protocol import Nuisance
+from gen_invariance.run import Run
 from gen_invariance.translator.flow.model import FlowTranslator
 from gen_invariance.translator.munit.model import MunitTranslator
 from gen_invariance.translator.redraw.model import RedrawTranslator
@@ -100,6 +103,48 @@ def options() -> dict[str, dict[str, Any]]:
         "plan: last stage": {"plan": TransferPlan("partial", last_stages=1)},
         "plan: pull to start": {"plan": TransferPlan("full", pull_to_start=0.01)},
     }
+
+
+def batches(device: torch.device) -> list[Variant]:
+    """Batches of a training, made ready without a model: by hand, step by step, and in blocks of steps.
+
+    By hand is what a training did before there were blocks: the rows' images, a gate, and a copy of the batch in which
+    the gated rows are replaced.
+    """
+    data, variants = stored(BATCH * STEPS, device, 3, SIDE), []
+    for name in ("rotation (by hand)", "spatial", "munit_small"):
+        nuisance, run = candidates()[name], Run(None, kind="train")
+        augment = TailAugment(nuisance, torch.full((CLASSES,), SHARE)).to(device)
+        loader = ResidentLoader(data, batch_size=BATCH)
+
+        def by_hand(augment: TailAugment = augment, loader: ResidentLoader = loader, run: Run = run) -> None:
+            for step in range(STEPS):
+                rows, generator = loader.indices(step), run.generator("train", step)
+                images, labels = data.float_images(rows), data.labels[rows]
+                gate = augment.sample(images.shape, labels, generator=generator)
+                augment.apply_gate(images, labels, gate, source=(data.float_images(rows), labels))
+
+        def prepared(block: int, nuisance: Nuisance = nuisance, run: Run = run) -> Callable[[], None]:
+            how = TrainSettings(epochs=1, batch_size=BATCH, warmup=0, milestones=(1, 2), stage_source="batch")
+            stage = TailAugment(nuisance, torch.full((CLASSES,), SHARE)).to(device)
+            made = Batches(data, how, run, stage=stage, block_steps=block)
+            made.stage.disable_cache()  # codes that are kept would hide what is compared here
+
+            def run_epoch() -> None:
+                made._block = None
+                for step in range(STEPS):
+                    made.at(step)
+
+            return run_epoch
+
+        first = f"by hand, {name}"
+        common = {"units": STEPS, "unit": f"batch of {BATCH}", "against": first}
+        variants += [
+            Variant(first, "plain", by_hand, units=STEPS, unit=f"batch of {BATCH}"),
+            Variant(f"step by step, {name}", "same", prepared(1), goal=">= 1 on a CPU", **common),
+            Variant(f"in one block, {name}", "same", prepared(STEPS), **common),
+        ]
+    return variants
 
 
 def training_options(device: torch.device) -> list[Variant]:

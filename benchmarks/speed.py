@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.paths_ekld import ekld_forward, ekld_precision
 from benchmarks.paths_munit import generating, munit_per_image, munit_same
-from benchmarks.paths_stage import stage, training_options
+from benchmarks.paths_stage import batches, stage, training_options
 from benchmarks.paths_training import loading, nuisances, training_step
 from benchmarks.program import markdown, read_settings
 from benchmarks.timing import Variant, compare, measure
@@ -77,6 +77,7 @@ PATHS: dict[str, Callable[[torch.device], list[Variant]]] = {
     "training_step": training_step,
     "training_options": training_options,
     "stage": stage,
+    "batches": batches,
     "loading": loading,
     "nuisances": nuisances,
     "ekld_forward": ekld_forward,

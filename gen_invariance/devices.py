@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.backends import cuda, cudnn
+from torch.optim.swa_utils import AveragedModel
 
 from gen_invariance.errors import SettingsError
 
@@ -64,6 +65,18 @@ def with_index(device: torch.device) -> torch.device:
     if device.index is not None or device.type in ("cpu", "meta"):
         return device
     return torch.empty(0, device=device).device
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; the program goes on while a GPU fetches them.
+
+    A copy from ordinary memory would wait until all work before it is done. From a GPU to the CPU it has to.
+    """
+    if values.device == device or values.device.type != "cpu":
+        return values.to(device)
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def doubled(values: Tensor) -> Tensor:
@@ -171,3 +184,40 @@ def use_accelerator(device: torch.device | str, *, mixed_precision: str = "no") 
 def _is_same(one: torch.device, other: torch.device) -> bool:
     """Whether two names are of one device; a type without a number is its first."""
     return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
+class MovingAverage(AveragedModel):
+    """An average of a model's weights that is brought forward without asking a GPU how many there were.
+
+    As `AveragedModel` with a decay that may depend on the number of updates, which is counted on the CPU.
+
+    Args:
+        model: whose weights; the average is `module`, and takes the first ones as they are.
+        decay: number of updates so far, 1 or more, to what is kept of the average.
+        use_buffers: average buffers, too; they are copied otherwise.
+    """
+
+    def __init__(self, model: nn.Module, decay: Callable[[int], float], *, use_buffers: bool = False) -> None:
+        super().__init__(model, use_buffers=use_buffers)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move the average towards the weights of `model`."""
+        updates = int(self.n_averaged)
+        kept, current = [*self.module.parameters()], [*model.parameters()]
+        buffers = [*zip(self.module.buffers(), model.buffers(), strict=True)]
+        averaged_buffers = [pair for pair in buffers if self.use_buffers and updates and pair[0].is_floating_point()]
+        if updates:
+            share = 1 - self.decay(updates)
+            kept += [pair[0] for pair in averaged_buffers]
+            current += [pair[1] for pair in averaged_buffers]
+            torch._foreach_lerp_(kept, current, share)
+        else:
+            torch._foreach_copy_(kept, current)
+        for average, value in buffers:
+            if not (updates and self.use_buffers):
+                average.copy_(value)
+            elif not average.is_floating_point():
+                average.copy_(average * self.decay(updates) + value * (1 - self.decay(updates)))
+        self.n_averaged += 1

@@ -223,7 +223,11 @@ def bootstrap_ratio(
 
 
 def half_sample_interval(
-    statistic: Callable[[torch.Tensor], float], count: int, *, generator: torch.Generator, resamples: int = 100
+    statistic: Callable[[torch.Tensor], float | torch.Tensor],
+    count: int,
+    *,
+    generator: torch.Generator,
+    resamples: int = 100,
 ) -> Estimate:
     """`statistic` of all rows, with its 95 % normal interval from random halves of the rows (Shao and Wu 1989).
 
@@ -231,14 +235,16 @@ def half_sample_interval(
     over halves drawn without replacement equals, to first order, the standard error of the whole.
 
     Args:
-        statistic: maps row numbers, int64 (M,), to a number.
+        statistic: maps row numbers, int64 (M,), to a number, or to a tensor () that is read when all are there.
         count: N, rows in all.
         generator: CPU generator of the halves.
         resamples: how many halves.
     """
-    value = statistic(torch.arange(count))
-    halves = [statistic(torch.randperm(count, generator=generator)[: count // 2]) for _ in range(resamples)]
-    drawn = to_floats(halves)
+    asked = [torch.arange(count)]
+    asked += [torch.randperm(count, generator=generator)[: count // 2] for _ in range(resamples)]
+    found = [statistic(rows) for rows in asked]
+    numbers = to_floats(torch.stack(found) if isinstance(found[0], torch.Tensor) else found)
+    value, drawn = float(numbers[0]), numbers[1:]
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < 2 or not np.isfinite(value):
         return Estimate(value, float("nan"), float("nan"))

@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gen_invariance.data.images import to_float, to_uint8
+from gen_invariance.data.images import round_levels, to_float, to_uint8
 from gen_invariance.data.storage import check_pixels_fit
+from gen_invariance.devices import send
 from gen_invariance.errors import SettingsError
 from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.protocol import Coded, Draw, Nuisance, draw_to
@@ -70,7 +71,7 @@ class CodeCache:
         self.nuisance, self.images, self.max_bytes, self.block = nuisance, images, max_bytes, block
         self.indices, self._slots = _indices_and_slots(images, indices)
         self._codes: Tensor | None = None
-        self._encoded: Tensor | None = None  # which blocks are there
+        self._encoded: Tensor | None = None  # which blocks are there, on the CPU
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """The nuisance's own draw."""
@@ -79,7 +80,7 @@ class CodeCache:
     @torch.inference_mode(False)
     @torch.no_grad()
     def translate(self, indices: Tensor, draw: Draw) -> Tensor:
-        """As `nuisance.apply` of those images, in float32."""
+        """As `nuisance.apply` of those images, in float32; of `indices` on the CPU without waiting for the device."""
         codes = self.codes(indices)
         return self.nuisance.render(codes, draw_to(draw, codes), tuple(self.images.shape[-2:])).float()
 
@@ -87,18 +88,18 @@ class CodeCache:
     @torch.no_grad()
     def codes(self, indices: Tensor) -> Tensor:
         """Codes of the images `indices`, int64 (M,), M > 0; made now where they are not kept."""
-        indices = indices.to(self.images.device)
+        device = self.images.device
         if self._codes is None:
             self._allocate()
-        slots = self._slots[indices]
-        kept = (slots >= 0) & (slots < len(self._codes))
+        slots = self._slots[indices.cpu()]
+        is_kept = (slots >= 0) & (slots < len(self._codes))
+        kept, others = (rows.nonzero().squeeze(1) for rows in (is_kept, ~is_kept))
         self._encode_blocks(slots[kept])
-        others = (~kept).nonzero().squeeze(1)
         if not len(others):
-            return self._codes[slots]
-        fresh = self.nuisance.encode(to_float(self.images[indices[others]]))
+            return self._codes[send(slots, device)]
+        fresh = self.nuisance.encode(to_float(self.images[send(indices.cpu()[others], device)]))
         codes = fresh.new_empty((len(indices), *fresh.shape[1:]))
-        codes[kept], codes[others] = self._codes[slots[kept]], fresh
+        codes[send(kept, device)], codes[send(others, device)] = self._codes[send(slots[kept], device)], fresh
         return codes
 
     def refresh(self, step: int) -> None:
@@ -108,14 +109,15 @@ class CodeCache:
         one = self.nuisance.encode(to_float(self.images[:1]))
         room = min(len(self.indices), self.max_bytes // (one.numel() * one.element_size()))
         self._codes = one.new_empty((room, *one.shape[1:]))
-        self._encoded = torch.zeros(-(-room // self.block), dtype=torch.bool, device=one.device)
+        self._encoded = torch.zeros(-(-room // self.block), dtype=torch.bool, device="cpu")
 
     def _encode_blocks(self, slots: Tensor) -> None:
         """Encode the blocks that `slots` lie in, where that has not been done."""
         blocks = (slots // self.block).unique()
         for block in blocks[~self._encoded[blocks]].tolist():
             rows = slice(block * self.block, min((block + 1) * self.block, len(self._codes)))
-            self._codes[rows] = self.nuisance.encode(to_float(self.images[self.indices[rows]]))
+            chosen = send(self.indices[rows], self.images.device)
+            self._codes[rows] = self.nuisance.encode(to_float(self.images[chosen]))
             self._encoded[block] = True
 
 
@@ -158,13 +160,13 @@ class TranslationBank:
             )
         self.nuisance, self.images, self.versions, self.period, self.seed = nuisance, images, versions, period, seed
         self.indices, self._slots = _indices_and_slots(images, indices)
-        self.counts = _versions_by_image(versions, len(self.indices), uses).to(images.device)
+        self.counts = _versions_by_image(versions, len(self.indices), uses)
         check_pixels_fit((int(self.counts.sum()), *images.shape[1:]), device=images.device)
         self._first = self.counts.cumsum(0) - self.counts
-        self._owner = torch.repeat_interleave(torch.arange(len(self.counts), device=images.device), self.counts)
+        self._owner = torch.repeat_interleave(torch.arange(len(self.counts), device="cpu"), self.counts)
         self._bank = images.new_empty((len(self._owner), *images.shape[1:]))
         self._blocks = [slice(start, start + block) for start in range(0, len(self._owner), block)]
-        self._generations = [-1] * len(self._blocks)
+        self._generations, self._is_full = [-1] * len(self._blocks), False
         self.drawn = 0
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
@@ -173,15 +175,18 @@ class TranslationBank:
 
     @torch.inference_mode(False)
     def translate(self, indices: Tensor, draw: Draw) -> Tensor:
-        """Those versions of those images, float32; a bank that was never refreshed is filled now."""
+        """Those versions of those images, float32; a bank that was never refreshed is filled now.
+
+        Of `indices` and a `draw` on the CPU without waiting for the device.
+        """
         if self._generations and self._generations[0] < 0:
             self.refresh(0)
-        slots = self._slots[indices.to(self._slots.device)]
+        slots = self._slots[indices.cpu()]
         if bool((slots < 0).any()):
             raise SettingsError("bank: asked for an image it does not hold; give the indices of the images it may need")
         count = self.counts[slots]
-        version = (draw["version"].to(slots.device) * count).long().minimum(count - 1)
-        return to_float(self._bank[self._first[slots] + version])
+        version = (draw["version"].cpu() * count).long().minimum(count - 1)
+        return to_float(self._bank[send(self._first[slots] + version, self._bank.device)])
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -193,18 +198,22 @@ class TranslationBank:
             if generation != self._generations[block]:
                 self._generations[block] = generation
                 self._redraw(rows, named_generator(self.seed, "bank", block, generation))
+        self._is_full = True
 
     def _redraw(self, rows: slice, generator: torch.Generator) -> None:
         # Translations of an image lie side by side, so an image's codes are made once for its share of the block.
         owners, owner_of_row = self._owner[rows].unique_consecutive(return_inverse=True)
-        images = to_float(self.images[self.indices[owners]])
+        images = to_float(self.images[send(self.indices[owners], self.images.device)])
+        owner_of_row = send(owner_of_row, images.device)
         draw = self.nuisance.sample((len(owner_of_row), *images.shape[1:]), generator=generator)
         draw, coded = draw_to(draw, images), as_coded(self.nuisance)
         if coded is None:
             translated = self.nuisance.apply(images[owner_of_row], draw)
         else:
             translated = coded.render(coded.encode(images)[owner_of_row], draw, tuple(images.shape[-2:]))
-        self._bank[rows] = to_uint8(translated)
+        # Whether a translation is one is asked of a GPU while the bank is filled, and not at each renewal.
+        asked = self.images.device.type == "cpu" or not self._is_full
+        self._bank[rows] = to_uint8(translated) if asked else round_levels(translated)
         self.drawn += len(owner_of_row)
 
 
@@ -248,8 +257,8 @@ def _versions_by_image(versions: int, images: int, uses: Tensor | None) -> Tenso
 
 
 def _indices_and_slots(images: Tensor, indices: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`indices` on the device of `images`, and where in them each image is, int64 (N,), -1 for nowhere."""
-    indices = (torch.arange(len(images)) if indices is None else indices).to(images.device)
-    slots = torch.full((len(images),), -1, device=images.device)
-    slots[indices] = torch.arange(len(indices), device=images.device)
+    """`indices`, and where in them each image is, int64 (N,), -1 for nowhere; on the CPU, where all is looked up."""
+    indices = torch.arange(len(images), device="cpu") if indices is None else indices.cpu()
+    slots = torch.full((len(images),), -1, device="cpu")
+    slots[indices] = torch.arange(len(indices), device="cpu")
     return indices, slots

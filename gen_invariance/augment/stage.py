@@ -15,15 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from gen_invariance.augment.cache import CODE_BYTES, CachePlan, IndexedCache
+from gen_invariance.augment.inputs import LAYOUTS, as_images, as_labels, row_probability
 from gen_invariance.augment.policy import auto
 from gen_invariance.augment.reference import FrozenReference, Stream, describe_kind, refuse_scripting, refuse_vmap
-from gen_invariance.data.images import check_pixels, to_float
-from gen_invariance.devices import plain_defaults
+from gen_invariance.data.images import to_float
+from gen_invariance.devices import plain_defaults, send
 from gen_invariance.errors import RangeError, SettingsError, ShapeError
 from gen_invariance.nuisance.protocol import Draw, Nuisance, select_rows
 from gen_invariance.translator.quality.verdict import read_verdict
-
-LAYOUTS = ("channels_first", "channels_last")
 
 
 class Gate(NamedTuple):
@@ -244,7 +243,7 @@ class TailAugment(nn.Module):
             indexed: whether `apply_gate` will be given `indices`.
         """
         generator = generator if generator is not None else self._stream.generator()
-        rows = torch.rand(shape[0], generator=generator) < _row_probability(labels, self.probability, count=shape[0])
+        rows = torch.rand(shape[0], generator=generator) < row_probability(labels, self.probability, count=shape[0])
         nuisance = (self.cache if indexed else None) or self.nuisance
         return Gate(rows, nuisance.sample((int(rows.sum()), *shape[1:]), generator=generator))
 
@@ -271,6 +270,22 @@ class TailAugment(nn.Module):
             rows = gate.rows.nonzero().squeeze(1).to(labels.device)
             labels = labels.index_copy(0, rows, source[1].index_select(0, rows))
         return replace_rows(images, gate.rows, translate), labels
+
+    @plain_defaults()
+    @torch.no_grad()
+    def translate(self, images: Tensor, indices: Tensor, draw: Draw) -> Tensor:
+        """What `apply_gate` puts into rows, for many of them at once: the translations of images of the cached set.
+
+        Args:
+            images: uint8 (N, C, H, W), the set that `enable_cache` was given.
+            indices: int64 (M,), M > 0, on the CPU.
+            draw: of the cache where there is one, else of the nuisance; leading M, on the CPU.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            if self.cache is not None:
+                return self.cache.translate(indices, draw)
+            chosen = to_float(images.index_select(0, send(indices, images.device)))
+            return self._reference.on(images.device).apply(chosen, draw)
 
     @torch.compiler.disable
     @plain_defaults()
@@ -308,9 +323,9 @@ class TailAugment(nn.Module):
         if torch.compiler.is_exporting():
             raise SettingsError("stage: it draws at random and cannot be exported; export the model without it")
         refuse_vmap(images, labels, where="stage")
-        images, labels = _as_images(images, layout=self.layout), _as_labels(labels)
+        images, labels = as_images(images, layout=self.layout), as_labels(labels)
         if source is not None:
-            source = (_as_images(source[0], layout=self.layout).to(images.dtype), _as_labels(source[1]))
+            source = (as_images(source[0], layout=self.layout).to(images.dtype), as_labels(source[1]))
             if source[0].shape != images.shape or (source[1].shape, source[1].dtype) != (labels.shape, labels.dtype):
                 raise ShapeError(
                     f"stage: source images {tuple(source[0].shape)} with {source[1].dtype} labels "
@@ -330,66 +345,3 @@ class TailAugment(nn.Module):
         """Nuisance and the classes it is given to."""
         given = int((self.probability > 0).sum())
         return f"{type(self.nuisance).__name__}, {given} of {len(self.probability)} classes"
-
-
-def _as_images(images: Tensor, *, layout: str) -> Tensor:
-    """`images` as floating point (B, C, H, W) in [0, 1]; 8-bit pixels are divided by 255, others keep their dtype.
-
-    A (B, C, H, W) tensor in torch's channels_last *memory format* is still (B, C, H, W), and stays in it.
-    """
-    if not isinstance(images, Tensor):
-        raise ShapeError(
-            f"stage: expected a tensor (B, C, H, W), got a {type(images).__name__}; stack images of one size and "
-            "convert them"
-        )
-    if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
-        raise ShapeError(
-            f"stage: expected images (B, C, H, W), floating point in [0, 1] or uint8, got {images.dtype} "
-            f"{tuple(images.shape)}; stack the images of a batch and convert them"
-        )
-    channel_axis, other_axis = (1, 3) if layout == "channels_first" else (3, 1)
-    if images.shape[channel_axis] not in (1, 3) and images.shape[other_axis] in (1, 3):
-        other = LAYOUTS[1 - LAYOUTS.index(layout)]
-        raise ShapeError(
-            f"stage: images {tuple(images.shape)} seem to lie {other}; build the stage with layout={other!r} or "
-            "permute them"
-        )
-    if layout == "channels_last":
-        images = images.permute(0, 3, 1, 2)
-    check_pixels(images, where="stage")
-    return to_float(images)
-
-
-def _as_labels(labels: Any) -> Tensor:
-    """`labels` as a tensor; lists and arrays are taken, too."""
-    try:
-        return labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ShapeError(f"stage: labels must be numbers, got a {type(labels).__name__} of something else") from error
-
-
-def _row_probability(labels: Tensor, probability: Tensor, *, count: int) -> Tensor:
-    """The probability of each of `count` rows, float32 (B,), on the CPU; of a soft label the mean over its classes."""
-    classes = len(probability)
-    if labels.is_floating_point():
-        if labels.shape != (count, classes):
-            raise ShapeError(
-                f"stage: soft labels must be ({count}, {classes}), one column for each class of the policy, got "
-                f"{tuple(labels.shape)}"
-            )
-        weights = labels.to("cpu", torch.float32)
-        if not bool((weights >= 0).all()):
-            raise RangeError("stage: a soft label is negative or NaN; give shares of classes")
-        return (weights @ probability).clamp(max=1)
-    if labels.shape != (count,) or labels.is_complex():
-        raise ShapeError(
-            f"stage: expected whole numbers ({count},) or soft labels ({count}, {classes}) as labels, got "
-            f"{labels.dtype} {tuple(labels.shape)}"
-        )
-    labels = labels.to("cpu", torch.int64)
-    if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise RangeError(
-            f"stage: labels must lie in [0, {classes}), got [{int(labels.min())}, {int(labels.max())}]; "
-            "the policy needs the count of every class"
-        )
-    return probability[labels]

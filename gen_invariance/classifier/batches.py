@@ -3,24 +3,32 @@
 Everything random is drawn for the whole batch from a generator named by (seed, step): a resumed run repeats an
 uninterrupted one, and more processes see the same rows with the same draws. Work is shared, randomness is not: each
 process augments its own rows only, except under mixing, whose partners may be anyone's.
+
+A GPU is asked for the steps of a block at once: their rows, gates and draws are decided on the CPU and sent together,
+and all their gated rows go through the nuisance in one pass. Which steps make a block depends on the step alone, so a
+run that goes on in the middle of one computes it again as it was. On a CPU, for which nobody waits, it is one step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gen_invariance.augment.cache import TranslationBank
 from gen_invariance.augment.stage import Gate, TailAugment
+from gen_invariance.classifier.blocks import Block, RowsPlan, StepPlan
 from gen_invariance.classifier.mixing import build_mixing
 from gen_invariance.classifier.settings import TrainSettings
-from gen_invariance.data.images import ImageData
+from gen_invariance.data.images import ImageData, to_float
 from gen_invariance.data.loader import ResidentLoader
+from gen_invariance.devices import send
 from gen_invariance.errors import SettingsError
-from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+from gen_invariance.nuisance.protocol import Nuisance, draw_for, select_rows
 from gen_invariance.run import Run
 
 Mix = Callable[..., tuple[Tensor, Tensor]]
@@ -28,6 +36,18 @@ Mix = Callable[..., tuple[Tensor, Tensor]]
 
 Choose = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
 """`choose(candidates, labels, rows)` -> images; see `objective.choose_hardest`."""
+
+
+_BLOCK_STEPS, _BLOCK_BYTES = 64, 2**27  # on a GPU: steps at most, and memory that their translations may take
+_PASS_VALUES = 2**23  # of images that go through a nuisance together: 2,730 of 3 x 32 x 32
+
+
+def _steps_of_block(data: ImageData, settings: TrainSettings) -> int:
+    """How many steps are prepared at once: one on a CPU."""
+    if data.device.type == "cpu":
+        return 1
+    batch = 4 * settings.batch_size * settings.worst_of * data.images[0].numel()
+    return max(1, min(_BLOCK_STEPS, _BLOCK_BYTES // batch))
 
 
 @dataclass(frozen=True)
@@ -77,6 +97,7 @@ class Batches:
         mix: used instead of the mixing that `settings` names.
         stage_source: what the stage acts on, row for row `data`; None takes `data` itself.
         process, processes: which share of each batch is wanted.
+        block_steps: how many steps are prepared at once; None decides by the device.
 
     Raises:
         SettingsError: settings of the stage without a stage, or a source of another size.
@@ -94,6 +115,7 @@ class Batches:
         stage_source: ImageData | None = None,
         process: int = 0,
         processes: int = 1,
+        block_steps: int | None = None,
     ) -> None:
         if stage is None and (settings.worst_of > 1 or settings.consistency):
             name = "worst_of" if settings.worst_of > 1 else "consistency"
@@ -109,6 +131,9 @@ class Batches:
             mix = build_mixing(settings.mixing, counts=data.counts, **settings.mixing_options)
         self.mix = mix
         self.share = slice(process, None, processes)
+        self._block: Block | None = None
+        self.block_steps = _steps_of_block(data, settings) if block_steps is None else block_steps
+        self.rows_of_pass = max(1, _PASS_VALUES // data.images[0].numel())
         self.staged = 0  # rows that the stage worked on, over all processes, until somebody sets it back
         common: dict[str, Any] = {"batch_size": settings.batch_size, "seed": run.seed, "num_epochs": settings.epochs}
         common["num_samples"] = settings.epoch_images or None
@@ -117,6 +142,7 @@ class Batches:
         self.foreground = ResidentLoader(data, rule="class_balanced", stream="foreground", **common)
         self.per_epoch = self.rows.steps_per_epoch
         self.labels = data.labels.cpu()  # gates look at labels on the CPU, without waiting for the device
+        self.source_labels = self.labels if self.source is None else self.source.labels.cpu()
         if stage is None and settings.stage_bank:
             raise SettingsError("training.stage_bank holds translations that the stage gives, and there is no stage")
         if stage is not None:
@@ -133,64 +159,67 @@ class Batches:
 
     def at(self, step: int, *, choose: Choose | None = None) -> Batch:
         """This process's augmented rows of `step`; `choose` picks an image where `settings.worst_of` draws several."""
-        rows, generator = self.rows.indices(step), self.run.generator("train", step)
+        plan = self._block_of(step).plans[step]
+        if self.mix is None:
+            return replace(self._augment(step, plan.front, choose), spare=plan.spare)
+        batch = self._augment(step, plan.front, choose)
+        images, labels = batch.images, batch.labels
+        if plan.mixed:
+            others: tuple[Tensor, ...] = ()
+            if plan.foreground is not None:
+                front = self._augment(step, plan.foreground, choose)
+                others = (front.images, front.labels)
+            generator = torch.Generator().set_state(plan.generator.get_state())  # the step may be asked for again
+            images, labels = self.mix(images, labels, *others, generator=generator)
+        return replace(batch, images=images[plan.share], labels=labels[plan.share], spare=plan.spare)
+
+    def _block_of(self, step: int) -> Block:
+        """The block that `step` lies in, made when its first step is asked for; blocks end with their epoch."""
+        if self._block is None or step not in self._block.plans:
+            epoch, within = divmod(step, self.per_epoch)
+            first = step - within % self.block_steps
+            last = min(first + self.block_steps, (epoch + 1) * self.per_epoch)
+            self._block = None  # before the next one is made, so that there is memory for one only
+            plans, rows_of_pass = {each: self._plan(each) for each in range(first, last)}, self.rows_of_pass
+            self._block = Block(plans, self.data.device, rows_of_pass=rows_of_pass)
+        return self._block
+
+    # ---- on the CPU
+
+    def _plan(self, step: int) -> StepPlan:
+        """All that is random about `step`, drawn in the order in which it always was."""
+        rows, generator = self.rows.indices_here(step), self.run.generator("train", step)
         spare = len(rows) <= self.share.start
         share = slice(0, 1) if spare else self.share
         if self.mix is None:
-            return replace(self._augment(rows, share, step, choose, generator), spare=spare)
-        whole = slice(None)
-        batch = self._augment(rows, whole, step, choose, generator)
-        images, labels = batch.images, batch.labels
-        if float(torch.rand((), generator=generator)) < self.settings.mixing_probability:
-            others: tuple[Tensor, ...] = ()
-            if self.settings.mixing == "cmo":
-                front = self._augment(self.foreground.indices(step), whole, step, choose, generator)
-                others = (front.images, front.labels)
-            images, labels = self.mix(images, labels, *others, generator=generator)
-        return replace(batch, images=images[share], labels=labels[share], spare=spare)
+            return StepPlan(self._draw(rows, share, step, generator), share, spare, generator)
+        front = self._draw(rows, slice(None), step, generator)
+        mixed, foreground = float(torch.rand((), generator=generator)) < self.settings.mixing_probability, None
+        if mixed and self.settings.mixing == "cmo":
+            foreground = self._draw(self.foreground.indices_here(step), slice(None), step, generator)
+        return StepPlan(front, share, spare, generator, mixed, foreground)
 
-    def _augment(
-        self, rows: Tensor, share: slice, step: int, choose: Choose | None, generator: torch.Generator
-    ) -> Batch:
-        """The `share` of `rows` after the stage and plain augmentation.
-
-        The stage comes first: a translator was fitted on images as they are stored, and that is what it gets here.
-        """
-        images, labels = self._pick(self.data, rows[share])
-        shape = (len(rows), *images.shape[1:])
-        plain = self._draw_augmentation(shape, share, generator)
+    def _draw(self, rows: Tensor, share: slice, step: int, generator: torch.Generator) -> RowsPlan:
+        """What the `share` of `rows` meets: draws of the plain augmentation first, then those of the stage."""
+        shape, plain = (len(rows), *self.data.images.shape[1:]), None
+        if self.augmentation is not None:
+            drawn = self.augmentation.sample(shape, generator=generator)
+            plain = select_rows(drawn, torch.arange(len(rows))[share])
+        labels = self.labels[rows[share]]
         if self.stage is None or not self.settings.stage_is_on(step // self.per_epoch):
-            return Batch(plain(images), labels, whole=len(rows))
-        self.stage.refresh_cache(step)
+            return RowsPlan(len(rows), rows[share], labels, plain)
         balanced = self.settings.stage_source == "balanced"
-        source_rows = self.balanced.indices(step) if balanced else rows
-        gates = self._draw_gates(shape, self.labels[source_rows.cpu()], generator)
-        self.staged += int(gates[0].rows.sum())
+        source_rows = self.balanced.indices_here(step) if balanced else rows
+        gates = self._draw_gates(shape, self.labels[source_rows], generator)
+        staged = int(gates[0].rows.sum())
         gates = [gate.share(share) for gate in gates]
-        source = None
+        gated = gates[0].rows.nonzero().squeeze(1)
+        sources = source_rows[share]
         if balanced or self.source is not None:
-            source = self._pick(self.source or self.data, source_rows[share])
-        before = images if source is None else source[0]
-        candidates = []
-        for gate in gates:
-            moved, new_labels = self.stage.apply_gate(images, labels, gate, source=source, indices=source_rows[share])
-            candidates.append(plain(moved))
-        gated = gates[0].rows.nonzero().squeeze(1).to(images.device)
-        images = candidates[0]
-        if choose is not None and len(candidates) > 1:
-            images = choose(candidates, new_labels, gated)
-        if not self.settings.consistency:
-            return Batch(images, new_labels, whole=len(rows))
-        return Batch(images, new_labels, whole=len(rows), clean=plain(before)[gated], clean_rows=gated)
-
-    def _draw_augmentation(
-        self, shape: tuple[int, ...], share: slice, generator: torch.Generator
-    ) -> Callable[[Tensor], Tensor]:
-        """Draw the plain augmentation of a batch; returns what gives it to the images of `share`."""
-        if self.augmentation is None:
-            return lambda images: images
-        draw = select_rows(self.augmentation.sample(shape, generator=generator), torch.arange(shape[0])[share])
-        return lambda images: self.augmentation.apply(images, draw_to(draw, images))
+            labels = labels.index_copy(0, gated, self.source_labels[sources[gated]])
+        return RowsPlan(
+            len(rows), rows[share], labels, plain, gated, sources, tuple(gate.draw for gate in gates), staged
+        )
 
     def _draw_gates(self, shape: tuple[int, ...], labels: Tensor, generator: torch.Generator) -> list[Gate]:
         """`worst_of` gates that open for the same rows, each with a draw of its own."""
@@ -199,5 +228,49 @@ class Batches:
         size, more = (int(first.rows.sum()), *shape[1:]), range(self.settings.worst_of - 1)
         return [first, *(Gate(first.rows, nuisance.sample(size, generator=generator)) for _ in more)]
 
-    def _pick(self, data: ImageData, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return data.float_images(rows), data.labels[rows]
+    # ---- on the device
+
+    def _augment(self, step: int, plan: RowsPlan, choose: Choose | None) -> Batch:
+        """The rows of `plan` after the stage and plain augmentation.
+
+        The stage comes first: a translator was fitted on images as they are stored, and that is what it gets here.
+        """
+        here = self._block.on_device(plan)
+        images, labels = to_float(self.data.images.index_select(0, here.rows)), here.labels
+
+        def plain(images: Tensor) -> Tensor:
+            if plan.plain is None:
+                return images
+            return self.augmentation.apply(images, draw_for(self.augmentation, plan.plain, images))
+
+        if plan.gated is None:
+            return Batch(plain(images), labels, whole=plan.whole)
+        self.stage.refresh_cache(step)
+        self.staged += plan.staged
+        candidates = []
+        for number in range(len(plan.draws)):
+            moved = images
+            if len(plan.gated):
+                translated = self._translated(plan, number).to(images.dtype)
+                # Each candidate is a copy; of one the images, which are new, are written into.
+                moved = images if len(plan.draws) == 1 and not self.settings.consistency else images.clone()
+                moved.index_copy_(0, here.gated, translated)
+            candidates.append(plain(moved))
+        chosen = candidates[0]
+        if choose is not None and len(candidates) > 1:
+            chosen = choose(candidates, labels, here.gated)
+        if not self.settings.consistency:
+            return Batch(chosen, labels, whole=plan.whole)
+        if self.source is not None or self.settings.stage_source == "balanced":
+            images = (self.source or self.data).float_images(send(plan.sources, self.data.device))
+        return Batch(chosen, labels, whole=plan.whole, clean=plain(images)[here.gated], clean_rows=here.gated)
+
+    def _translated(self, plan: RowsPlan, number: int) -> Tensor:
+        """The translations of the gated rows of `plan` under their draw `number`, float (G, C, H, W).
+
+        A bank is another one at each step; of all else the rows of the whole block are translated together.
+        """
+        images = (self.source or self.data).images
+        if isinstance(self.stage.cache, TranslationBank):
+            return self.stage.translate(images, plan.sources[plan.gated], plan.draws[number])
+        return self._block.translated(plan, number, partial(self.stage.translate, images))

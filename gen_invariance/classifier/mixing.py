@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gen_invariance.classifier.losses import check_counts
 from gen_invariance.data.images import check_images
-from gen_invariance.devices import doubled
+from gen_invariance.devices import doubled, send
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.settings import Fraction, check_options
 
@@ -175,11 +175,11 @@ def _shares(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
     # torch's Beta distribution takes no generator; NumPy's, seeded from ours, does.
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     share = np.random.default_rng(seed).beta(alpha, alpha, size=len(images))
-    return torch.from_numpy(share).float().to(images.device)
+    return send(torch.from_numpy(share).float(), images.device)
 
 
 def _partners(images: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
+    return send(torch.randperm(len(images), generator=generator, device=generator.device), images.device)
 
 
 def _blend(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def _boxes(images: Tensor, share: Tensor, generator: torch.Generator) -> Tensor:
     """Where each row is pasted over, bool (B, 1, H, W): a box of area about 1 - share, cut off at the border."""
     height, width = images.shape[-2:]
     side = (1 - share).sqrt()
-    centre = torch.rand(2, len(images), generator=generator, device=generator.device).to(images.device)
+    centre = send(torch.rand(2, len(images), generator=generator, device=generator.device), images.device)
 
     def inside(length: int, position: Tensor) -> Tensor:
         size, middle = (side * length).floor(), (position * length).floor()

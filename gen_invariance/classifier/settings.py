@@ -110,6 +110,8 @@ class TrainSettings:
     """of that correction"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """no, bf16 or fp16 (GPU)"""
+    capture: bool = False
+    """replay steps of SGD as CUDA graphs: on one GPU, in float32 or bf16, in one part; tried on no GPU yet"""
     log_every: Count = 1
     """epochs between lines of metrics"""
     checkpoint_every: Count = 10
@@ -205,8 +207,8 @@ class TrainSettings:
         return (1.0, 0.01, 0.0001)[sum(progress >= milestone for milestone in self.milestone_epochs)]
 
     def identity(self) -> dict[str, object]:
-        """The settings that decide the result, for a run's config; how often to log and save is left out."""
-        values = {k: v for k, v in asdict(self).items() if k not in ("log_every", "checkpoint_every")}
+        """The settings that decide the result, for a run's config: not how often to log and save, nor graphs."""
+        values = {k: v for k, v in asdict(self).items() if k not in ("log_every", "checkpoint_every", "capture")}
         return {k: v for k, v in values.items() if k not in _ADDED_LATER or v != _ADDED_LATER[k]}
 
 

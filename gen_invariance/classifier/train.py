@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from gen_invariance.augment.stage import TailAugment
-from gen_invariance.classifier.batches import Batches, Mix
+from gen_invariance.classifier.batches import Batch, Batches, Mix
+from gen_invariance.classifier.capture import CapturedSteps, can_capture, place_rates, set_rate
 from gen_invariance.classifier.correction import check_correction, correct_head
 from gen_invariance.classifier.lora import add_lora, merge_lora
 from gen_invariance.classifier.losses import CrossEntropy
@@ -34,7 +34,7 @@ from gen_invariance.classifier.views import HeadOfViews, ViewBatches, check_view
 from gen_invariance.data.identity import tie_run
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.settings import rule_name
-from gen_invariance.devices import use_accelerator
+from gen_invariance.devices import MovingAverage, use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import MISFITS, Run
@@ -120,6 +120,17 @@ def fit_classifier(
         start, steps = state.restore(per_epoch), settings.epochs * per_epoch
         bar = _progress_bar(steps, start, progress=progress, accelerator=accelerator)
         total = state.loss_sum
+
+        def carry_out(batch: Batch, second: bool) -> Tensor:
+            state.optimizer.zero_grad(set_to_none=True)
+            loss = backward(
+                state.wrapped, batch, losses[second], accelerator=accelerator, parts=settings.accumulate,
+                consistency=settings.consistency, penalty=state.penalty,
+            )  # fmt: skip
+            state.optimizer.step()
+            return loss
+
+        captured = [CapturedSteps(partial(carry_out, second=second), active=state.captures) for second in (False, True)]
         alone = accelerator.num_processes == 1
         with state.prepared(start // per_epoch), signals_noted(active=alone) as stop_asked:
             for step in range(start, steps):
@@ -127,15 +138,9 @@ def fit_classifier(
                 if step % per_epoch == 0:
                     state.begin_epoch(epoch)
                 state.set_rates(settings.schedule_at(step / per_epoch))
-                criterion = losses[settings.in_second_phase(epoch)]
-
-                batch = batches.at(step, choose=partial(choose_hardest, model, criterion))
-                state.optimizer.zero_grad(set_to_none=True)
-                total += backward(
-                    state.wrapped, batch, criterion, accelerator=accelerator, parts=settings.accumulate,
-                    consistency=settings.consistency, penalty=state.penalty,
-                )  # fmt: skip
-                state.optimizer.step()
+                second = settings.in_second_phase(epoch)
+                batch = batches.at(step, choose=partial(choose_hardest, model, losses[second]))
+                total += captured[second](batch)
                 state.update_average()
 
                 bar.update()
@@ -218,9 +223,8 @@ class _State:
             self.penalty = L2SP(model, strength=plan.pull_to_start)
         self.average = None
         if settings.average_decay:
-            update = get_ema_multi_avg_fn(settings.average_decay)
-            self.average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-        self.is_finished = False
+            self.average = MovingAverage(model, lambda updates: settings.average_decay, use_buffers=True)
+        self.is_finished, self.captures = False, can_capture(settings, plan, accelerator)
         self.best: tuple[float, dict[str, Tensor]] | None = None  # with keep="best": score and weights of that epoch
         self.loss_sum = torch.zeros((), device=accelerator.device)  # over the steps of the present epoch
 
@@ -237,6 +241,8 @@ class _State:
         that kept it would answer otherwise than the same weights loaded from a file.
         """
         self.begin_epoch(epoch)
+        if self.captures:
+            place_rates(self.optimizer, self.accelerator.device)
         own = {name: self.model.__dict__.get(name) for name in ("forward", "_original_forward")}
         trained = HeadOfViews(self.model) if self.settings.views else self.model
         self.wrapped, self.optimizer = self.accelerator.prepare(trained, self.optimizer)
@@ -257,7 +263,7 @@ class _State:
     def set_rates(self, factor: float) -> None:
         """Set every group's rate to its own times `factor`."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            set_rate(group, group["initial_lr"] * factor)
 
     def update_average(self) -> None:
         """Move the average, if there is one, towards the weights."""

@@ -23,6 +23,7 @@ from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.loader import ResidentLoader
 from gen_invariance.data.storage import cache_folder
+from gen_invariance.devices import send
 from gen_invariance.errors import OutputError, SettingsError
 from gen_invariance.files import atomic_write
 from gen_invariance.nuisance.protocol import Nuisance, draw_to
@@ -99,7 +100,7 @@ class ViewBatches:
     def at(self, step: int, *, choose: Choose | None = None) -> Batch:
         """This process's rows of `step`, each in one of its views; there is nothing to `choose` between."""
         rows, generator = self.rows.indices(step), self.run.generator("view", step)
-        view = torch.randint(self.settings.views, rows.shape, generator=generator).to(rows.device)
+        view = send(torch.randint(self.settings.views, rows.shape, generator=generator), rows.device)
         moves = None if self.spread is None else self.spread.sample(len(rows), generator=generator)
         spare = len(rows) <= self.share.start
         share = slice(0, 1) if spare else self.share

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen_invariance.data.storage import images_at_once, room_like, take_rows
+from gen_invariance.devices import send
 from gen_invariance.errors import DataError, RangeError, ShapeError
 
 _OVERSHOOT = 0.1
@@ -118,7 +119,7 @@ class ImageData:
     def float_images(self, indices: Tensor | None = None) -> Tensor:
         """Images as the rooms exchange them: float32 (M, C, H, W) in [0, 1]."""
         # `index_select` copies whole rows; an index in brackets goes pixel by pixel, ten times as long on a CPU.
-        return to_float(self.images if indices is None else self.images.index_select(0, indices.to(self.device)))
+        return to_float(self.images if indices is None else self.images.index_select(0, send(indices, self.device)))
 
     def resized(self, image_size: int | None) -> ImageData:
         """The central square of each image at side `image_size`, see `resize_images`; None keeps the images."""
@@ -176,6 +177,11 @@ def to_uint8(images: Tensor) -> Tensor:
             f"images must lie in [0, 1], got [{images.min().item():.3g}, {images.max().item():.3g}]; "
             "divide 8-bit pixels by 255"
         )
+    return round_levels(images)
+
+
+def round_levels(images: Tensor) -> Tensor:
+    """`to_uint8` of images that are known to lie in [0, 1]."""
     # In float32: bfloat16 holds 255.5 as 256, which would wrap around from white to black.
     return images.float().clamp(0, 1).mul(255).add(0.5).to(torch.uint8)
 

@@ -20,6 +20,7 @@ from gen_invariance.data.images import ImageData
 from gen_invariance.data.sampling import check_sampled, epoch_indices, sampling_probabilities
 from gen_invariance.data.settings import Rule, rule_name
 from gen_invariance.data.storage import check_batch
+from gen_invariance.devices import send
 from gen_invariance.errors import SettingsError
 
 
@@ -204,7 +205,7 @@ class ResidentLoader:
         check_batch(data.images, min(batch_size, self.num_samples) // world_size, where="training")
         self.data, self.batch_size, self.stream = data, batch_size, stream
         self.steps_per_epoch = self.num_samples // batch_size if drop_last else -(-self.num_samples // batch_size)
-        self._drawn: tuple[int, Tensor] | None = None
+        self._drawn: tuple[int, Tensor] | None = None  # an epoch and its list, on the CPU
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -225,9 +226,13 @@ class ResidentLoader:
 
         In the incomplete last batch of an epoch ranks may differ by one row, and a rank may have none.
         """
+        return send(self.indices_here(step), self.data.device)
+
+    def indices_here(self, step: int) -> Tensor:
+        """As `indices`, but on the CPU, where looking at them makes nobody wait."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, self._sampler.draw(epoch, stream=self.stream).to(self.data.device)
+            self._drawn = epoch, self._sampler.draw(epoch, stream=self.stream)
         rows = self._drawn[1][batch * self.batch_size :][: self.batch_size]
         return rows[self._sampler.rank :: self._sampler.world_size]
 

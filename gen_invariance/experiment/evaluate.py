@@ -27,7 +27,7 @@ from gen_invariance.files import write_json
 from gen_invariance.measure.accuracy import AccuracyScores, mean_over, score_predictions
 from gen_invariance.measure.calibration import calibration_by_group, calibration_error
 from gen_invariance.measure.invariance import InvarianceScores, measure_invariance
-from gen_invariance.measure.predict import as_predict, predict_logits
+from gen_invariance.measure.predict import as_predict, fill_device, predict_logits
 from gen_invariance.nuisance.build import build_nuisance
 from gen_invariance.nuisance.compose import is_identity
 from gen_invariance.nuisance.protocol import Nuisance
@@ -115,7 +115,7 @@ def measure_run(settings: MeasureRun) -> Measured:
             f"the run in {settings.run} has no {settings.split} images; train with data.validation_fraction=0.2 or "
             "measure test"
         )
-    batch_size = settings.batch_size
+    batch_size = settings.batch_size or fill_device(data.images)
 
     def halve_batch_size() -> int:
         nonlocal batch_size

@@ -197,8 +197,8 @@ class MeasureRun:
     """test or validation"""
     draws: Count = 20
     """transformations of each image"""
-    batch_size: Rows = 512
-    """images at a time; halved where the memory does not suffice"""
+    batch_size: Rows | None = None
+    """images at a time, halved where the memory does not suffice; null: 512, of small images on a GPU more"""
     seed: int = 0
     """of the draws"""
     device: str = "auto"

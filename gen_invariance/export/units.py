@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gen_invariance.augment.reference import FrozenReference
-from gen_invariance.data.images import to_float, to_uint8
+from gen_invariance.data.images import round_levels, to_float
 from gen_invariance.data.readers.pictures import UnusablePictureError
+from gen_invariance.devices import send
 from gen_invariance.errors import GenInvarianceError, RunError, first_line, is_device_failure, is_out_of_memory
 from gen_invariance.export.encoding import Encoding
 from gen_invariance.export.formats.base import Entry, Format, Output, Row, Stored
@@ -202,7 +203,7 @@ class Job:
     @torch.no_grad()
     def _translated_and_judged(self, unit: Unit, decoded: Sequence[Decoded]) -> list[Result]:
         items, pixels = unit.items, np.stack([image.picture.pixels for image in decoded])
-        images = to_float(torch.from_numpy(pixels).to(torch.device(self.device)))
+        images = to_float(send(torch.from_numpy(pixels), torch.device(self.device)))
 
         def translate(images: Tensor) -> Tensor:
             return self.nuisance.apply(images, self._draw(items, images.shape))
@@ -218,7 +219,7 @@ class Job:
         del images
         finite = torch.isfinite(moved).flatten(1).all(1).tolist()
         answers = [None] * len(items) if self.predict is None else self.predict(moved).argmax(1).tolist()
-        new = to_uint8(moved.nan_to_num_().clamp_(0, 1)).cpu().numpy()
+        new = round_levels(moved.nan_to_num_()).cpu().numpy()
         results = []
         for index, item in enumerate(items):
             if self.is_native and decoded[index].encoding.mode == "1":  # judged as it will be stored

@@ -44,7 +44,7 @@ def measure_accuracy(
     labels: Tensor,
     *,
     num_classes: int | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
 ) -> AccuracyScores:
     """Accuracy of `model` by class.
 
@@ -53,7 +53,7 @@ def measure_accuracy(
         images: float (N, C, H, W) in [0, 1], or uint8.
         labels: int64 (N,).
         num_classes: K; None takes the number of logits.
-        batch_size: images at a time.
+        batch_size: images at a time; None is 512, of small images on a GPU more.
 
     Raises:
         ShapeError: no images, or labels that do not fit them.

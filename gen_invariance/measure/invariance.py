@@ -55,7 +55,7 @@ def measure_invariance(
     draws: int = 20,
     standard_error: float | None = None,
     stratified: bool | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> InvarianceScores:
     """Expected KL divergence (eKLD) and agreement by class under any nuisance, hand-written or learned.
@@ -76,7 +76,7 @@ def measure_invariance(
             more draws could hardly lower it since its images differ so much (see `rounds`). None goes through all.
         stratified: spread an image's own draws over the nuisance's range, so that fewer of them do (see `stratified`).
             None does so where `standard_error` is given.
-        batch_size: images at a time.
+        batch_size: images at a time; None is 512, of small images on a GPU more.
         generator: CPU generator of the draws; None takes the same new one at each call.
 
     Returns:
@@ -146,7 +146,7 @@ def compare_invariance(
     num_classes: int | None = None,
     draws: int = 20,
     stratified: bool = True,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> InvarianceDifference:
     """Which of two models is less invariant, by class, under common random numbers.

@@ -18,6 +18,7 @@ Predict = Callable[[Tensor], Tensor]
 
 _CPU_PIXELS, _FEWEST_IMAGES = 25_000, 8
 """What goes through a network at once on a CPU: the activations of more leave its caches (docs/performance.md)."""
+_FEW, _MANY, _VALUES = 512, 2048, 2**23
 
 
 @contextmanager
@@ -74,14 +75,22 @@ def _logits(answer: Any, count: int) -> Tensor:
     return logits
 
 
+def fill_device(images: Tensor) -> int:
+    """How many of `images` (N, C, H, W) are measured at a time: 512, and of small ones on a GPU up to 2,048."""
+    if images.device.type == "cpu":
+        return _FEW
+    return max(_FEW, min(_MANY, _VALUES // max(1, images[:1].numel())))
+
+
 @torch.no_grad()
-def predict_logits(predict: Predict, images: Tensor, *, batch_size: int = 512) -> Tensor:
+def predict_logits(predict: Predict, images: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Logits float32 (N, K), on the device of `images`, computed `batch_size` images at a time.
 
     Args:
         predict: images to logits, see `as_predict`.
         images: float (N, C, H, W) in [0, 1], or uint8.
-        batch_size: images at a time; bounds the memory and changes nothing else (up to float rounding).
+        batch_size: images at a time; bounds the memory and changes nothing else (up to float rounding). None is
+            `fill_device`.
 
     Raises:
         ShapeError: there are no images.
@@ -89,16 +98,21 @@ def predict_logits(predict: Predict, images: Tensor, *, batch_size: int = 512) -
     """
     if not len(images):
         raise ShapeError("nothing to predict: the set holds no images")
-    parts = [predict(to_float(chunk)).float() for chunk in images.split(batch_size)]
+    parts = [predict(to_float(chunk)).float() for chunk in images.split(batch_size or fill_device(images))]
     return refuse_nan(torch.cat(parts))
 
 
 def refuse_nan(logits: Tensor) -> Tensor:
     """`logits` (B, K), or `RangeError` if one is NaN: rows of NaN all look alike and would pass as invariant."""
-    broken = int(logits.isnan().any(1).sum())
-    if broken:
+    refuse_broken(logits.isnan().any(1))
+    return logits
+
+
+def refuse_broken(broken: Tensor) -> None:
+    """Raise `RangeError` if an answer is `broken`, bool (B,)."""
+    number = int(broken.sum())
+    if number:
         raise RangeError(
-            f"the model answers NaN for {broken} of {len(logits)} images; it diverged in training, or its input is "
+            f"the model answers NaN for {number} of {len(broken)} images; it diverged in training, or its input is "
             "broken"
         )
-    return logits

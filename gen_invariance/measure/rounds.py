@@ -23,12 +23,12 @@ from torch import Tensor
 
 from gen_invariance.augment.cache import CodeCache, as_coded
 from gen_invariance.data.images import check_pixels, to_float
-from gen_invariance.devices import doubled, plain_defaults
+from gen_invariance.devices import doubled, plain_defaults, send
 from gen_invariance.errors import SettingsError, ShapeError
 from gen_invariance.measure.accuracy import check_measured, mean_by_class
-from gen_invariance.measure.predict import Predict, predict_logits, refuse_nan
+from gen_invariance.measure.predict import Predict, fill_device, predict_logits, refuse_broken
 from gen_invariance.measure.stratified import StratifiedDraws
-from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_to, select_rows
+from gen_invariance.nuisance.protocol import Draw, Nuisance, draw_for, select_rows
 from gen_invariance.run import named_generator
 
 FEWEST = 4
@@ -60,13 +60,14 @@ class Rounds:
         *,
         originals: Tensor | None = None,
         num_classes: int | None = None,
-        batch_size: int = 512,
+        batch_size: int | None = None,
     ) -> None:
         labels = check_measured(images, labels)
         if originals is not None and originals.shape != images.shape:
             raise ShapeError(f"measure: images {tuple(images.shape)} but originals {tuple(originals.shape)}")
         for given in (images, *(() if originals is None else (originals,))):
             check_pixels(given, where="measure")
+        batch_size = fill_device(images) if batch_size is None else batch_size
         self.predicts, self.nuisance, self.batch_size = predicts, nuisance, batch_size
         self.clean = [
             F.log_softmax(predict_logits(predict, images, batch_size=batch_size), dim=1) for predict in predicts
@@ -130,8 +131,9 @@ class Rounds:
                 draw = self.nuisance.sample(self.sources.shape, generator=generator)
             if self._stratified is not None:
                 draw = self._stratified.assign(draw)
-            for rows in active.split(self.batch_size):
-                self._add(rows, select_rows(draw, rows), sign=1 if number % 2 else -1)
+            sign = 1 if number % 2 else -1
+            broken = [self._add(rows, select_rows(draw, rows), sign=sign) for rows in active.split(self.batch_size)]
+            refuse_broken(torch.cat(broken))  # once a round: asked at each batch, a GPU would be waited for
             self._rounds[active] += 1
             halves_are_equal = not stratified or number % 2 == 0
             if standard_error is not None and number >= FEWEST and halves_are_equal:
@@ -139,22 +141,25 @@ class Rounds:
                 if not len(active):
                     return
 
-    def _add(self, rows: Tensor, draw: Draw, *, sign: int) -> None:
-        """Add a round's divergences of the images `rows`, int64 (M,), under their `draw`."""
-        here = rows.to(self.sources.device)
+    def _add(self, rows: Tensor, draw: Draw, *, sign: int) -> Tensor:
+        """Add a round's divergences of images `rows`, int64 (M,), under their `draw`; which answers are NaN, (M,)."""
+        here, broken = send(rows, self.sources.device), []
         with plain_defaults():  # the models make their tensors where the caller wants them
             if self._codes is not None:
-                moved = self._codes.translate(here, draw)
+                moved = self._codes.translate(rows, draw)
             else:
                 chunk = to_float(self.sources.index_select(0, here))
-                moved = self.nuisance.apply(chunk, draw_to(draw, chunk))
+                moved = self.nuisance.apply(chunk, draw_for(self.nuisance, draw, chunk))
         for model, predict in enumerate(self.predicts):
-            answer = F.log_softmax(refuse_nan(predict(moved).float()), dim=1)
+            logits = predict(moved).float()
+            broken.append(logits.isnan().any(1))
+            answer = F.log_softmax(logits, dim=1)
             clean = self.clean[model][here]
             divergence = kl_divergence(clean, answer)
             same = (clean.argmax(1) == answer.argmax(1)).to(divergence)
             place = here.to(self._sums.device)
             self._sums[:, model, place] += torch.stack([divergence, divergence**2, same, sign * divergence])
+        return torch.stack(broken).any(0)
 
     def _done(self, standard_error: float) -> Tensor:
         """Classes that need no more rounds, bool (K,)."""

@@ -68,6 +68,11 @@ class Compose:
             raise SettingsError("Compose got no nuisances; give at least one (Identity() for none)")
         self.nuisances = tuple(nuisances)
 
+    @property
+    def draw_on_cpu(self) -> bool:
+        """Whether a part chooses rows by its draw, see `protocol.draw_for`; the others move theirs themselves."""
+        return any(getattr(part, "draw_on_cpu", False) for part in self.nuisances)
+
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """Every part's draw, its names prefixed with the part's index."""
         drawn = [nuisance.sample(shape, generator=generator) for nuisance in self.nuisances]

@@ -17,10 +17,11 @@ from pydantic import Field
 from torch import Tensor
 
 from gen_invariance.data.images import check_images
+from gen_invariance.devices import send
 from gen_invariance.nuisance.compose import Compose
 from gen_invariance.nuisance.geometry import Rotation
 from gen_invariance.nuisance.intensity import Background, Lighting
-from gen_invariance.nuisance.protocol import Draw, draw_to
+from gen_invariance.nuisance.protocol import Draw
 from gen_invariance.nuisance.thickness import Thickness
 from gen_invariance.settings import Depth, settings_class
 
@@ -72,6 +73,7 @@ class _Policy:
 
     num_ops: int
     ranges: ClassVar[Mapping[str, float]]
+    draw_on_cpu = True
 
     def _steps(self, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         raise NotImplementedError
@@ -94,14 +96,16 @@ class _Policy:
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Transform `images`, float (B, C, H, W) in [0, 1], by `draw`; colour leaves one-channel images as they are."""
         check_images(images, where=type(self).__name__)
-        draw = draw_to(draw, images)
+        draw = {name: value.cpu() for name, value in draw.items()}  # what is done to whom is decided on the CPU
         result = images.float().clone()  # histograms and warps want full precision
         for turn in range(draw["operation"].shape[1]):
             operation, strength = draw["operation"][:, turn], draw["step"][:, turn].float() / _STEPS
             for number, name in enumerate(OPERATIONS):
                 rows = (operation == number).nonzero()[:, 0]
                 if name != "identity" and len(rows):
-                    result[rows] = self._operate(name, result[rows], strength[rows], draw["sign"][rows, turn])
+                    given = (rows, strength[rows], draw["sign"][rows, turn])
+                    there, amount, sign = (send(value, images.device) for value in given)
+                    result[there] = self._operate(name, result[there], amount, sign)
         return result.clamp_(0, 1).to(images.dtype)
 
     def _operate(self, name: str, images: Tensor, strength: Tensor, sign: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from kornia.geometry.transform import rotate, translate, warp_affine
+from kornia.geometry.transform import rotate, translate
 from pydantic import Field
 from torch import Tensor
 
 from gen_invariance.nuisance.protocol import Draw, apply_in_float32, draw_to, uniform, whole
+from gen_invariance.nuisance.warp import turned, warp
 from gen_invariance.settings import CountOrZero, Fraction, settings_class
 
 
@@ -41,7 +42,9 @@ class Rotation:
         return apply_in_float32(self._rotate, images, draw)
 
     def _rotate(self, images: Tensor, draw: Draw) -> Tensor:
-        return rotate(images, draw["degrees"], mode=self.mode, padding_mode="zeros", align_corners=True)
+        if images.device.type == "cpu":
+            return rotate(images, draw["degrees"], mode=self.mode, padding_mode="zeros", align_corners=True)
+        return warp(images, turned(draw["degrees"], images), mode=self.mode)
 
 
 @settings_class("translation")
@@ -72,7 +75,10 @@ class Translation:
     def _shift(self, images: Tensor, draw: Draw) -> Tensor:
         height, width = images.shape[-2:]
         way = torch.stack([draw["across"] * width, draw["down"] * height], dim=1)
-        return translate(images, way, padding_mode="zeros", align_corners=True)
+        if images.device.type == "cpu":
+            return translate(images, way, padding_mode="zeros", align_corners=True)
+        still = torch.eye(2, device=way.device).expand(len(way), 2, 2)
+        return warp(images, torch.cat([still, way[:, :, None]], dim=2))
 
 
 @settings_class("shear")
@@ -104,7 +110,7 @@ class Shear:
         one, zero = torch.ones_like(slope), torch.zeros_like(slope)
         rows = [one, -slope, slope * (size[0] - 1) / 2, zero, one, zero]
         matrix = torch.stack(rows, dim=1).unflatten(1, (2, 3))
-        return warp_affine(images, matrix, size, mode="bicubic", padding_mode="zeros", align_corners=True)
+        return warp(images, matrix, mode="bicubic")
 
 
 @settings_class("crop_flip")

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from gen_invariance.devices import send
+
 Draw = dict[str, Tensor]
 """The random part of a nuisance for one batch: tensors with leading B. The same draw gives the same output."""
 
@@ -63,12 +65,21 @@ def takes_any_size(nuisance: Nuisance) -> bool:
 
 def select_rows(draw: Draw, rows: Tensor) -> Draw:
     """The part of `draw` that belongs to `rows`: int64 (M,) or bool (B,)."""
-    return {name: value[rows.to(value.device)] for name, value in draw.items()}
+    return {name: value[send(rows, value.device)] for name, value in draw.items()}
 
 
 def draw_to(draw: Draw, images: Tensor) -> Draw:
     """`draw` on the device of `images`; floating-point parts keep their own precision."""
-    return {name: value.to(images.device, non_blocking=True) for name, value in draw.items()}
+    return {name: send(value, images.device) for name, value in draw.items()}
+
+
+def draw_for(nuisance: Nuisance, draw: Draw, images: Tensor) -> Draw:
+    """`draw` where `nuisance` wants it to be applied to `images`: there, unless it chooses rows by it.
+
+    Those whose `draw_on_cpu` is set look at a draw to see which rows go through which operation. A GPU would have to be
+    waited for; on the CPU it is known already.
+    """
+    return draw if getattr(nuisance, "draw_on_cpu", False) else draw_to(draw, images)
 
 
 def whole(high: int, size: tuple[int, ...], *, generator: torch.Generator, low: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from gen_invariance.nuisance.protocol import Draw, uniform, whole
+from gen_invariance.nuisance.protocol import Draw, draw_to, uniform, whole
 from gen_invariance.settings import Fraction, Side, settings_class
 
 Sides = Annotated[tuple[Side, ...], Field(min_length=1)]
@@ -76,12 +76,23 @@ class Thickness:
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Dilate or erode each image; rows that share an operation and a side go through it together."""
+        if images.device.type != "cpu":
+            return self._apply_all(images, draw_to(draw, images))
         result = images.clone()
         dilates, sides = draw["dilate"], draw["side"]
         for grow, operation in ((True, dilate), (False, erode)):
             for side in sides[dilates == grow].unique().tolist():
-                rows = ((dilates == grow) & (sides == side)).nonzero().squeeze(1).to(images.device)
+                rows = ((dilates == grow) & (sides == side)).nonzero().squeeze(1)
                 if side > 1:
                     # Whole rows at a time, which indexing in brackets is not.
                     result.index_copy_(0, rows, operation(images.index_select(0, rows), side))
         return result
+
+    def _apply_all(self, images: Tensor, draw: Draw) -> Tensor:
+        """As `apply`, every operation on every image: a GPU is quicker at that than at saying which rows need which."""
+        result = images
+        for grows, operation, sides in ((True, dilate, self.dilate_sides), (False, erode, self.erode_sides)):
+            for side in sorted({side for side in sides if side > 1}):
+                chosen = (draw["dilate"] == grows) & (draw["side"] == side)
+                result = torch.where(chosen[:, None, None, None], operation(images, side), result)
+        return result.clone() if result is images else result

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from gen_invariance.data.identity import tie_run
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.storage import check_batch
-from gen_invariance.devices import use_accelerator
+from gen_invariance.devices import MovingAverage, send, use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import draw_to, select_rows
 from gen_invariance.run import MISFITS, Run, first_process_first, is_first_process
@@ -229,7 +228,7 @@ class _Fit:
     """What is read and written around the steps of a fit: checkpoints, metrics, sample grids, the kept weights."""
 
     objective: Objective
-    average: AveragedModel | None
+    average: MovingAverage | None
     monitor: QualityMonitor
     data: ImageData
     members: list[Tensor]
@@ -335,18 +334,14 @@ class _Fit:
         return int(state["step"])
 
 
-def _moving_average(objective: Objective, settings: FitSettings) -> AveragedModel | None:
+def _moving_average(objective: Objective, settings: FitSettings) -> MovingAverage | None:
     """The average of the translator's weights; by default it rises to its decay, so that a short fit is not ruled by
     its first steps.
     """
     if objective.average_decay is None and not settings.average:
         return None
     decay = objective.average_decay or (lambda updates: min(settings.average, (1 + updates) / (10 + updates)))
-
-    def step(kept: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        return torch.lerp(kept, current, 1 - decay(int(count)))
-
-    return AveragedModel(objective.translator, avg_fn=step)
+    return MovingAverage(objective.translator, decay)
 
 
 def update_weights(
@@ -371,7 +366,7 @@ def draw_images(data: ImageData, members: list[Tensor], settings: FitSettings, g
     images = data.float_images(draw_balanced_rows(members, settings.batch_size, generator=generator))
     if settings.flip:
         mirrored = torch.rand(settings.batch_size, generator=generator) < 0.5
-        images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+        images = torch.where(send(mirrored, images.device).view(-1, 1, 1, 1), images.flip(3), images)
     return images
 
 

@@ -9,7 +9,7 @@ from oracles import slow_accuracy
 from gen_invariance.data.images import ImageData
 from gen_invariance.errors import RangeError, ShapeError
 from gen_invariance.measure.accuracy import AccuracyScores, mean_by_class, mean_over, measure_accuracy
-from gen_invariance.measure.predict import predict_logits
+from gen_invariance.measure.predict import fill_device, predict_logits
 
 
 def some_data(count=100, classes=5, empty=3):
@@ -37,6 +37,12 @@ def test_accuracy_equals_the_loop(batch_size):
     present = [value for value in expected if not math.isnan(value)]
     assert scores.balanced == pytest.approx(sum(present) / 4)
     assert scores.micro == pytest.approx(sum(a * n for a, n in zip(expected, count, strict=True) if n) / 100)
+
+
+@pytest.mark.parametrize(("side", "number"), [(28, 2048), (32, 2048), (64, 682), (224, 512)])
+def test_small_images_fill_another_device_and_large_ones_its_memory_as_before(side, number):
+    assert fill_device(torch.empty(1, 3, side, side, device="meta")) == number
+    assert fill_device(torch.empty(1, 3, side, side)) == 512
 
 
 def test_perfect_and_hopeless():

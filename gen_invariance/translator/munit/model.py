@@ -204,6 +204,7 @@ class MunitTranslator(ModelMixin, ConfigMixin):
         kaiming_init(self)
         # An empty bank is not written, so weights from before there were banks load as they are.
         self.register_buffer("bank", torch.zeros(bank_size, style_dim), persistent=bank_size > 0)
+        self._bank_copy: tuple[tuple[int, int] | None, Tensor] | None = None
 
     def draw_from(self, styles: str) -> MunitTranslator:
         """Draw styles from the "prior" or the "bank" from now on; it is saved so, too. Returns the translator itself.
@@ -229,11 +230,20 @@ class MunitTranslator(ModelMixin, ConfigMixin):
         return image[..., : size[0], : size[1]]
 
     def sample(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
-        """`style`: float32 (B, S), standard normal, or uniformly from the bank; on the CPU, or where the bank is."""
+        """`style`: float32 (B, S), standard normal, or uniformly from the bank; where the generator is."""
         if self.config.styles == "bank":
             rows = whole(self.config.bank_size, (shape[0],), generator=generator)
-            return {"style": self.bank[rows.to(self.bank.device)].float()}
+            return {"style": self._bank_here()[rows].float()}
         return self.sample_prior(shape, generator=generator)
+
+    def _bank_here(self) -> Tensor:
+        """The bank on the CPU, where draws are made; fetched from a GPU once, and when it has changed."""
+        if self.bank.device.type == "cpu":
+            return self.bank
+        state = None if self.bank.is_inference() else (id(self.bank), self.bank._version)
+        if self._bank_copy is None or state is None or self._bank_copy[0] != state:
+            self._bank_copy = (state, self.bank.cpu())
+        return self._bank_copy[1]
 
     def sample_prior(self, shape: torch.Size | tuple[int, ...], *, generator: torch.Generator) -> Draw:
         """`style`: float32 (B, S), standard normal, wherever `sample` draws from."""

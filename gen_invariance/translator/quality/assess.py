@@ -18,8 +18,9 @@ from torch import Tensor
 
 from gen_invariance.data.grouping import hold_groups
 from gen_invariance.data.images import ImageData
+from gen_invariance.devices import send
 from gen_invariance.errors import DataError, RangeError, ShapeError
-from gen_invariance.nuisance.protocol import Nuisance, draw_to, select_rows
+from gen_invariance.nuisance.protocol import Nuisance, draw_for, select_rows
 from gen_invariance.stats import bootstrap_ratio, half_sample_interval, permutation_p_value
 from gen_invariance.translator.quality.measures import (
     between_class_share,
@@ -29,6 +30,7 @@ from gen_invariance.translator.quality.measures import (
     neighbour_scores,
     spread_of_draws,
     spread_within_classes,
+    unread_kernel_distance,
 )
 from gen_invariance.translator.quality.verdict import Figure, Verdict, judge_figures, nan_to_none, refuse_unidentified
 from gen_invariance.translator.settings import AssessSettings
@@ -216,15 +218,15 @@ def translate(nuisance: Nuisance, images: Tensor, *, draws: int, generator: torc
         draw = nuisance.sample(images.shape, generator=generator)
         parts = []
         for rows in torch.arange(len(images)).split(_BATCH):
-            batch = images[rows.to(images.device)]
-            parts.append(nuisance.apply(batch, draw_to(select_rows(draw, rows), batch)))
+            batch = images[send(rows, images.device)]
+            parts.append(nuisance.apply(batch, draw_for(nuisance, select_rows(draw, rows), batch)))
         rounds.append(torch.cat(parts))
     moved = torch.stack(rounds)
     if moved.shape[1:] != images.shape:
         raise ShapeError(
             f"the nuisance turns {tuple(images.shape)} into {tuple(moved.shape[1:])}; it must keep the shape"
         )
-    if not moved.isfinite().all() or moved.amin() < -1e-6 or moved.amax() > 1 + 1e-6:
+    if not bool(((moved >= -1e-6) & (moved <= 1 + 1e-6)).all()):  # NaN is neither
         raise RangeError("the nuisance gives pixels that are NaN or outside [0, 1]; fit the translator again")
     return moved
 
@@ -245,11 +247,12 @@ def compare_distributions(
         values = torch.stack([torch.cat([getattr(side, name) for side in sides]) for sides in scores])
         figures[name] = Figure(bootstrap_ratio(values[1:].mean(0), generator=generator), float(values[0].mean()))
 
-    def distance(rows: Tensor) -> float:
-        a, b = first[rows], second[rows]
-        return (
-            sum(kernel_distance(real[b], each[a]) + kernel_distance(real[a], each[b]) for each in fake) / len(fake) / 2
+    def distance(rows: Tensor) -> Tensor:
+        a, b = (send(side[rows], real.device) for side in (first, second))
+        both = (
+            unread_kernel_distance(real[b], each[a]) + unread_kernel_distance(real[a], each[b]) for each in fake
         )
+        return torch.stack(list(both)).sum() / len(fake) / 2
 
     floor = kernel_distance(real[first], real[second])
     figures["kernel_distance"] = Figure(half_sample_interval(distance, half, generator=generator, resamples=40), floor)
@@ -297,10 +300,9 @@ def measure_class_share(
     At most `most` rows take part, chosen by `generator`.
     """
     rows = torch.randperm(len(labels), generator=generator)[:most].to(labels.device)
-    styles, labels = styles[rows], labels[rows]
+    styles, labels = styles[rows].cpu(), labels[rows].cpu()  # hundreds of small questions: a GPU would be waited for
 
     def share_of_rows(chosen: Tensor) -> float:
-        chosen = chosen.to(labels.device)
         return between_class_share(styles[chosen], labels[chosen])
 
     p_value = permutation_p_value(lambda shuffled: between_class_share(styles, shuffled), labels, generator=generator)

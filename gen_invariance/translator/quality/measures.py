@@ -30,11 +30,16 @@ def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """
     if min(len(real), len(fake)) < 2:
         raise DataError(f"a kernel distance needs two images a side, got {len(real)} and {len(fake)}; give more images")
+    return float(unread_kernel_distance(real, fake))
+
+
+def unread_kernel_distance(real: Tensor, fake: Tensor) -> Tensor:
+    """`kernel_distance` as a tensor () where the features are, for who takes many and reads them together."""
     within = []
     for rows in (real, fake):
         kernel = polynomial_kernel(rows, rows)
         within.append((kernel.sum() - kernel.diagonal().sum()) / (len(rows) * (len(rows) - 1)))
-    return float(within[0] + within[1] - 2 * polynomial_kernel(real, fake).mean())
+    return within[0] + within[1] - 2 * polynomial_kernel(real, fake).mean()
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from kornia.geometry.transform import warp_affine
 from torch import Tensor
+
+from gen_invariance.nuisance.warp import warp
 
 
 def pose_matrix(poses: Tensor) -> Tensor:
@@ -51,12 +52,12 @@ def move_by(
     `mode` "bicubic" blurs less, which counts for images that were moved before, and overshoots a little.
     """
     count, _, height, width = images.shape
-    size = images.new_tensor([width, height])
+    size = torch.stack([torch.full_like(matrix[0, 0, 0], side) for side in (width, height)])
     middle = (size - 1) / 2
     start, end = (middle.expand(count, 2) if point is None else middle + point * size for point in (source, target))
     shift = end - (matrix @ start[:, :, None]).squeeze(2)
     full = torch.cat([matrix, shift[:, :, None]], dim=2)
-    return warp_affine(images, full, (height, width), mode=mode, padding_mode="zeros", align_corners=True)
+    return warp(images, full, mode=mode)
 
 
 @dataclass(frozen=True)

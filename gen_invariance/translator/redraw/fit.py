@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from gen_invariance.data.images import ImageData, to_uint8
 from gen_invariance.data.storage import check_batch
+from gen_invariance.devices import send
 from gen_invariance.errors import RunError
 from gen_invariance.run import Run
 from gen_invariance.settings import Count, settings_class
@@ -205,8 +206,9 @@ def _train_estimator(
         moved = torch.rand(batch_size, generator=generator) < 0.5
         target = torch.where(moved[:, None], other, aligned[chosen])
         matrix = pose_matrix(target) @ torch.linalg.inv(pose_matrix(aligned[chosen]))
-        images = move_by(data.float_images(rows[chosen]), matrix.to(device))
-        angle, log_scale, slope = torch.deg2rad(target[:, 0]).to(device), *target[:, 1:].to(device).unbind(1)
+        images = move_by(data.float_images(send(rows[chosen], device)), send(matrix, device))
+        target = send(target, device)
+        angle, log_scale, slope = torch.deg2rad(target[:, 0]), *target[:, 1:].unbind(1)
         direction, size, lean = translator.estimator(images)
         agreement = (direction * torch.stack([angle.cos(), angle.sin()], dim=1)).sum(1)
         loss = (1 - agreement).mean() + F.smooth_l1_loss(size, log_scale) + F.smooth_l1_loss(lean, slope)

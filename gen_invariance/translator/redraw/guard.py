@@ -57,6 +57,8 @@ def translate_safely(
     results, contrast = translate(images, rows, strength)
     spoilt = find_spoilt(images, results, contrast)
     results = results.clamp(0, 1)
+    if images.device.type != "cpu":
+        return _mended_at_once(images, translate, strength, results, spoilt)
     for step in STEPS[1:]:
         if not bool(spoilt.any()):
             return results
@@ -67,3 +69,19 @@ def translate_safely(
     rows = rows[spoilt]
     results[rows] = images[rows]
     return results
+
+
+def _mended_at_once(
+    images: Tensor,
+    translate: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]],
+    strength: float,
+    results: Tensor,
+    spoilt: Tensor,
+) -> Tensor:
+    """All rows go all the steps, and each takes the first that is not spoilt: no GPU is asked which ones are."""
+    rows = torch.arange(len(images), device=images.device)
+    for step in STEPS[1:]:
+        again, contrast = translate(images, rows, step * strength)
+        results = torch.where(spoilt[:, None, None, None], again.clamp(0, 1), results)
+        spoilt = spoilt & find_spoilt(images, again, contrast)
+    return torch.where(spoilt[:, None, None, None], images, results)

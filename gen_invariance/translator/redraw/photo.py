@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gen_invariance.translator.redraw import spectra
 from gen_invariance.translator.redraw.tone import Tone, lay_out, read_tone, take_out
 
 READINGS = ("colour", "contrast", "light", "sharpness", "noise")
@@ -120,10 +121,10 @@ def give_colour(images: Tensor, mean: Tensor, covariance: Tensor, strength: floa
     """Images of the drawn means (B, C) and covariances (B, C, C), or part of the way there, not clamped."""
     own_mean, own = images.mean((2, 3)), _covariance(images)
     floor = _LEAST_DEVIATION**2 * torch.eye(own.shape[1], device=own.device, dtype=own.dtype)
-    root, inverse = _roots(own + floor)
-    middle, _ = _roots(root @ (covariance + floor) @ root)
-    values, vectors = torch.linalg.eigh(inverse @ middle @ inverse)
-    matrix = (vectors * values.clamp(1 / _GAIN, _GAIN)[:, None]) @ vectors.transpose(1, 2)
+    roots, clamped = (_roots, _clamped) if images.device.type == "cpu" else (spectra.roots, spectra.clamped)
+    root, inverse = roots(own + floor)
+    middle, _ = roots(root @ (covariance + floor) @ root)
+    matrix = clamped(inverse @ middle @ inverse, 1 / _GAIN, _GAIN)
     matrix = torch.lerp(torch.eye(own.shape[1], device=own.device, dtype=own.dtype), matrix, strength)
     flat = images.flatten(2) - own_mean[:, :, None]
     return (matrix @ flat + torch.lerp(own_mean, mean, strength)[:, :, None]).view_as(images)
@@ -176,12 +177,18 @@ def _roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * root) @ vectors.transpose(1, 2), (vectors / root) @ vectors.transpose(1, 2)
 
 
+def _clamped(matrices: Tensor, low: float, high: float) -> Tensor:
+    """Symmetric matrices with their eigenvalues in [low, high]."""
+    values, vectors = torch.linalg.eigh(matrices)
+    return (vectors * values.clamp(low, high)[:, None]) @ vectors.transpose(1, 2)
+
+
 def _curve(images: Tensor) -> Tensor:
     """Quantiles of standardised luminance, (B, Q)."""
     small = _small(images)
     mean, deviation = _moments(small)
     light = ((small.mean(1, keepdim=True) - mean) / deviation).flatten(1)
-    return torch.quantile(light, torch.tensor(LEVELS, device=light.device, dtype=light.dtype), dim=1).T
+    return torch.quantile(light, _levels(light.device, light.dtype), dim=1).T
 
 
 def _field(images: Tensor) -> Tensor:
@@ -209,18 +216,26 @@ def _blurred(images: Tensor, blur: float) -> Tensor:
         left = (sigma**2 - (factor**2 - 1) / 12 - factor**2 / 6) ** 0.5 / factor
         small = F.interpolate(images, size=[round(side / factor) for side in size], mode="area")
         return F.interpolate(_blurred(small, left / min(small.shape[2:])), size=size, mode="bilinear")
-    down, across = (_blur_matrix(size, sigma).to(images) for size in images.shape[2:])
+    down, across = (_blur_matrix(size, sigma, images.device).to(images.dtype) for size in images.shape[2:])
     return down @ images @ across.T
 
 
 @functools.lru_cache(maxsize=16)
-def _blur_matrix(size: int, sigma: float) -> Tensor:
+@torch.inference_mode(False)
+def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
     """Weights (size, size) of each pixel in each blurred one."""
     reach = max(1, round(2.5 * sigma))
-    offsets = torch.arange(-reach, reach + 1)
+    offsets = torch.arange(-reach, reach + 1, device="cpu")
     weights = torch.exp(-0.5 * (offsets / sigma).square())
-    sources = (torch.arange(size)[:, None] + offsets).clamp(0, size - 1)
-    return torch.zeros(size, size).scatter_add_(1, sources, (weights / weights.sum()).expand(size, -1))
+    sources = (torch.arange(size, device="cpu")[:, None] + offsets).clamp(0, size - 1)
+    matrix = torch.zeros(size, size, device="cpu").scatter_add_(1, sources, (weights / weights.sum()).expand(size, -1))
+    return matrix.to(device)
+
+
+@functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _levels(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(LEVELS, device=device, dtype=dtype)
 
 
 def _deviation(images: Tensor) -> Tensor:

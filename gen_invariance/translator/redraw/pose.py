@@ -27,6 +27,7 @@ from diffusers.configuration_utils import register_to_config
 
 from gen_invariance.data.images import check_images
 from gen_invariance.nuisance.protocol import Draw, draw_to, whole
+from gen_invariance.nuisance.warp import inverse_2x2
 from gen_invariance.settings import Rows, Width
 from gen_invariance.translator.redraw.congeal import move_by, pose_matrix
 
@@ -140,7 +141,7 @@ class PoseTranslator(ModelMixin, ConfigMixin):
         growth = way[:, 1:2] if self.config.scale else torch.zeros_like(turn)
         reached = own + strength * torch.cat([turn, growth, way[:, 2:]], dim=1)
         source, end = (None, None) if points is None else points
-        matrix = pose_matrix(reached) @ torch.linalg.inv(pose_matrix(own))
+        matrix = pose_matrix(reached) @ inverse_2x2(pose_matrix(own))
         # The image has been turned once already; bilinear blur on top of that costs a tenth of the identity kept.
         return move_by(images, matrix, source=source, target=end, mode="bicubic")
 

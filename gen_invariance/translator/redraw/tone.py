@@ -16,6 +16,7 @@ A *photo* has no ground; there the tone is the mean and the standard deviation o
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -139,7 +140,7 @@ def _ground_level(images: Tensor) -> Tensor:
     levels = (images.flatten(2) * 255).round().long().clamp(0, 255)
     counts = torch.zeros(*images.shape[:2], 256, device=images.device)
     counts.scatter_add_(2, levels, weights.expand(levels.shape))
-    near = torch.tensor([1.0, 2, 3, 4, 3, 2, 1], device=images.device)
+    near = 4.0 - torch.arange(-3, 4, device=images.device).abs()
     smooth = F.conv1d(counts.flatten(0, 1)[:, None], near[None, None], padding=3)
     return smooth.argmax(2).view(images.shape[:2]).to(images.dtype) / 255
 
@@ -147,8 +148,7 @@ def _ground_level(images: Tensor) -> Tensor:
 def _cover(images: Tensor, ground: Tensor) -> Tensor:
     """1 where something lies on the ground, (B, 1, H, W); a noisy ground is known by how far its border scatters."""
     off = (images - ground[:, :, None, None]).abs().amax(1, keepdim=True)
-    border = _border(images.shape[2:], images.device)
-    noise = off.flatten(1)[:, border].median(1).values
+    noise = off.flatten(1).index_select(1, _border_places(tuple(images.shape[2:]), images.device)).median(1).values
     return (off > (4 * noise).clamp(min=_SAME_LEVEL)[:, None, None, None]).to(images.dtype)
 
 
@@ -167,6 +167,13 @@ def _polarity(images: Tensor, cover: Tensor) -> Tensor:
 def _level(pixels: Tensor, chosen: Tensor) -> Tensor:
     """Mean of (B, C, N) over the pixels chosen (B, N), (B, C)."""
     return (pixels * chosen[:, None]).sum(2) / chosen.sum(1).clamp(min=1)[:, None]
+
+
+@functools.lru_cache(maxsize=16)
+def _border_places(size: tuple[int, int], device: torch.device) -> Tensor:
+    """Numbers of the outermost pixels in a flattened image, int64 (P,); a mask would be counted by a GPU each time."""
+    with torch.inference_mode(False):
+        return _border(size, torch.device("cpu")).nonzero().squeeze(1).to(device)
 
 
 def _border(size: torch.Size | tuple[int, int], device: torch.device) -> Tensor:
