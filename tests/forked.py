@@ -1,4 +1,4 @@
-"""A command line in a process of its own that can be killed, without the seconds in which a new Python imports torch.
+"""A command, or another program, in a process of its own that can be killed, without the seconds of importing torch.
 
 `tests/test_cli.py` and others start the installed command anew; where only signals and files matter a fork will do.
 """
@@ -19,14 +19,22 @@ from gen_invariance.cli.main import run
 class ForkedCommand:
     """What `subprocess.Popen` of the command line gives, as far as tests need it; it leads its process group."""
 
-    def __init__(self, arguments: Sequence[object], *, before: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        *,
+        before: Callable[[], None] | None = None,
+        program: Callable[[list[str]], int] = run,
+    ) -> None:
         self._streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115  (open until the command ended)
         self.returncode: int | None = None
         self.pid = os.fork()
         if not self.pid:
-            self._carry_out([str(each) for each in arguments], before)
+            self._carry_out([str(each) for each in arguments], before, program)
 
-    def _carry_out(self, arguments: list[str], before: Callable[[], None] | None) -> None:
+    def _carry_out(
+        self, arguments: list[str], before: Callable[[], None] | None, program: Callable[[list[str]], int]
+    ) -> None:
         code = 1
         try:
             os.setsid()
@@ -36,7 +44,7 @@ class ForkedCommand:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if before:
                 before()
-            code = run(arguments)
+            code = int(program(arguments))
             sys.stdout.flush()
         except BaseException:
             traceback.print_exc()

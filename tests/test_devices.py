@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from forked import ForkedCommand
 
 from gen_invariance.devices import use_accelerator
 from gen_invariance.errors import SettingsError
@@ -21,11 +21,23 @@ DEVICES = Path(__file__).parent / "devices"
 
 
 def run(which: str) -> str:
-    environment = {**os.environ, "GEN_INVARIANCE_TEST_DEVICE": "pretended", "PYTEST_ADDOPTS": ""}
-    line = [sys.executable, "-m", "pytest", str(DEVICES), "-q", "-m", which, "-p", "no:cacheprovider"]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=DEVICES.parents[1])
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
+    """Carry out those of `tests/devices` on the pretended device; what pytest wrote.
+
+    In a fork, as a new Python would import everything again. `conftest.py` sees to it that nothing went before: a
+    device has to be there before the first backward pass, which counts the devices.
+    """
+    words = [DEVICES, "-q", "-m", which, "-p", "no:cacheprovider", f"--rootdir={DEVICES.parents[1]}"]
+    forked = ForkedCommand(words, before=pretend, program=pytest.main)
+    written, _ = forked.communicate(timeout=1200)
+    assert forked.returncode == 0, written[-4000:]
+    return written
+
+
+def pretend() -> None:
+    os.environ |= {"GEN_INVARIANCE_TEST_DEVICE": "pretended", "PYTEST_ADDOPTS": ""}
+    for name, module in list(sys.modules.items()):  # they were imported without one
+        if (getattr(module, "__file__", None) or "").startswith(str(DEVICES)):
+            del sys.modules[name]
 
 
 def test_every_room_works_on_another_device_than_the_cpu():
@@ -39,29 +51,35 @@ def test_every_method_works_on_another_device_than_the_cpu():
     run("gpu and slow")
 
 
+def mix(folder: str) -> int:
+    """Print of each way to mix devices, and not to, whether it does what a GPU does."""
+    sys.path.insert(0, folder)
+    from pretended import PretendedDevice, register
+
+    def refused(function) -> bool:
+        try:
+            function()
+        except (RuntimeError, TypeError):
+            return True
+        return False
+
+    device = register()
+    with PretendedDevice():
+        there, here = torch.ones(3, device=device), torch.ones(3)
+        print(
+            refused(lambda: there + here), refused(lambda: torch.cat([here, there])), refused(there.numpy),
+            refused(lambda: torch.rand(3, device=device, generator=torch.Generator())),
+            refused(lambda: torch.nn.Linear(3, 2)(there)),
+            (there + torch.tensor(1.0)).tolist() == [2, 2, 2], there[torch.tensor([0])].device == device,
+            there.cpu().numpy().sum() == 3, (there.to("cpu") + here).sum().item() == 6,
+        )  # fmt: skip
+    return 0
+
+
 def test_mixed_devices_are_refused():
     """What the tests above rest on."""
-    program = """
-import sys; sys.path.insert(0, sys.argv[1])
-import torch
-from pretended import PretendedDevice, register
-device = register()
-def refused(function):
-    try:
-        function()
-    except (RuntimeError, TypeError):
-        return True
-    return False
-with PretendedDevice():
-    there, here = torch.ones(3, device=device), torch.ones(3)
-    print(refused(lambda: there + here), refused(lambda: torch.cat([here, there])), refused(there.numpy),
-          refused(lambda: torch.rand(3, device=device, generator=torch.Generator())),
-          refused(lambda: torch.nn.Linear(3, 2)(there)),
-          (there + torch.tensor(1.0)).tolist() == [2, 2, 2], there[torch.tensor([0])].device == device,
-          there.cpu().numpy().sum() == 3, (there.to("cpu") + here).sum().item() == 6)
-"""
-    done = subprocess.run([sys.executable, "-c", program, str(DEVICES)], capture_output=True, text=True)
-    assert done.stdout.split() == ["True"] * 9, done.stdout + done.stderr
+    written, errors = ForkedCommand([DEVICES], before=pretend, program=lambda words: mix(*words)).communicate()
+    assert written.split() == ["True"] * 9, written + errors
 
 
 def test_loops_of_two_precisions_in_one_process_beside_a_users_accelerator():

@@ -7,6 +7,7 @@ ends in one line and exit code 2, a failed run in one line and exit code 1.
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import re
 import sys
@@ -30,6 +31,7 @@ _PEER_GONE = "connection (closed|reset|refused)|broken pipe|gloo|nccl"
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the installed command."""
+    gc.set_threshold(20_000)  # by default a quarter of the imports goes into looking for garbage in what stays
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

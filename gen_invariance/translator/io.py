@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gen_invariance.torchvision_guard  # noqa: F401  (first: diffusers leads to torchvision)
+import gen_invariance.torchvision_guard  # noqa: F401  (diffusers leads to torchvision)
 
 # isort: split
 import inspect
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -128,6 +127,8 @@ _REPEATED = {"residual_blocks", "downsamples", "style_downsamples", "levels"}
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Diffusers' own log is off inside."""
+    from diffusers.utils import logging  # who loads no translator need not wait for it
+
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import ks_2samp
 from torch import Tensor
 
 from gen_invariance.errors import DataError, ShapeError
@@ -161,6 +160,8 @@ def between_class_share(styles: Tensor, labels: Tensor) -> float:
 
 def kolmogorov_distance(first: Tensor, second: Tensor) -> float:
     """Largest distance between the empirical distribution functions of two samples, in [0, 1]."""
+    from scipy.stats import ks_2samp  # takes half a second that most commands need not wait
+
     return float(ks_2samp(first.flatten().cpu(), second.flatten().cpu(), method="asymp").statistic)
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from gen_invariance.data.images import ImageData
 from gen_invariance.run import named_generator
 from gen_invariance.translator.redraw.congeal import PoseGrid, congeal
-from gen_invariance.translator.redraw.pose import SLOPES, shrink
 from gen_invariance.translator.redraw.shape import move_to_centre, read_place, read_width
 from gen_invariance.translator.redraw.tone import extract_figure, read_tone, take_out
 
@@ -69,6 +68,8 @@ def _within(values: Tensor, labels: Tensor) -> Tensor:
 
 def _slope_spread(figures: Tensor, labels: Tensor) -> float:
     """Of a few images of the largest classes, by congealing with shears; 0 where turns hide them."""
+    from gen_invariance.translator.redraw.pose import SLOPES, shrink  # diffusers, for which `pick_rows` need not wait
+
     counts = torch.bincount(labels)
     largest = counts.argsort(descending=True, stable=True)[:_CLASSES].tolist()
     classes = [shrink(figures[labels == label][:_IMAGES].cpu()) for label in largest if counts[label] > 1]
