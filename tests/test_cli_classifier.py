@@ -33,6 +33,7 @@ def test_a_method_trains_and_is_measured(source, capsys):
     assert config["classifier"]["loss"] == "ldam"
     assert config["classifier"]["second_loss_options"] == {"weights": "effective_number"}
     assert config["training"]["sampling"] == "instance"  # the default training says delayed
+    assert json.loads((source / "run.json").read_text())["facts"]["feature_norm"] > 0  # its head is a cosine one
     assert run(["measure", f"run={source}", "draws=1"]) == 0
     assert "balanced accuracy" in capsys.readouterr().out
 

@@ -17,7 +17,7 @@ def test_a_pretrained_classifier_brings_its_training():
     assert found["training"]["optimizer"] == "adamw"
     assert found["transfer"]["mode"] == "frozen"
     assert found["classifier"]["head"] == "cosine"
-    assert found["augmentation"] == "crop_flip"
+    assert found["augmentation"] == "crop_flip+randaugment"
     assert found["data"]["image_size"] == 128
 
 

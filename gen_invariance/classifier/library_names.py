@@ -5,6 +5,7 @@ With these names weights load into the library's own model, with nothing of this
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import gen_invariance.torchvision_guard  # noqa: F401
 from gen_invariance.classifier.backbones import is_torchvision
-from gen_invariance.classifier.model import Classifier
+from gen_invariance.classifier.model import Classifier, CosineHead
 from gen_invariance.classifier.small_networks import OWN_BACKBONES
 
 _LITE0 = "tf_efficientnet_lite0"
@@ -51,7 +52,7 @@ def find_library_names(model: Classifier, backbone: str, *, side: tuple[int, int
         side: height and width of images to compare on.
     """
     own = {name: name for name in model.state_dict() if name not in ("mean", "std")}
-    fallback = LibraryNames("gen_invariance", backbone, own)
+    fallback = LibraryNames("gen_invariance", f"gen_invariance.{backbone}", own)  # no name that timm knows
     if not isinstance(model.head, nn.Linear):
         return fallback
     found = None
@@ -64,6 +65,28 @@ def find_library_names(model: Classifier, backbone: str, *, side: tuple[int, int
     elif backbone not in OWN_BACKBONES:
         found = _match_timm(model, backbone)
     return found if found is not None and _answers_alike(model, found.model, side) else fallback
+
+
+def linearise(model: Classifier, *, feature_norm: float) -> Classifier:
+    """A classifier with a plain linear head in place of a cosine one, which other libraries have no place for.
+
+    It names the same class for every image, for the length of an image's features scales all its logits alike;
+    probabilities are those of features of length `feature_norm`.
+
+    Args:
+        model: with a cosine head; another one is returned as it is.
+        feature_norm: mean length of the features of images.
+    """
+    if not isinstance(model.head, CosineHead):
+        return model
+    weight = nn.functional.normalize(model.head.weight.detach(), dim=1) * (model.head.scale / feature_norm)
+    head = nn.utils.skip_init(nn.Linear, *weight.shape[::-1], device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.zero_()
+    plain = copy.copy(model)
+    plain._modules = {**model._modules, "head": head}
+    return plain
 
 
 def _match_torchvision(model: Classifier, name: str) -> LibraryNames | None:

@@ -14,7 +14,7 @@ from gen_invariance.configs import choice_names, read_choice
 IMAGE_SIZE = 128
 """Side that the images of a folder are scaled to: at 32, 64 and 128 pixels the same training gave 43, 65 and 78 %."""
 
-_RECIPE = {"training": "photographs", "transfer": "frozen", "augmentation": "crop_flip"}
+_RECIPE = {"training": "photographs", "transfer": "frozen", "augmentation": "crop_flip+randaugment"}
 _LIBRARY_MODEL = r"(?:timm:)?[A-Za-z][\w.]*"
 _PUBLISHED = r"DEFAULT|IMAGENET\w*"
 

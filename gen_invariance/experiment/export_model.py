@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gen_invariance.classifier.library_names import LibraryNames, find_library_names, rename_state
-from gen_invariance.classifier.model import Classifier
+from gen_invariance.classifier.library_names import LibraryNames, find_library_names, linearise, rename_state
+from gen_invariance.classifier.model import Classifier, CosineHead
 from gen_invariance.errors import OutputError, SettingsError, printable
 from gen_invariance.experiment.model_card import write_card
 from gen_invariance.experiment.trained import CONFIG_FILE, WEIGHTS_FILE, TrainedClassifier, load_classifier
@@ -71,16 +71,25 @@ def input_side(classifier: TrainedClassifier) -> tuple[int, int]:
 
 
 def _export_folder(classifier: TrainedClassifier, out: Path, *, figures: Mapping[str, Any]) -> Exported:
-    found = find_library_names(classifier.model, classifier.about["config"]["classifier"]["backbone"],
-                               side=input_side(classifier))  # fmt: skip
+    classifier, is_exact = _with_linear_head(classifier)
+    settings = classifier.about["config"]["classifier"]
+    found = find_library_names(classifier.model, settings["backbone"], side=input_side(classifier))
     config = _make_config(classifier, found)
     loads = _describe_loading(found, len(classifier.class_names))
     with _new_folder(out) as folder:
         state = rename_state(classifier.model.state_dict(), found.names)
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_card(folder / "README.md", classifier, found, loads=loads, figures=figures)
+        write_card(folder / "README.md", classifier, found, loads=loads, figures=figures, is_exact=is_exact)
     return Exported(out, loads.format(folder=out))
+
+
+def _with_linear_head(classifier: TrainedClassifier) -> tuple[TrainedClassifier, bool]:
+    """The classifier with a head that other libraries know, and whether its probabilities are those of the run."""
+    norm = classifier.about["facts"].get("feature_norm")
+    if norm is None or not isinstance(classifier.model.head, CosineHead):
+        return classifier, True
+    return replace(classifier, model=linearise(classifier.model, feature_norm=float(norm))), False
 
 
 @contextmanager
@@ -135,7 +144,7 @@ def _make_config(classifier: TrainedClassifier, found: LibraryNames) -> dict[str
         "format": 1,
         "library": found.library,
         "backbone": settings["backbone"],
-        "head": settings["head"],
+        "head": "cosine" if isinstance(model.head, CosineHead) else "linear",
         "image_shape": list(classifier.shape),
         "input_size": model.input_size,
         "counts": classifier.counts.tolist(),

@@ -47,10 +47,12 @@ def write_mistakes(
     scores = score_predictions(predicted, labels, data.num_classes)
     members = {name: classes for name, classes in groups.items() if classes.any()}
     figures = {"Balanced accuracy": f"{scores.balanced:.1%}"}
-    figures |= {f"{name}-shot accuracy": f"{value:.1%}" for name, value in scores.group_means(members).items()}
+    figures |= {
+        f"{name.capitalize()}-shot accuracy": f"{value:.1%}" for name, value in scores.group_means(members).items()
+    }
     figures["Calibration error"] = f"{calibration_error(probabilities, labels):.1%}"
     by_group = calibration_by_group(probabilities, labels, members)
-    figures |= {f"{name}-shot calibration error": f"{value:.1%}" for name, value in by_group.items()}
+    figures |= {f"{name.capitalize()}-shot calibration error": f"{value:.1%}" for name, value in by_group.items()}
     return write_mistakes_page(
         folder / "mistakes.html",
         title=title,

@@ -11,10 +11,20 @@ from gen_invariance.experiment.trained import TrainedClassifier
 from gen_invariance.report.metrics import METRICS
 
 _MOST_CLASSES = 200
+_LINEARISED = (
+    "It was trained with a cosine head, which became a linear one here: every image is named as before, probabilities "
+    "are those of features of mean length."
+)
 
 
 def write_card(
-    path: Path, classifier: TrainedClassifier, found: LibraryNames, *, loads: str, figures: Mapping[str, Any]
+    path: Path,
+    classifier: TrainedClassifier,
+    found: LibraryNames,
+    *,
+    loads: str,
+    figures: Mapping[str, Any],
+    is_exact: bool = True,
 ) -> None:
     """Write README.md, a card as the Hugging Face hub shows it.
 
@@ -24,6 +34,7 @@ def write_card(
         found: the library whose names the weights have.
         loads: Python that loads the folder, which it calls {folder}.
         figures: of a measurement, by the name of their record; may be empty.
+        is_exact: whether probabilities are those of the run; a cosine head that became a linear one gives others.
     """
     config, shape = classifier.about["config"], classifier.shape
     training, data = config["training"], config["data"]
@@ -51,6 +62,7 @@ def write_card(
         + ("" if size is None or (size, size) == shape[1:] else f" and then to {size} x {size}")
         + ", then normalised with the `mean` and `std` of `config.json`. Classes are in the order of `label_names`.",
         "",
+        *([] if is_exact else [_LINEARISED, ""]),
         "## Training",
         "",
         f"- Backbone `{config['classifier']['backbone']}`, start "

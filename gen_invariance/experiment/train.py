@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gen_invariance.classifier.backbones import require_backbone
 from gen_invariance.classifier.heads import measure_similarity
-from gen_invariance.classifier.model import Classifier, cache_features
+from gen_invariance.classifier.model import Classifier, CosineHead, cache_features
 from gen_invariance.classifier.optimizer import fill_rate
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.classifier.train import fit_classifier
@@ -86,7 +87,7 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
     with open_run_folder(settings, "train", _describe_run(settings, stage), prepared.split) as run:
         if is_first_process():
             run.note(given_share=asdict(share), image_shape=list(prepared.train.images.shape[1:]), **facts)
-        train_classifier(
+        model = train_classifier(
             prepared.train,
             settings.classifier,
             settings.training,
@@ -96,7 +97,18 @@ def run_train(settings: TrainRun, *, say: Say = say_nothing) -> Path:
             progress=settings.progress,
             say=say,
         )
+        if is_first_process() and isinstance(model.head, CosineHead):
+            run.note(feature_norm=measure_feature_norm(model, prepared.train))
     return run.path
+
+
+@torch.no_grad()
+def measure_feature_norm(model: Classifier, data: ImageData, *, most: int = 256) -> float:
+    """Mean length of the features of `most` images spread over the data; `export` needs it to replace a cosine head."""
+    rows = torch.linspace(0, len(data) - 1, min(most, len(data)), device=data.device).long()
+    model.eval()
+    lengths = [model.features(data.float_images(part)).norm(dim=1) for part in rows.split(32)]
+    return float(torch.cat(lengths).mean())
 
 
 def validate_on(prepared: Prepared) -> Callable[[nn.Module], dict[str, float]] | None:

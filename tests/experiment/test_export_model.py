@@ -81,6 +81,25 @@ def test_torchvision_loads_the_folder(tmp_path, generator, capsys):
     assert "a\\|b" in (tmp_path / "model" / "README.md").read_text()
 
 
+def test_a_cosine_head_becomes_a_linear_one_that_names_the_same_classes(tmp_path, generator):
+    models = pytest.importorskip("torchvision.models")
+    model = run_of(tmp_path, "resnet18", generator, head="cosine")
+    images = images_of(40, 3, generator)
+    with torch.no_grad():
+        norm = float(model.features(images).norm(dim=1).mean())
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    about["facts"]["feature_norm"] = norm
+    about["config"]["classifier"]["head"] = "cosine"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    assert run(["export", f"run={tmp_path / 'run'}", f"out={tmp_path / 'model'}"]) == 0
+    full = models.get_model("resnet18", num_classes=3).eval()
+    full.load_state_dict(load_file(tmp_path / "model" / "model.safetensors"))
+    with torch.no_grad():
+        expected, lengths = model(images), model.features(images).norm(dim=1, keepdim=True)
+        assert torch.allclose(full(model.normalise(images)), expected * lengths / norm, atol=1e-3)
+    assert "became a linear one here" in (tmp_path / "model" / "README.md").read_text()
+
+
 def test_timm_loads_the_folder(tmp_path, generator):
     timm = pytest.importorskip("timm")
     model = run_of(tmp_path, "timm:test_convnext.r160_in1k", generator)
