@@ -142,29 +142,31 @@ def run(given: SimpleNamespace) -> None:
 
 
 def write_table(out: Path) -> str:
-    """Means over the draws that all arms have, with 95 % intervals, and paired differences to the plain script."""
+    """Means over draws with 95 % intervals, and differences to the plain script, paired over the draws of both."""
     lines = read_lines(out / "lines.jsonl")
-    arms = list(dict.fromkeys(line["arm"] for line in lines))
-    by_arm = {arm: {line["draw"]: line for line in lines if line["arm"] == arm} for arm in arms}
-    draws = sorted(set.intersection(*(set(found) for found in by_arm.values())))
-    rows = []
-    for arm in arms:
-        values = {name: [by_arm[arm][draw][name] for draw in draws] for name in ("balanced", "many", "few", "seconds")}
-        row = [arm, *(format_mean(values[name]) for name in ("balanced", "many", "few"))]
+    by_arm: dict[str, dict[int, dict]] = {}
+    for line in lines:
+        by_arm.setdefault(line["arm"], {})[line["draw"]] = line
+    plain, rows = by_arm.get("plain_full", {}), []
+    for arm, found in by_arm.items():
+        row = [arm, len(found)]
+        row += [format_mean([line[name] for line in found.values()]) for name in ("balanced", "many", "few")]
+        both = [draw for draw in found if draw in plain and arm != "plain_full"]
         for name in ("balanced", "few"):
-            plain = [by_arm["plain_full"][draw][name] for draw in draws] if "plain_full" in by_arm else []
-            row.append("–" if arm == "plain_full" or not plain else format_gap(values[name], plain))
-        rows.append([*row, f"{sum(values['seconds']) / len(draws):.0f}"])
+            pairs = [[lines_of[draw][name] for draw in both] for lines_of in (found, plain)]
+            row.append(format_gap(*pairs) if both else "–")
+        rows.append([*row, f"{sum(line['seconds'] for line in found.values()) / len(found):.0f}"])
     head = (
         "arm",
+        "draws",
         "balanced (%)",
         "many (%)",
         "few (%)",
         "balanced, over plain_full",
-        "few, over plain_full",
+        "few, over it",
         "seconds",
     )
-    text = f"Draws {', '.join(map(str, draws))}.\n\n" + markdown(head, rows)
+    text = markdown(head, rows)
     write_text(out / "table.md", text)
     return text
 
