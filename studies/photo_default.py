@@ -162,8 +162,8 @@ def write_table(out: Path) -> str:
         "balanced (%)",
         "many (%)",
         "few (%)",
-        "balanced, over plain_full",
-        "few, over it",
+        "balanced, over plain",
+        "few, over plain",
         "seconds",
     )
     text = markdown(head, rows)
