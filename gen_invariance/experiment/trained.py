@@ -147,7 +147,7 @@ class TrainedClassifier:
         >>> from gen_invariance import TrainedClassifier, build_classifier
         >>> model, even = build_classifier("small_conv", num_classes=2).eval(), torch.ones(2).double() / 2
         >>> classifier = TrainedClassifier(model, ("cat", "lynx"), torch.tensor([90, 10]), (3, 16, 16), even, {})
-        >>> classifier.predict(torch.rand(4, 3, 16, 16), prior={"lynx": 1.0}).tolist()[0]
+        >>> classifier.predict(torch.rand(4, 3, 16, 16), prior={"lynx": 1.0})[0].tolist()
         [0.0, 1.0]
     """
 
