@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from forked import ForkedCommand
 
+from gen_invariance import FitSettings, build_classifier, fit_translator, load_source, make_long_tailed
 from gen_invariance.devices import use_accelerator
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.launch import choose_device
@@ -118,3 +119,25 @@ def test_another_device_than_the_first_of_its_kind_can_be_had():
         assert accelerator.device == torch.device("meta", 1)
     with use_accelerator("cpu") as accelerator:
         assert accelerator.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("redraw", torch.bfloat16), ("spatial", torch.float64), ("munit", torch.bfloat16), ("flow", torch.float64)],
+)
+def test_fits_under_another_default_precision_are_the_same(name, precision):
+    data = make_long_tailed(load_source("digits"), largest=30, imbalance=6, rest_is_test=True).train
+    small = {"munit": {"width": 4, "residual_blocks": 1, "mlp_width": 8}, "flow": {"width": 8}}.get(name)
+
+    def fit():
+        settings = FitSettings(steps=1, batch_size=4)
+        return fit_translator(name, data, settings, network=small, progress=False).state_dict()
+
+    expected = fit()
+    torch.set_default_dtype(precision)
+    try:
+        found, classifier = fit(), build_classifier("small_conv", num_classes=10, channels=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert {each.dtype for each in classifier.parameters()} == {torch.float32}

@@ -86,7 +86,7 @@ class FrozenReference:
         return self._copies[device]
 
     def _weights(self) -> Iterator[Tensor]:
-        return chain.from_iterable(chain(network.parameters(), network.buffers()) for network in _networks(self._given))
+        return chain.from_iterable(map(_tensors, _networks(self._given)))
 
     def _as_cast(self, weight: Tensor) -> torch.dtype:
         return self._dtype if self._dtype is not None and weight.is_floating_point() else weight.dtype
@@ -210,6 +210,16 @@ def _digest(*seen: Any) -> bytes:
             each = (each.dtype, tuple(each.shape))
         digest.update(repr(each).encode())
     return digest.digest()
+
+
+def bring_to(nuisance: Nuisance, device: torch.device) -> Nuisance:
+    """`nuisance`, or a copy of it where its weights lie elsewhere; it is not changed, for it may be in training."""
+    elsewhere = any(each.device != with_index(device) for network in _networks(nuisance) for each in _tensors(network))
+    return FrozenReference(copy.deepcopy(nuisance)).on(device) if elsewhere else nuisance
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    return chain(network.parameters(), network.buffers())
 
 
 def describe_kind(nuisance: Any) -> str:

@@ -18,12 +18,14 @@ import gen_invariance.torchvision_guard  # noqa: F401
 from gen_invariance.classifier.model import Backbone, Blocks, Classifier, build_head, lend_global_stream
 from gen_invariance.classifier.small_networks import OWN_BACKBONES, build_own_backbone
 from gen_invariance.classifier.weights import FILE_ENDINGS, is_local, load_weights
+from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import DataNotFoundError, SettingsError
 from gen_invariance.run import named_generator
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@plain_defaults()
 def build_classifier(
     name: str,
     *,

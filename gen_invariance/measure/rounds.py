@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gen_invariance.augment.cache import CodeCache, as_coded
+from gen_invariance.augment.reference import bring_to
 from gen_invariance.data.images import check_pixels, to_float
 from gen_invariance.devices import doubled, plain_defaults, send
 from gen_invariance.errors import SettingsError, ShapeError
@@ -68,7 +69,8 @@ class Rounds:
         for given in (images, *(() if originals is None else (originals,))):
             check_pixels(given, where="measure")
         batch_size = fill_device(images) if batch_size is None else batch_size
-        self.predicts, self.nuisance, self.batch_size = predicts, nuisance, batch_size
+        self.predicts, self.batch_size = predicts, batch_size
+        self.nuisance = bring_to(nuisance, (images if originals is None else originals).device)
         self.clean = [
             F.log_softmax(predict_logits(predict, images, batch_size=batch_size), dim=1) for predict in predicts
         ]

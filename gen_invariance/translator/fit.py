@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from gen_invariance.data.identity import tie_run
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.storage import check_batch
-from gen_invariance.devices import MovingAverage, send, use_accelerator
+from gen_invariance.devices import MovingAverage, plain_defaults, send, use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import draw_to, select_rows
 from gen_invariance.run import MISFITS, Run, first_process_first, is_first_process
@@ -42,6 +42,7 @@ def _say_nothing(line: str) -> None:
     """Drop `line`."""
 
 
+@plain_defaults()
 def fit_translator(
     name: str,
     data: ImageData,

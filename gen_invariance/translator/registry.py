@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gen_invariance.data.images import ImageData
-from gen_invariance.devices import check_network
+from gen_invariance.devices import check_network, plain_defaults
 from gen_invariance.errors import SettingsError
 from gen_invariance.run import named_generator
 from gen_invariance.settings import check_options, read_settings
@@ -130,6 +130,7 @@ def kinds_by_class() -> dict[str, TranslatorKind]:
     return {kind.class_name: kind for kind in KINDS.values()}
 
 
+@plain_defaults()
 def build_objective(
     name: str,
     data: ImageData,

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gen_invariance.data.images import ImageData, to_uint8
+from gen_invariance.devices import plain_defaults
 from gen_invariance.errors import SettingsError
 from gen_invariance.files import atomic_write
 from gen_invariance.run import Run
@@ -55,6 +56,7 @@ def find_class_rows(data: ImageData, labels: Sequence[int]) -> list[Tensor]:
     return [(all_labels == label).nonzero().squeeze(1) for label in labels]
 
 
+@plain_defaults()
 def draw_balanced_rows(members: Sequence[Tensor], count: int, *, generator: torch.Generator) -> Tensor:
     """`count` class-balanced rows, int64 (B,): a class uniformly, then one of its `members`, the rows of each class."""
     sizes = torch.tensor([len(rows) for rows in members])

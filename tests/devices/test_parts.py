@@ -43,6 +43,19 @@ def translator():
         return gi.MunitTranslator(width=4, residual_blocks=1, mlp_width=8).eval().requires_grad_(False)
 
 
+def test_measuring_against_a_translator_that_lies_elsewhere(device):
+    """It is copied to the images, and stays as it was: it may be in training."""
+    nuisance, labels = translator().train().requires_grad_(True), torch.arange(12) % 3
+    weights = torch.rand(256, 3, generator=named_generator(0, "weights"))
+    found = [
+        gi.measure_invariance(lambda x: x.flatten(1) @ weights.to(x.device), images, labels, nuisance, draws=2).ekld
+        for images in (pixels(), pixels().to(device))
+    ]
+    torch.testing.assert_close(found[1].cpu(), found[0], rtol=1e-3, atol=1e-5)
+    assert nuisance.training
+    assert all(each.requires_grad and each.device.type == "cpu" for each in nuisance.parameters())
+
+
 @pytest.mark.parametrize("name", NUISANCES)
 def test_nuisances_do_the_same_with_the_same_draw(name, device):
     nuisance, images = NUISANCES[name], pixels(channels=3)
