@@ -48,6 +48,7 @@ UNREAD_SUFFIXES = frozenset(_UNREAD.split())
 MOST_BYTES = 1 << 30  # of one file: an uncompressed picture of the largest size that is decoded
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _LEAST_WHITE = 1 << 14  # 16-bit pictures that stay below are taken for 10, 12 or 14 bits that nobody scaled
+_ROWS = 256  # that are scaled at once
 _LARGE = 1 << 25  # pixels; larger pictures are decoded one at a time
 _one_large_at_a_time = threading.Lock()
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
@@ -224,13 +225,17 @@ def _grey_or_rgb(image: Image.Image, bits: int) -> Image.Image:
 
 def _eight_bits(image: Image.Image, bits: int) -> Image.Image:
     """Grey of 12 or 16 bits as 8-bit grey: 65535 becomes 255, rounded."""
-    wide, white = np.asarray(image).astype(np.int64), (1 << bits) - 1
+    wide, white = np.asarray(image), (1 << bits) - 1
     low, high = int(wide.min()), int(wide.max())
     if low < 0 or high > 65535:
         raise ValueError("grey pixels of more than 16 bits")
     if bits == 16:
         _check_white(high)
-    return Image.fromarray(((wide * 255 + white // 2) // white).astype(np.uint8))
+    grey = np.empty(wide.shape, dtype=np.uint8)
+    for start in range(0, len(wide), _ROWS):  # 64-bit numbers of a large picture would take gigabytes
+        part = slice(start, start + _ROWS)
+        grey[part] = (wide[part].astype(np.int64) * 255 + white // 2) // white
+    return Image.fromarray(grey)
 
 
 def _check_white(brightest: int) -> None:
