@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -28,6 +29,10 @@ from gen_invariance.classifier.backbones import build_classifier
 from gen_invariance.classifier.batches import Batches
 from gen_invariance.classifier.settings import TrainSettings
 from gen_invariance.data.images import ImageData
+from gen_invariance.export.encoding import Encoding
+from gen_invariance.export.formats.base import Entry
+from gen_invariance.export.settings import ExportSettings
+from gen_invariance.export.units import Job, Unit
 from gen_invariance.measure.invariance import measure_invariance
 from gen_invariance.nuisance.generic import RandAugment
 from gen_invariance.nuisance.geometry import CropFlip, Rotation
@@ -36,6 +41,7 @@ from gen_invariance.run import Run, named_generator
 from gen_invariance.translator import fit
 from gen_invariance.translator.flow.model import FlowTranslator
 from gen_invariance.translator.munit.model import MunitTranslator
+from gen_invariance.translator.quality.assess import Memory, assess
 from gen_invariance.translator.redraw.model import RedrawTranslator
 from gen_invariance.translator.redraw.pose import PoseTranslator
 from gen_invariance.translator.settings import FitSettings
@@ -67,9 +73,9 @@ NUISANCES = {
     "spatial": lambda: SpatialTranslator(3, start=0.3),
     "pose": lambda: PoseTranslator(3),
     "redraw": lambda: RedrawTranslator(3, ("tone", "colour", "sharpness"), "photo"),
-    "redraw, figures": strokes,
-    "munit, codes kept": munit,
-    "munit, styles of its bank": lambda: munit(styles="bank", bank_size=32),
+    "redraw of figures": strokes,
+    "munit with codes kept": munit,
+    "munit with styles of its bank": lambda: munit(styles="bank", bank_size=32),
     "flow": lambda: FlowTranslator(3, width=8),
     "thickness": lambda: Thickness(),
     "randaugment": lambda: RandAugment(),
@@ -150,10 +156,7 @@ def counted_pose_fit() -> tuple[Count, int]:
         with Count() as count:
             fit.fit_translator("pose", stored(40), settings, objective={"images_per_class": 2}, progress=False)
         counts.append(count)
-    found = Count()
-    found.operations, found.waits = (getattr(counts[1], n) - getattr(counts[0], n) for n in ("operations", "waits"))
-    found.places = counts[1].places - counts[0].places
-    return found, 4
+    return _difference(counts), 4
 
 
 def counted_measure(nuisance: object, *, images: int = 32) -> tuple[Count, int]:
@@ -166,15 +169,62 @@ def counted_measure(nuisance: object, *, images: int = 32) -> tuple[Count, int]:
         with Count() as count:
             measure_invariance(model, data.images, data.labels, nuisance, draws=draws, batch_size=8)
         counts.append(count)
+    return _difference(counts), 2 * images // 8
+
+
+class _Looks(nn.Module):
+    """A judge of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 8))
+        self.head = nn.Linear(8, CLASSES)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+
+def counted_assessment(images: int) -> tuple[Count, int]:
+    """All that `inspect` asks when it assesses a translator on so many images."""
+    judge, nuisance = _Looks().to(register()), SpatialTranslator(3, start=0.3).to(register())
+    data, memory, generator = stored(images), Memory(stored(40).float_images()), named_generator(1)
+    with Count() as count:
+        assess(nuisance, data, judge=judge, memory=memory, generator=generator)
+    return count, 1
+
+
+def counted_export(images: int) -> tuple[Count, int]:
+    """A batch of so many images as `augment` translates it; styles come from MUNIT's bank."""
+    data = SimpleNamespace(class_names=tuple(map(str, range(CLASSES))), keeps_size=True)
+    translator = munit(styles="bank", bank_size=32).eval()
+    job = Job(data, None, ExportSettings(), translator, "", device=str(register())).on_device()
+    job._translated_and_judged(*_batch(2))  # the bank has been fetched then
+    with Count() as count:
+        job._translated_and_judged(*_batch(images))
+    return count, 1
+
+
+def _batch(number: int) -> tuple[Unit, list[SimpleNamespace]]:
+    pixels = stored(number).images.cpu().numpy()
+    items = tuple((Entry(str(place), place % CLASSES, ()), 0) for place in range(number))
+    decoded = [SimpleNamespace(picture=SimpleNamespace(pixels=each), encoding=Encoding()) for each in pixels]
+    return Unit("counted", "generated", items), decoded
+
+
+def _difference(counts: list[Count]) -> Count:
+    """What the second counted beyond the first."""
     found = Count()
     found.operations, found.waits = (getattr(counts[1], n) - getattr(counts[0], n) for n in ("operations", "waits"))
     found.places = counts[1].places - counts[0].places
-    return found, 2 * images // 8
+    return found
 
 
 PATHS: dict[str, Callable[[], tuple[Count, int]]] = {
     "bare": counted_training,
-    "bare, average_decay": lambda: counted_training(average_decay=0.99),
+    "bare with average_decay": lambda: counted_training(average_decay=0.99),
     "no stage": lambda: counted_stage(None),
     "crop_flip": lambda: counted_stage(None, augmentation=CropFlip()),
     **{name: (lambda make=make: counted_stage(make())) for name, make in NUISANCES.items()},
@@ -186,6 +236,10 @@ PATHS: dict[str, Callable[[], tuple[Count, int]]] = {
     "eKLD of rotation": lambda: counted_measure(Rotation()),
     "eKLD of munit": lambda: counted_measure(munit().eval()),
     "eKLD of thickness": lambda: counted_measure(Thickness()),
+    "inspect on 60 images": lambda: counted_assessment(60),
+    "inspect on 120 images": lambda: counted_assessment(120),
+    "augment 8 images": lambda: counted_export(8),
+    "augment 16 images": lambda: counted_export(16),
 }
 GROWTH = ("spatial", "redraw")
 """Paths that are counted once more on a set of twice the images."""

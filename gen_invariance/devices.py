@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +58,14 @@ def full_precision() -> Iterator[None]:
     finally:
         for each, precision in zip(settings, before, strict=True):
             each.fp32_precision = precision
+
+
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number in any of `tensors` is NaN or infinite; a GPU is asked once."""
+    flags: dict[torch.device, list[Tensor]] = {}
+    for each in tensors:
+        flags.setdefault(each.device, []).append(each.isfinite().all())
+    return all(bool(torch.stack(found).all()) for found in flags.values())
 
 
 def with_index(device: torch.device) -> torch.device:

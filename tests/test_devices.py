@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from forked import ForkedCommand
 
 from gen_invariance import FitSettings, build_classifier, fit_translator, load_source, make_long_tailed
-from gen_invariance.devices import use_accelerator
+from gen_invariance.devices import are_finite, use_accelerator
 from gen_invariance.errors import SettingsError
 from gen_invariance.experiment.launch import choose_device
 
@@ -141,3 +141,11 @@ def test_fits_under_another_default_precision_are_the_same(name, precision):
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert {each.dtype for each in classifier.parameters()} == {torch.float32}
+
+
+def test_one_number_that_is_none_is_found_among_many():
+    tensors = [torch.ones(3), torch.zeros(2, 2), torch.ones(0), torch.arange(3)]
+    assert are_finite(tensors)
+    assert are_finite([])
+    for value in (float("nan"), float("inf"), -float("inf")):
+        assert not are_finite([*tensors, torch.tensor([1.0, value]), torch.ones(2)])

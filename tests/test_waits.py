@@ -37,11 +37,16 @@ def test_the_default_stage_makes_no_step_wait(tmp_path):
 def test_no_path_waits_in_a_step(tmp_path):
     counts = count(tmp_path, ())
     measures = {name for name in counts if name.startswith("eKLD")}
-    for name in counts.keys() - measures:
+    whole = {name for name in counts if name.startswith(("inspect", "augment"))}
+    for name in counts.keys() - measures - whole:
         assert counts[name]["waits"] == 0, (name, counts[name]["lines"])
     for name in measures:  # once a round of draws, whatever the number of images
         assert counts[name]["waits"] <= 0.25, (name, counts[name]["lines"])
-    check_stage(counts, ("rotation", "spatial", "pose", "redraw", "munit, codes kept", "thickness", "bank of spatial"))
+    pairs = (("inspect on 60 images", "inspect on 120 images", 80), ("augment 8 images", "augment 16 images", 6))
+    for few, many, most in pairs:
+        assert counts[few]["waits"] == counts[many]["waits"] <= most, counts[many]["lines"]
+    stages = ("rotation", "spatial", "pose", "redraw", "munit with codes kept", "thickness", "bank of spatial")
+    check_stage(counts, stages)
 
 
 def test_waits_are_seen():

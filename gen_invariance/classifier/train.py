@@ -34,7 +34,7 @@ from gen_invariance.classifier.views import HeadOfViews, ViewBatches, check_view
 from gen_invariance.data.identity import tie_run
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.settings import rule_name
-from gen_invariance.devices import MovingAverage, use_accelerator
+from gen_invariance.devices import MovingAverage, are_finite, use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import Nuisance
 from gen_invariance.run import MISFITS, Run
@@ -304,7 +304,7 @@ class _State:
 
     def _check_weights(self, epoch: int) -> None:
         """A step's loss may be finite although the update after it was not; such weights must not be saved."""
-        if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+        if not are_finite(self.model.parameters()):
             raise RunError(_broken(epoch, "a weight is NaN or infinite"))
 
     def _is_due(self, epoch: int) -> bool:

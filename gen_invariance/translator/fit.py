@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from gen_invariance.data.identity import tie_run
 from gen_invariance.data.images import ImageData
 from gen_invariance.data.storage import check_batch
-from gen_invariance.devices import MovingAverage, plain_defaults, send, use_accelerator
+from gen_invariance.devices import MovingAverage, are_finite, plain_defaults, send, use_accelerator
 from gen_invariance.errors import CheckpointError, RunError, SettingsError, first_line
 from gen_invariance.nuisance.protocol import draw_to, select_rows
 from gen_invariance.run import MISFITS, Run, first_process_first, is_first_process
@@ -257,7 +257,8 @@ class _Fit:
         intervals = (settings.watch_every, settings.log_every, settings.sample_every, settings.checkpoint_every)
         if not (asked or any(map(due, intervals))):
             return False
-        numbers = {name: float(value.detach()) for name, value in terms.items()}
+        values = torch.stack([value.detach().float() for value in terms.values()]).tolist()
+        numbers = dict(zip(terms, values, strict=True))
         _stop_if_not_finite(numbers, _networks(self.objective), step=done)
         if due(settings.watch_every):
             with self._evaluated_weights() as translator:
@@ -383,7 +384,7 @@ def _stop_if_not_finite(terms: Mapping[str, float], networks: Mapping[str, nn.Mo
                 "lower the learning rate or check the images, the last checkpoint is kept"
             )
     for name, network in networks.items():
-        if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+        if not are_finite(network.parameters()):
             raise RunError(
                 f"fitting stopped at step {step}: a weight of the {name} is NaN or infinite; "
                 "lower the learning rate, the last checkpoint is kept"
