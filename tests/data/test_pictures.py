@@ -188,6 +188,22 @@ def test_a_pipe_or_a_device_is_no_picture(tmp_path):
         read_regular(tmp_path / "long.png", most=3)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 100_000_000), (3, 40_000_000), (1, 30_000_000)])
+def test_a_strip_whose_rows_alone_fill_the_memory_is_refused(width, height):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    with pytest.raises(UnusablePictureError, match="decompression bomb"):
+        decoded(content)
+
+
+def test_sixteen_bits_are_scaled_alike_in_all_strips():
+    values = np.random.default_rng(0).integers(0, 65536, (700, 5), dtype=np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    expected = np.rint(values.astype(np.float64) * 255 / 65535)
+    assert (np.asarray(decoded(buffer.getvalue())) == expected).all()
+
+
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
     monkeypatch.setattr("gen_invariance.data.readers.pictures._LARGE", 50)
     running, most, load = [0], [0], Image.Image.load

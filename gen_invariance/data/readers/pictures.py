@@ -48,6 +48,7 @@ UNREAD_SUFFIXES = frozenset(_UNREAD.split())
 MOST_BYTES = 1 << 30  # of one file: an uncompressed picture of the largest size that is decoded
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _LEAST_WHITE = 1 << 14  # 16-bit pictures that stay below are taken for 10, 12 or 14 bits that nobody scaled
+_ROW_BYTES = 8  # that Pillow takes for each row besides its pixels: of a strip of one column they are the most
 _ROWS = 256  # that are scaled at once
 _LARGE = 1 << 25  # pixels; larger pictures are decoded one at a time
 _one_large_at_a_time = threading.Lock()
@@ -166,7 +167,7 @@ def _decode_with_or_without_remarks(
 def _decode(file: BinaryIO, look: Callable[[Image.Image], None] | None, side: int | None) -> Image.Image:
     with Image.open(file, formats=read_formats()) as image:
         pixels, most = image.width * image.height, _most_pixels()
-        if most and pixels > most:
+        if most and max(pixels, _ROW_BYTES * image.height) > most:
             raise Image.DecompressionBombError
         # Phones store a photo and its preview as two frames (MPO); the photo comes first.
         if getattr(image, "is_animated", False) and image.format != "MPO":

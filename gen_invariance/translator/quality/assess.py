@@ -249,9 +249,7 @@ def compare_distributions(
 
     def distance(rows: Tensor) -> Tensor:
         a, b = (send(side[rows], real.device) for side in (first, second))
-        both = (
-            unread_kernel_distance(real[b], each[a]) + unread_kernel_distance(real[a], each[b]) for each in fake
-        )
+        both = (unread_kernel_distance(real[b], each[a]) + unread_kernel_distance(real[a], each[b]) for each in fake)
         return torch.stack(list(both)).sum() / len(fake) / 2
 
     floor = kernel_distance(real[first], real[second])
