@@ -25,6 +25,8 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     import torch
 
+    from gen_invariance import torchvision_guard  # noqa: F401  tests import torchvision, too
+
     torch.set_num_threads(1)
     gc.freeze()  # what was imported is not looked through again
     gc.enable()

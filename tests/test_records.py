@@ -339,10 +339,12 @@ def test_provenance_fits_a_record():
 
 def test_known_metrics_say_unit_and_direction_and_unknown_ones_stay_plain():
     names = {"balanced_accuracy", "many_accuracy", "medium_accuracy", "few_accuracy", "accuracy", "ekld", "agreement",
-             "few_ekld", "mean_ekld", "learned_ekld", "mean_learned_ekld", "fit_seconds", "train_seconds"}  # fmt: skip
+             "few_ekld", "mean_ekld", "learned_ekld", "mean_learned_ekld", "fit_seconds", "train_seconds",
+             "calibration_error", "many_calibration_error", "medium_calibration_error",
+             "few_calibration_error"}  # fmt: skip
     assert set(METRICS) == names
     lower = {name for name in names if not METRICS[name].higher_is_better}
-    assert lower == {name for name in names if "ekld" in name or "seconds" in name}
+    assert lower == {name for name in names if any(word in name for word in ("ekld", "seconds", "error"))}
     assert metric_info("balanced_accuracy").show(0.12345) == "12.3"
     assert metric_info("ekld").show(math.nan) == "n/a"
     assert metric_info("mean_width").title == "Mean width"

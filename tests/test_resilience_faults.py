@@ -243,7 +243,7 @@ def test_no_memory_even_for_one_image_is_one_line(trained, monkeypatch, capsys):
     def greedy(*arguments, **options):
         raise MESSAGES[0]
 
-    monkeypatch.setattr(measuring, "measure_accuracy", greedy)
+    monkeypatch.setattr(measuring, "predict_logits", greedy)
     assert run(["measure", f"run={trained}", "batch_size=2"]) == 1
     assert "out of memory" in one_line(capsys)
 
@@ -286,7 +286,7 @@ def test_errors_that_are_not_about_memory_stay(trained, monkeypatch):
     def broken(*arguments, **options):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(measuring, "measure_accuracy", broken)
+    monkeypatch.setattr(measuring, "predict_logits", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         run(["measure", f"run={trained}"])
     assert errors.first_line(RuntimeError("a\nb")) == "a"

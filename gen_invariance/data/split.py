@@ -303,11 +303,11 @@ def _check_enough(data: ImageData, available: Tensor, counts: Tensor) -> None:
 
 def _own_test(train: ImageData, test: ImageData | None) -> ImageData:
     if test is None:
-        raise DataError(f"{train.name} has no test images; set rest_is_test=true to test on images not trained on")
+        raise DataError(f"{train.name} has no test images; set data.rest_is_test=true to test on images not trained on")
     if test.class_names != train.class_names:
         raise DataError(
             f"{train.name}: training and test images show different classes ({train.num_classes} and "
-            f"{test.num_classes}); set rest_is_test=true to test on the training classes"
+            f"{test.num_classes}); set data.rest_is_test=true to test on the training classes"
         )
     return test
 

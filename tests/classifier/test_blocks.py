@@ -1,6 +1,5 @@
 """Steps of a training prepared together are those prepared one by one, wherever a run is picked up again."""
 
-
 import pytest
 import torch
 from test_train import digits, same_weights, settings, train

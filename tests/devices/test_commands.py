@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch.utils._python_dispatch import _disable_current_modes
 
 from gen_invariance.cli import main as cli
-from gen_invariance.experiment import evaluate, launch
+from gen_invariance.experiment import launch
 
 pytestmark = pytest.mark.gpu
 
@@ -71,8 +72,9 @@ def command(device, monkeypatch):
     """Carries out a command line on the CPU or on the device."""
     if device.type != "cuda":
         real = launch.choose_device
-        for module in (launch, evaluate):
-            monkeypatch.setattr(module, "choose_device", lambda name: device if name == str(device) else real(name))
+        for name, module in list(sys.modules.items()):
+            if name.startswith("gen_invariance.") and getattr(module, "choose_device", None) is real:
+                monkeypatch.setattr(module, "choose_device", lambda name: device if name == str(device) else real(name))
 
     def carry_out(line, out, *, where="cpu"):
         place = "cpu" if where == "cpu" else str(device)

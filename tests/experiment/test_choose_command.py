@@ -139,7 +139,7 @@ def test_train_auto_without_a_translator(toned, tmp_path, capsys):
 
 
 def test_inspect_speaks_in_points(toned, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(choosing, "_STEPS", 60)
+    monkeypatch.setattr(choosing, "_STEPS", 150)
     monkeypatch.setattr(choosing, "_LEAST_SCORED", 50)
     blank = save_blank(tmp_path / "blank")
     quick = ["inspect.judge_epochs=1", "inspect.draws=2", "inspect.max_images=40"]

@@ -79,5 +79,5 @@ def check_same_shape(train: ImageData, test: ImageData | None, where: str) -> No
     if test is not None and train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"{where}: training images are {tuple(train.images.shape[1:])} and test images "
-            f"{tuple(test.images.shape[1:])} (channels, height, width); store them alike, or set image_size=N"
+            f"{tuple(test.images.shape[1:])} (channels, height, width); store them alike, or set data.image_size=N"
         )

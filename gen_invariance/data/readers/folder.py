@@ -347,7 +347,7 @@ def _check_size(first_file: Path, first: np.ndarray, file: Path, picture: np.nda
     if picture.shape[:2] != first.shape[:2]:
         raise DataError(
             f"images differ in size: {printable(first_file)} is {first.shape[1]}x{first.shape[0]}, "
-            f"{printable(file)} is {picture.shape[1]}x{picture.shape[0]} (width x height); set image_size=N to "
+            f"{printable(file)} is {picture.shape[1]}x{picture.shape[0]} (width x height); set data.image_size=N to "
             "scale all to N x N"
         )
 
