@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
 
 from gen_invariance.errors import CheckpointError, GenInvarianceError, OutputError
 
 _REMEDY = "free some space or choose a folder you may write to"
 _IN_THE_WAY = "something else of that name is in the way, choose another folder"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _REMEDIES = {
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY), _IN_THE_WAY),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose a folder on another disk"),
+    **dict.fromkeys(_NO_ROOM, "free some space, or choose a folder on another disk"),
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "choose a folder that is no link to itself",
 }
@@ -58,17 +60,18 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if isinstance(error, GenInvarianceError) or error.filename not in (None, str(temporary)):
-            raise  # about another file that the block touched
+        is_about_another = error.filename not in (None, str(temporary)) and error.errno not in _NO_ROOM
+        if isinstance(error, GenInvarianceError) or is_about_another:
+            raise  # of a copy that finds no room Python names the source
         raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def cannot_write(path: Path | str, error: OSError) -> OutputError:
-    """The one-line error for a failed write to `path`."""
-    reason = error.strerror or str(error)
-    return OutputError(f"cannot write {path}: {reason}; {_REMEDIES.get(error.errno or 0, _REMEDY)}")
+def cannot_write(path: Path | str, error: OSError | SafetensorError) -> OutputError:
+    """The one-line error for a failed write to `path`; the writer of weights has its own error for a full disk."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return OutputError(f"cannot write {path}: {reason}; {_REMEDIES.get(getattr(error, 'errno', None) or 0, _REMEDY)}")
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -49,6 +49,17 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, call):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_copy_that_finds_no_room_is_about_its_target(tmp_path):
+    """Python names the source then, which is not at fault."""
+    no_room = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "source.jpg")
+    not_there = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "source.jpg")
+    target = tmp_path / "target.jpg"
+    with pytest.raises(OutputError, match=r"cannot write .*target\.jpg: No space left"), atomic_write(target):
+        raise no_room
+    with pytest.raises(FileNotFoundError, match=r"source\.jpg"), atomic_write(target):
+        raise not_there
+
+
 @pytest.mark.parametrize("below", ["", "deep", "deep/er"])
 def test_a_file_where_a_folder_should_be(tmp_path, below):
     (tmp_path / "taken").write_text("")

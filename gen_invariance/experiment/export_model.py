@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -106,7 +107,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
                 raise OutputError(f"{printable(out)} holds {printable(foreign[0])}; choose another folder")
             shutil.rmtree(out)
         os.replace(folder, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if isinstance(error, OutputError):
             raise
         raise cannot_write(out, error) from error

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from gen_invariance.devices import plain_defaults
-from gen_invariance.errors import CheckpointError, OutputError, SettingsError, first_line
+from gen_invariance.errors import CheckpointError, SettingsError, first_line
 from gen_invariance.files import cannot_write, open_regular, read_json
 from gen_invariance.settings import check_options
 from gen_invariance.translator.quality.verdict import translator_folder
@@ -178,7 +178,5 @@ def save_translator(translator: nn.Module, folder: Path) -> None:
             shutil.copymode(temporary / "config.json", weights)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-    except SafetensorError as error:  # its writer's own kind for a full disk
-        raise OutputError(f"cannot write {folder}: {error}; free some space or choose another folder") from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise cannot_write(folder, error) from error

@@ -6,12 +6,14 @@ import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gen_invariance import build_classifier, load_classifier
 from gen_invariance.classifier.library_names import find_library_names
 from gen_invariance.cli.main import run
 from gen_invariance.errors import CheckpointError
+from gen_invariance.experiment import export_model
 from gen_invariance.run import Run
 
 DATA = ["data=digits", "data.largest=20", "data.imbalance=5", "progress=false"]
@@ -139,6 +141,19 @@ def test_onnx_answers_alike(trained, tmp_path, generator):
     _, probabilities = ReferenceEvaluator(model).run(None, {"images": images.numpy()})
     expected = load_classifier(trained).predict(images)
     assert torch.allclose(torch.from_numpy(probabilities).double(), expected, atol=1e-5)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(trained, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(export_model, "save_file", full)
+    assert run(["export", f"run={trained}", f"out={tmp_path / 'm'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"cannot write {tmp_path / 'm'}" in said
+    assert "No space left" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input(trained, tmp_path, capsys, monkeypatch):
