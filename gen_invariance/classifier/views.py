@@ -142,7 +142,8 @@ class ViewBatches:
 
     def _digest(self) -> str:
         """Of what decides the views. A stage may hold learned weights, so with one they are those of this run alone."""
-        digest = hashlib.sha256(f"views 1 {self.run.seed} {self.settings.views} {torch.__version__}".encode())
+        digest = hashlib.sha256(f"views 2 {self.run.seed} {self.settings.views} {torch.__version__}".encode())
+        digest.update(f"{self.model.input_size} ".encode())  # decides what the backbone sees, and is no weight
         digest.update(f"{describe_nuisance(self.augmentation)} {self.data.device.type} {self.data.digest}".encode())
         if self.stage is not None:
             digest.update(f"{self.run.path and Path(self.run.path).resolve()} {self.run.config}".encode())

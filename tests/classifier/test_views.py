@@ -73,9 +73,12 @@ def test_what_decides_the_views_is_in_their_digest(data):
     other = build()
     with torch.no_grad():
         other.backbone.conv1[0].weight[0] += 1
+    larger = build()
+    larger.input_size = 24
     digests = [
         digest(),
         digest(model=other),
+        digest(model=larger),
         digest(images=data.subset(torch.arange(19))),
         digest(settings=TrainSettings(views=3)),
         digest(seed=1),
